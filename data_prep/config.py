@@ -1,0 +1,181 @@
+"""The `prepare` section of a configuration file."""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+# Raised when the arithmetic from volume to slices changes: older shards are then made anew.
+TRANSFORM_VERSION = 1
+
+# A name that is one plain file name on every system: no folders, no hidden files.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_template(key: str, template: str) -> None:
+    parts = PurePosixPath(template).parts
+    _require("{subject}" in template, f"prepare.{key} must contain {{subject}}, got '{template}'")
+    _require(
+        not PurePosixPath(template).is_absolute() and ".." not in parts,
+        f"prepare.{key} must be a path below prepare.root, got '{template}'",
+    )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares of families per split (they sum to 1), and a salt that draws another split."""
+
+    train: float = 0.7
+    validation: float = 0.15
+    test: float = 0.15
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        shares = {"train": self.train, "validation": self.validation, "test": self.test}
+        for key, share in shares.items():
+            _require(
+                0 <= share <= 1, f"prepare.split.{key} must be between 0 and 1, got {share}"
+            )
+        total = sum(shares.values())
+        _require(
+            abs(total - 1) < 1e-6,
+            f"prepare.split: train + validation + test must sum to 1, got {total:g}",
+        )
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """The simulated cohort: how many people, and the seed that decides who they are."""
+
+    people: int = 48
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.people <= 9999,
+            f"prepare.cohort.people must be from 1 to 9999, got {self.people}",
+        )
+        _require(self.seed >= 0, f"prepare.cohort.seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How raw volumes become a prepared store.
+
+    Args:
+        name: the store's name; empty means the name of the configuration file.
+        source: `hcp` reads files by a path template; `template_cohort` simulates people first.
+        root: the folder that the templates start from (source hcp).
+        template: path of an image below root, with one or more {subject}.
+        mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
+        subjects_table: csv with Subject and, if present, Family_ID; absolute or relative to root.
+        plane: which way slices are cut.
+        size: side of the square slices, pixels.
+        spacing_mm: in-plane distance between pixels, mm.
+        slice_spacing_mm: distance between the chosen native slices, mm, to the nearest whole slice.
+        min_brain_area: least brain area of a slice, as a share of the subject's largest slice.
+        max_slices: most slices per subject, evenly thinned; 0 means no limit.
+        lower_percentile: intensity percentile inside the brain that becomes 0.
+        upper_percentile: intensity percentile inside the brain that becomes 1.
+        n4: correct the bias field with N4 (needs the optional package SimpleITK; slow).
+        split: shares of train, validation and test.
+        cohort: the simulated cohort (source template_cohort).
+        workers: worker processes; 0 means one a core.
+        max_quarantined: more unusable subjects than this make the exit code 3.
+
+    Raises:
+        ValueError: naming the key that is wrong.
+    """
+
+    name: str = ""
+    source: Literal["hcp", "template_cohort"] = "template_cohort"
+    root: str = ""
+    template: str = "{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
+    mask_template: str = ""
+    subjects_table: str = ""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    size: int = 64
+    spacing_mm: float = 3.2
+    slice_spacing_mm: float = 4.0
+    min_brain_area: float = 0.4
+    max_slices: int = 0
+    lower_percentile: float = 0.5
+    upper_percentile: float = 99.5
+    n4: bool = False
+    split: SplitConfig = field(default_factory=SplitConfig)
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    workers: int = 0
+    max_quarantined: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.name or PLAIN_NAME.fullmatch(self.name) is not None,
+            f"prepare.name must be a plain file name, got '{self.name}'",
+        )
+        _require(
+            self.source in ("hcp", "template_cohort"),
+            f"prepare.source must be hcp or template_cohort, got '{self.source}'",
+        )
+        _require(
+            self.plane in ("axial", "coronal", "sagittal"),
+            f"prepare.plane must be axial, coronal or sagittal, got '{self.plane}'",
+        )
+        _check_template("template", self.template)
+        if self.mask_template:
+            _check_template("mask_template", self.mask_template)
+        _require(
+            self.size in (32, 64, 128, 256),
+            f"prepare.size must be 32, 64, 128 or 256, got {self.size}",
+        )
+        for key in ("spacing_mm", "slice_spacing_mm"):
+            value = getattr(self, key)
+            _require(
+                math.isfinite(value) and 0 < value <= 100,
+                f"prepare.{key} must be above 0 and at most 100 mm, got {value}",
+            )
+        _require(
+            0 < self.min_brain_area <= 1,
+            f"prepare.min_brain_area must be above 0 and at most 1, got {self.min_brain_area}",
+        )
+        low, high = self.lower_percentile, self.upper_percentile
+        _require(
+            0 <= low < high <= 100,
+            "prepare.lower_percentile must be below prepare.upper_percentile,"
+            f" both from 0 to 100, got {low} and {high}",
+        )
+        for key in ("max_slices", "workers", "max_quarantined"):
+            value = getattr(self, key)
+            _require(value >= 0, f"prepare.{key} must not be negative, got {value}")
+
+    def recorded(self) -> dict[str, Any]:
+        """The keys that decide what the store holds, as the manifest records them."""
+        values = asdict(self)
+        for key in ("name", "workers", "max_quarantined"):
+            del values[key]
+        if self.source == "template_cohort":
+            # The simulated files stand at a fixed place in a fixed layout: these keys are not used.
+            for key in ("root", "template", "mask_template", "subjects_table"):
+                del values[key]
+        else:
+            del values["cohort"]
+        values["transform_version"] = TRANSFORM_VERSION
+        return values
+
+    def pixel_keys(self) -> dict[str, Any]:
+        """The keys that decide a shard's bytes, given the source file.
+
+        Split, families and the number of people are not among them: they change without
+        rewriting a pixel.
+        """
+        values = self.recorded()
+        for key in ("split", "subjects_table"):
+            values.pop(key, None)
+        if "cohort" in values:
+            values["cohort"] = {"seed": self.cohort.seed}
+        return values

@@ -1,0 +1,27 @@
+"""The two ways in which preparation says no: to the whole input, or to one volume."""
+
+
+class InputError(Exception):
+    """A bad input, told in one line that names the file or key and the way out.
+
+    The command line prints the text and exits with code 2; nothing has been half-written.
+    """
+
+    def __init__(self, message: str) -> None:
+        # One line whatever the cause's own text looked like: scripts and people read lines.
+        super().__init__(" ".join(message.split()))
+
+
+class VolumeError(Exception):
+    """One subject's image is not usable: `reason` is a short code, `str(error)` the explanation.
+
+    Raised inside a worker process, so it must survive pickling: both arguments stay in `args`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.message

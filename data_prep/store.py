@@ -1,0 +1,303 @@
+"""The prepared store: writer and reader of the one format between data_prep and pipeline.
+
+    work/stores/<name>/manifest.json      what is there and where it came from; written last
+    work/stores/<name>/slices/<id>.npy    one shard per subject: uint16 (n, C, H, W)
+
+A shard's numbers are intensity x 65535, intensity in [0, 1]. A shard's affine maps
+(row, column, slice number) to RAS mm, the slice number being the one in `slice_indices`.
+"""
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from data_prep.atomic import atomic_file
+from data_prep.config import CohortConfig, PrepareConfig, SplitConfig
+from data_prep.errors import InputError
+from data_prep.split import SPLITS
+
+__all__ = [
+    "CohortConfig",
+    "InputError",
+    "PrepareConfig",
+    "Quarantined",
+    "SplitConfig",
+    "Store",
+    "StoreError",
+    "SubjectEntry",
+    "canonical_digest",
+    "write_manifest",
+    "write_shard",
+]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SCALE = 65535
+
+
+class StoreError(InputError):
+    """A store that cannot be read: missing, damaged, or of another schema version."""
+
+
+@dataclass(frozen=True)
+class SubjectEntry:
+    """One subject in the manifest.
+
+    source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
+    source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
+    """
+
+    subject: str
+    family: str
+    split: str
+    source: str
+    source_sha256: str
+    source_bytes: int
+    source_mtime_ns: int
+    mask: str
+    mask_bytes: int
+    mask_mtime_ns: int
+    shard: str
+    shard_sha256: str
+    shard_bytes: int
+    slice_indices: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    cropped: bool
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A subject that could not be prepared: a short reason code and the explanation."""
+
+    subject: str
+    source: str
+    source_bytes: int
+    source_mtime_ns: int
+    mask: str
+    mask_bytes: int
+    mask_mtime_ns: int
+    reason: str
+    message: str
+
+
+def canonical_digest(value: Any) -> str:
+    """SHA-256 of `value` as JSON with sorted keys and no spaces: equal content, equal digest."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def configuration_digest(configuration: dict[str, Any]) -> str:
+    """Digest of the configuration without the keys that only say where this machine keeps files."""
+    places = ("root", "subjects_table")
+    return canonical_digest({k: v for k, v in configuration.items() if k not in places})
+
+
+def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]:
+    """Write (n, C, H, W) intensities in [0, 1] as a shard, atomically.
+
+    Returns the entry's keys shard, shard_sha256 and shard_bytes.
+    """
+    stream = io.BytesIO()
+    np.save(stream, np.round(np.asarray(images, np.float64) * SCALE).astype(np.uint16))
+    content = stream.getvalue()
+    shard = f"slices/{subject}.npy"
+    with atomic_file(store / shard) as file:
+        file.write(content)
+    return {
+        "shard": shard,
+        "shard_sha256": hashlib.sha256(content).hexdigest(),
+        "shard_bytes": len(content),
+    }
+
+
+def write_manifest(
+    store: Path,
+    *,
+    name: str,
+    simulated: bool,
+    configuration: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    spacing_mm: float,
+    orientation: str,
+    plane: str,
+    subjects: Iterable[SubjectEntry],
+    quarantined: Iterable[Quarantined],
+    filename: str = MANIFEST,
+) -> None:
+    """Write the manifest, atomically. spacing_mm is the in-plane pixel size; shape is (C, H, W)."""
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "simulated": simulated,
+        "configuration": configuration,
+        "configuration_digest": configuration_digest(configuration),
+        "image_shape": list(image_shape),
+        "spacing_mm": spacing_mm,
+        "orientation": orientation,
+        "plane": plane,
+        "subjects": [asdict(s) for s in sorted(subjects, key=lambda s: s.subject)],
+        "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
+    }
+    with atomic_file(store / filename) as file:
+        file.write((json.dumps(manifest, indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store. Pixels are read on demand, memory-mapped and read-only."""
+
+    path: Path
+    manifest: dict[str, Any]
+    entries: tuple[SubjectEntry, ...]
+    quarantined: tuple[Quarantined, ...]
+
+    @classmethod
+    def open(
+        cls, path: str | Path, filename: str = MANIFEST, *, check_shards: bool = True
+    ) -> "Store":
+        """Open the store in folder `path` and check all that costs no reading of pixels.
+
+        The last two arguments are the preparer's, which mends what a reader must refuse.
+
+        Raises:
+            StoreError: no store there, manifest damaged, of another schema version, a shard
+                missing or of the wrong length, a path that leaves the store, a family in two splits.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path / filename)
+        try:
+            entries = tuple(_entry(SubjectEntry, item) for item in manifest["subjects"])
+            quarantined = tuple(_entry(Quarantined, item) for item in manifest["quarantined"])
+            _ = [manifest[key] for key in ("configuration_digest", "image_shape", "simulated")]
+            shape = tuple(int(n) for n in manifest["image_shape"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{path / filename} is damaged ({error}): prepare it again") from None
+        if len(shape) != 3:
+            raise StoreError(f"{path / filename}: image_shape is not (C, H, W): prepare it again")
+        _check_splits(path / filename, entries)
+        store = cls(path, manifest, entries, quarantined)
+        for entry in entries if check_shards else ():
+            problem = store.shard_problem(entry)
+            if problem:
+                raise StoreError(problem)
+        return store
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the people in it are made up."""
+        return bool(self.manifest["simulated"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every slice."""
+        channels, height, width = self.manifest["image_shape"]
+        return channels, height, width
+
+    @property
+    def spacing_mm(self) -> float:
+        """In-plane pixel size, mm."""
+        return float(self.manifest["spacing_mm"])
+
+    @property
+    def orientation(self) -> str:
+        """Direction of rows and columns, such as "rows A>P, columns L>R"."""
+        return str(self.manifest["orientation"])
+
+    @property
+    def plane(self) -> str:
+        return str(self.manifest["plane"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the data: configuration, and every subject's split and pixels."""
+        people = [[e.subject, e.family, e.split, e.shard_sha256] for e in self.entries]
+        return canonical_digest([self.manifest["configuration_digest"], people])
+
+    def subjects(self, split: str = "all") -> list[SubjectEntry]:
+        """The entries of "train", "validation", "test" or "all", sorted by subject."""
+        if split not in (*SPLITS, "all"):
+            raise InputError(f"split must be train, validation, test or all, got '{split}'")
+        return [entry for entry in self.entries if split in (entry.split, "all")]
+
+    def shard_problem(self, entry: SubjectEntry) -> str | None:
+        """What is wrong with a shard as far as its name and length tell, or None."""
+        relative = PurePosixPath(entry.shard)
+        file = self.path / relative
+        inside = file.resolve().is_relative_to(self.path.resolve())
+        if relative.is_absolute() or ".." in relative.parts or not inside:
+            return f"{self.path / MANIFEST}: shard '{entry.shard}' lies outside the store"
+        if not file.is_file():
+            return f"shard {file} is missing: prepare the store again"
+        if file.stat().st_size != entry.shard_bytes:
+            return f"shard {file} has the wrong length: prepare the store again"
+        return None
+
+    def slices(self, entry: SubjectEntry) -> np.memmap:
+        """uint16 (n, C, H, W), intensity x 65535, memory-mapped.
+
+        Raises:
+            StoreError: the shard does not hold what the manifest says.
+        """
+        file = self.path / entry.shard
+        try:
+            pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"{file} cannot be read ({error}): prepare it again") from None
+        expected = (len(entry.slice_indices), *self.image_shape)
+        if pixels.dtype != np.uint16 or pixels.shape != expected:
+            raise StoreError(
+                f"{file} holds {pixels.dtype} {pixels.shape}, not uint16 {expected}: "
+                "prepare it again"
+            )
+        return pixels
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"there is no prepared store at {path.parent}: run data_prep first"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): prepare it again") from None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: delete "
+            f"{path.parent} and prepare it again"
+        )
+    return manifest
+
+
+def _entry(kind: Any, item: dict[str, Any]) -> Any:
+    """A manifest item as its dataclass, lists turned into tuples."""
+    values = {field.name: item[field.name] for field in fields(kind)}
+    if kind is SubjectEntry:
+        values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
+        values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
+    return kind(**values)
+
+
+def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
+    splits = defaultdict(set)
+    for entry in entries:
+        if entry.split not in SPLITS:
+            raise StoreError(f"{path}: subject {entry.subject} has the split '{entry.split}'")
+        splits[entry.family].add(entry.split)
+    for family, found in splits.items():
+        if len(found) > 1:
+            raise StoreError(
+                f"{path}: family {family} is in {' and '.join(sorted(found))}: prepare it again"
+            )

@@ -1,0 +1,1 @@
+"""Train and evaluate blur-minimising variational autoencoders on prepared stores."""

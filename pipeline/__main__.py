@@ -1,0 +1,137 @@
+"""Command line: python -m pipeline train|evaluate --config C.yaml [--run RUN] [--key value …]"""
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from pipeline.config import Config
+from pipeline.errors import InputError
+
+USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
+
+commands:
+  train      train a VAE on a prepared store                       -> WORK/runs/RUN
+  evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+
+python -m pipeline COMMAND --help lists every configuration key."""
+
+
+def _parser(command: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"python -m pipeline {command}", exit_on_error=False, description=f"{command} a run"
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the configuration")
+    parser.add_argument(
+        "--run", type=str, default="", help="name of the run; the config's by default"
+    )
+    if command == "train":
+        parser.add_argument(
+            "--restart", type=bool, default=False, help="train anew what was trained before"
+        )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _config(parser: ArgumentParser, arguments: Namespace) -> Config:
+    """The configuration that was asked for, its default names filled in from the file's name."""
+    plain = arguments.clone()
+    for key in ("config", "run", "restart"):
+        plain.pop(key, None)
+    try:
+        values = parser.instantiate(plain) if hasattr(parser, "instantiate") else None
+        if values is None:
+            values = parser.instantiate_classes(plain)
+        config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return config
+
+
+def _stem(arguments: Namespace) -> str:
+    paths = arguments.get("config") or []
+    return Path(str(paths[-1])).stem if paths else ""
+
+
+def _named(config: Config, stem: str) -> Config:
+    name = config.prepare.name or stem
+    store = config.data.store or name
+    if not store:
+        raise InputError("no configuration: pass --config configs/demo.yaml, or --data.store STORE")
+    return replace(
+        config,
+        prepare=replace(config.prepare, name=name),
+        data=replace(config.data, store=store),
+    )
+
+
+def _run_config(path: Path) -> Config:
+    """The resolved configuration that a run keeps beside its results."""
+    if not path.exists():
+        raise InputError(f"no run at {path.parent}: train it first (make train)")
+    parser = _parser("train")
+    return _config(parser, parser.parse_args(["--config", str(path)]))
+
+
+def _train(argv: Sequence[str]) -> None:
+    from pipeline.stages import train_run
+
+    parser = _parser("train")
+    arguments = parser.parse_args(list(argv))
+    stem = _stem(arguments)
+    config = _named(_config(parser, arguments), stem)
+    train_run(config, arguments.run or stem or config.data.store, arguments.restart)
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    from pipeline.stages import evaluate_run, run_folder, with_run_config
+
+    parser = _parser("evaluate")
+    arguments = parser.parse_args(list(argv))
+    run = arguments.run or _stem(arguments)
+    if not run:
+        raise InputError("say which run to score: --run RUN, or --config CONFIG.yaml")
+    saved = run_folder(run) / "config.yaml"
+    run_config = _run_config(saved)
+    if not arguments.config:  # without a file, the run's own settings are the defaults
+        arguments = parser.parse_args(["--config", str(saved), *argv])
+    evaluate_run(with_run_config(_config(parser, arguments), run_config), run)
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate}
+
+
+def _one_line(error: BaseException) -> str:
+    """An error in one line: what jsonargparse spreads over several, and colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    command: Any = COMMANDS.get(argv[0])
+    try:
+        if command is None:
+            raise InputError(f"unknown command {argv[0]!r}: choose {' or '.join(COMMANDS)}")
+        command(argv[1:])
+    except (InputError, ArgumentError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

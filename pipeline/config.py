@@ -1,0 +1,107 @@
+"""The one configuration: a frozen dataclass per section, read from YAML by jsonargparse.
+
+Sections of rooms below this floor are defined beside their component; `training` and
+`evaluation`, whose rooms lie above, are defined here, so that imports run downwards only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.data.slices import DataConfig, PrepareConfig
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.models.config import ModelConfig
+from pipeline.tracking import TrackingConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how fast and with which seed."""
+
+    epochs: int = 200
+    max_minutes: float = 0.0
+    """Stop by the clock after this many minutes; 0 = never."""
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    kernel_learning_rate: float = 1e-3
+    lr_warmup_steps: int = 100
+    """Steps of linear growth before the cosine decay to zero."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm, of the objective in nats per pixel value; 0 = off."""
+    ema_decay: float = 0.999
+    """Decay per step of the averaged weights that evaluation uses."""
+    beta: float = 1.0
+    """Weight of the rate; 1 is the ELBO. With rate_target, where the controller starts."""
+    rate_target: float | None = None
+    """Rate in nats that the controller holds by moving β."""
+    seed: int = 0
+    threads: int = 0
+    """Threads torch may use; 0 = its own choice."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    figure_every: int = 1
+    """Epochs between image grids and recorded kernels."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "learning_rate", "kernel_learning_rate", "beta",
+                    "checkpoint_every", "validate_every", "figure_every")  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} must be positive, not {getattr(self, name)}")
+        for name in ("max_minutes", "lr_warmup_steps", "gradient_clip", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}")
+        if self.rate_target is not None and self.rate_target <= 0:
+            raise ValueError(f"training.rate_target must be positive, not {self.rate_target}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is scored and with what."""
+
+    store: str = ""
+    """Another prepared store, by name or path: external validation."""
+    split: Literal["test", "validation", "all"] = "test"
+    checkpoint: Literal["best", "last"] = "best"
+    batch_size: int = 64
+    samples: int = 256
+    """Draws from the prior that are scored."""
+    bootstrap: int = 2000
+    """Resamplings of subjects for the 95% intervals."""
+    lpips_alex_weights: str = ""
+    """AlexNet weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
+    lpips_vgg_weights: str = ""
+    """VGG16 weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
+    download: bool = False
+    """Whether LPIPS backbones may be downloaded where none are found."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "samples", "bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.likelihood.kernel_size > self.prepare.size:
+            raise ValueError(
+                f"likelihood.kernel_size {self.likelihood.kernel_size} is larger than "
+                f"prepare.size {self.prepare.size}"
+            )

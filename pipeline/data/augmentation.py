@@ -1,0 +1,119 @@
+"""Random but plausible changes of a batch: anatomy's and the scanner's variety.
+
+Drawing the random parameters stands apart from the mathematics that applies them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """The `data.augmentation` section. Lengths are fractions of the image's side."""
+
+    enabled: bool = True
+    rotation_degrees: float = 10.0
+    """Largest rotation either way."""
+    scale: float = 0.1
+    """Largest relative change of size, drawn for each axis."""
+    translation: float = 0.03
+    shear: float = 0.05
+    elastic: float = 0.02
+    """Standard deviation of a smooth displacement on a coarse grid of `elastic_points`²."""
+    elastic_points: int = 6
+    gamma: float = 0.2
+    """Largest |log γ| of the contrast x^γ."""
+    gain: float = 0.1
+    """Largest relative change of brightness."""
+
+    def __post_init__(self) -> None:
+        for name in ("rotation_degrees", "scale", "translation", "shear", "elastic", "gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.augmentation.{name} must not be negative")
+        if not 0 <= self.gain < 1:
+            raise ValueError(f"data.augmentation.gain must be in [0, 1), not {self.gain}")
+        if not 0 <= self.scale < 1:
+            raise ValueError(f"data.augmentation.scale must be in [0, 1), not {self.scale}")
+        if self.elastic_points < 4:
+            raise ValueError("data.augmentation.elastic_points must be at least 4")
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """One deformation and contrast for each image of a batch.
+
+    matrix (B,2,3) maps output to input coordinates in [-1,1]; displacement (B,2,p,p) is added on
+    a coarse grid, same units; log_gamma and gain (B,).
+    """
+
+    matrix: Tensor
+    displacement: Tensor
+    log_gamma: Tensor
+    gain: Tensor
+
+
+def draw(
+    batch: int, config: AugmentationConfig, flip: bool, generator: torch.Generator
+) -> Deformation:
+    """Draw a deformation for each of `batch` images; `flip` allows mirroring left and right."""
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    angle = uniform(batch) * config.rotation_degrees * torch.pi / 180
+    scale = 1 + uniform(batch, 2) * config.scale
+    shear = uniform(batch) * config.shear
+    shift = 2 * uniform(batch, 2) * config.translation
+    mirror = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
+    if not flip:
+        mirror = torch.ones(batch)
+    cosine, sine = angle.cos(), angle.sin()
+    # rotation · shear · scale, then the mirror on the input's columns
+    first = torch.stack([cosine * scale[:, 0], (cosine * shear - sine) * scale[:, 1]], dim=1)
+    second = torch.stack([sine * scale[:, 0], (sine * shear + cosine) * scale[:, 1]], dim=1)
+    rows = torch.stack([first * mirror[:, None], second], dim=1)
+    points = config.elastic_points
+    displacement = 2 * config.elastic * torch.randn((batch, 2, points, points), generator=generator)
+    return Deformation(
+        matrix=torch.cat([rows, shift[:, :, None]], dim=2),
+        displacement=displacement,
+        log_gamma=uniform(batch) * config.gamma,
+        gain=1 + uniform(batch) * config.gain,
+    )
+
+
+def apply(images: Tensor, deformation: Deformation) -> Tensor:
+    """(B,C,H,W) in [0,1] -> the same, deformed and with another contrast; outside is 0.
+
+    Bicubic throughout: bilinear resampling would take about half of the power above 0.25
+    cycles/pixel from what the model learns, and no loss could give it back.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    grid = functional.affine_grid(deformation.matrix, list(images.shape), align_corners=False)
+    smooth = functional.interpolate(
+        deformation.displacement, size=size, mode="bicubic", align_corners=True
+    )
+    warped = functional.grid_sample(
+        images,
+        grid + smooth.permute(0, 2, 3, 1),
+        mode="bicubic",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    column = (-1, 1, 1, 1)
+    contrast = warped.clamp(0.0, 1.0).pow(deformation.log_gamma.exp().view(column))
+    return (contrast * deformation.gain.view(column)).clamp(0.0, 1.0)
+
+
+def augment(
+    images: Tensor, config: AugmentationConfig, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Draw and apply in one go; the identity where augmentation is off."""
+    if not config.enabled:
+        return images
+    drawn = draw(images.shape[0], config, flip, generator)
+    moved = Deformation(*(getattr(drawn, name).to(images.device) for name in vars(drawn)))
+    return apply(images, moved)

@@ -1,0 +1,259 @@
+"""The evaluation stage: a run's checkpoint and a store -> scores, tables, figures."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import Config, EvaluationConfig
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.errors import InputError
+from pipeline.evaluation import figures, sharpness
+from pipeline.evaluation.aggregate import Interval, bootstrap
+from pipeline.evaluation.fidelity import psnr, ssim
+from pipeline.evaluation.perceptual import Network, PerceptualDistance, WeightsNotFound
+from pipeline.files import replacing, write_text
+from pipeline.progress import Reporter
+from pipeline.training.objective import Objective
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Evaluation:
+    """What was found: aggregated metrics, a row per subject, figures by file name."""
+
+    metrics: dict[str, Interval]
+    per_subject: list[dict[str, Any]]
+    figures: dict[str, Any]
+    absent: dict[str, str]
+    """Metrics that could not be had, each with the reason."""
+
+
+def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> None:
+    """Raise InputError where a person to be scored was trained on, naming whom.
+
+    A person is known by subject, by family, or by the very file.
+    """
+    known = state["trained_on"]
+    subjects = {person["subject"] for person in known}
+    families = {person["family"] for person in known}
+    files = {person["source_sha256"] for person in known}
+    seen = [
+        entry.subject
+        for entry in entries
+        if entry.subject in subjects or entry.family in families or entry.source_sha256 in files
+    ]
+    if seen:
+        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        raise InputError(
+            f"{len(seen)} of {len(entries)} subjects were trained on by this run ({shown}): "
+            "score evaluation.split test, or a store of other people"
+        )
+
+
+def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
+    """What an evaluation depends on; the same again gives the same result."""
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return {"checkpoint": digest, "store": store.digest, "evaluation": asdict(settings)}
+
+
+def perceptual_distances(
+    settings: EvaluationConfig, device: torch.device
+) -> tuple[dict[str, PerceptualDistance], dict[str, str]]:
+    """The LPIPS networks whose weights are here, and the reasons for those that are not."""
+    found: dict[str, PerceptualDistance] = {}
+    absent: dict[str, str] = {}
+    networks: dict[Network, str] = {
+        "alex": settings.lpips_alex_weights,
+        "vgg": settings.lpips_vgg_weights,
+    }
+    for network, weights in networks.items():
+        try:
+            found[f"lpips_{network}"] = PerceptualDistance(network, weights, settings.download)
+        except WeightsNotFound as error:
+            if weights:  # asked for by name: going on without would hide the mistake
+                raise InputError(f"evaluation.lpips_{network}_weights: {error}") from error
+            absent[f"lpips_{network}"] = str(error)
+            log.warning("lpips_%s is left out: %s", network, error)
+    return found, absent
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, state: dict[str, Any], store: Store, config: Config
+) -> Evaluation:
+    """Score a trained objective on the people of a store.
+
+    objective: averaged weights in evaluation mode; state: its checkpoint's. Raises InputError for
+    people who were trained on, an empty split, or images of another shape.
+    """
+    settings = config.evaluation
+    entries = store.subjects(settings.split)
+    if not entries:
+        raise InputError(f"store {store.name} has nobody in split {settings.split}")
+    if list(store.image_shape) != list(state["image_shape"]):
+        raise InputError(
+            f"store {store.name} holds images of {store.image_shape}, the run was trained on "
+            f"{tuple(state['image_shape'])}: prepare it with the same prepare.size"
+        )
+    refuse_trained_on(entries, state)
+    device = next(objective.parameters()).device
+    distances, absent = perceptual_distances(settings, device)
+    data = SliceDataset(store, entries)
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    sampled = _decode_prior(objective, settings, generator)
+    sample_power = sharpness.radial_power(sampled).mean(dim=0)
+
+    rows: list[dict[str, Any]] = []
+    powers: dict[str, list[Tensor]] = {"data": [], "reconstruction": []}
+    shown: list[tuple[Tensor, Tensor]] = []
+    with Reporter("subject", len(entries)) as reporter:
+        for index, entry in enumerate(entries):
+            images = data.of_subject(index)
+            parts = [
+                score_slices(objective, batch.to(device), distances, generator)
+                for batch in images.split(settings.batch_size)
+            ]
+            reconstruction = torch.cat([part.pop("reconstruction") for part in parts]).cpu()
+            row = {key: float(torch.cat([p[key] for p in parts]).mean()) for key in parts[0]}
+            power, power_rec = (sharpness.radial_power(x) for x in (images, reconstruction))
+            row["high_frequency_ratio"] = sharpness.high_frequency_ratio(images, reconstruction)
+            row["spectrum_error"] = sharpness.spectrum_error(power, power_rec)
+            row["sample_high_frequency_ratio"] = sharpness.high_frequency_ratio(images, sampled)
+            row["sample_spectrum_error"] = sharpness.spectrum_error(power, sample_power[None])
+            powers["data"].append(power.mean(dim=0))
+            powers["reconstruction"].append(power_rec.mean(dim=0))
+            middle = len(images) // 2
+            shown.append((images[middle], reconstruction[middle]))
+            rows.append(
+                {
+                    "subject": entry.subject,
+                    "family": entry.family,
+                    "split": entry.split,
+                    "slices": len(images),
+                    **row,
+                }
+            )
+            reporter.update(index + 1)
+    scored = [key for key in rows[0] if key not in ("subject", "family", "split", "slices")]
+    metrics = {
+        key: bootstrap(np.array([row[key] for row in rows]), settings.bootstrap, settings.seed)
+        for key in scored
+    }
+    metrics["sample_blur_effect"] = bootstrap(
+        sharpness.blur_effect(sampled).numpy(), settings.bootstrap, settings.seed
+    )
+    if not objective.term.density:
+        metrics.pop("elbo_bits_per_dim")
+        absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
+    spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
+    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, state, store)
+    drawn["spectra.png"] = figures.spectra(
+        sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
+    )
+    return Evaluation(metrics, rows, drawn, absent)
+
+
+def score_slices(
+    objective: Objective,
+    images: Tensor,
+    distances: dict[str, PerceptualDistance],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Scores of each slice, (B,), and its `reconstruction` (B,C,H,W).
+
+    Reconstructions decode the posterior's mean; the ELBO is that of one draw, with the σ of
+    training. Bits per dimension are those of a density over intensities in [0,1]: add 8 to compare
+    with images of 256 levels.
+    """
+    reconstruction = objective.vae.decode(objective.vae.encode(images).mean)
+    parts = objective.elbo(images, generator)
+    scores = {
+        "psnr": psnr(images, reconstruction),
+        "ssim": ssim(images, reconstruction),
+        **{name: distance(images, reconstruction) for name, distance in distances.items()},
+        "blur_effect": sharpness.blur_effect(reconstruction),
+        "blur_effect_data": sharpness.blur_effect(images),
+        "rate": parts.rate,
+        "elbo_bits_per_dim": -parts.elbo / (images[0].numel() * math.log(2)),
+    }
+    return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}
+
+
+def _decode_prior(
+    objective: Objective, settings: EvaluationConfig, generator: torch.Generator
+) -> Tensor:
+    """Images decoded from prior draws, on the CPU: (samples,C,H,W)."""
+    latents = objective.vae.prior_latents(settings.samples, generator)
+    return torch.cat([objective.vae.decode(z) for z in latents.split(settings.batch_size)]).cpu()
+
+
+def _draw_figures(
+    shown: list[tuple[Tensor, Tensor]],
+    subjects: list[str],
+    sampled: Tensor,
+    state: dict[str, Any],
+    store: Store,
+) -> dict[str, Any]:
+    """Figures of at most eight subjects, evenly spread, and of the kernels in training."""
+    chosen = np.unique(np.linspace(0, len(shown) - 1, min(8, len(shown))).round().astype(int))
+    images = torch.stack([shown[i][0] for i in chosen])
+    data = torch.stack([image for image, _ in shown])
+    simulated = " (simulated people)" if store.simulated else ""
+    drawn = {
+        "reconstructions.png": figures.reconstructions(
+            images,
+            torch.stack([shown[i][1] for i in chosen]),
+            [subjects[i] for i in chosen],
+            title=f"Reconstructions of unseen subjects of store {store.name}{simulated}",
+        ),
+        "samples.png": figures.samples(
+            sampled, data, title=f"Samples from the prior beside unseen subjects{simulated}"
+        ),
+    }
+    history = state["kernel_history"]
+    if history:
+        epochs = sorted(history)
+        # Most happens early, so that the epochs shown are spread by their logarithm.
+        wanted = np.geomspace(epochs[0], epochs[-1], 5)
+        spread = {min(epochs, key=lambda epoch: abs(epoch - want)) for want in wanted}
+        drawn["kernels.png"] = figures.kernels(
+            state["kernel_images"][::2],
+            {epoch: history[epoch][::2, 0] for epoch in sorted(spread)},
+        )
+    return drawn
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
+    """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
+    (folder / "metrics.json").unlink(missing_ok=True)
+    for name, figure in evaluation.figures.items():
+        with replacing(folder / "figures" / name) as stream:
+            figure.savefig(stream, format="png", dpi=150)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(evaluation.per_subject[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(evaluation.per_subject)
+    write_text(folder / "per_subject.csv", table.getvalue())
+    write_text(folder / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval] | None:
+    """The metrics written before, if they were made from the same inputs; else None."""
+    try:
+        if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
+            return None
+        return json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,79 @@
+"""What is looked at between epochs: validation scores, an image grid, kernels."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.slices import SliceDataset, Store
+from pipeline.evaluation.fidelity import psnr
+from pipeline.evaluation.figures import image_grid
+from pipeline.evaluation.sharpness import high_frequency_ratio
+from pipeline.training.objective import Objective
+
+SHOWN = 8
+
+
+class ValidationMonitor:
+    """Scores and pictures on the validation people, at most `limit` slices of each.
+
+    Everything is read once: it is small, and looked at after every epoch.
+    """
+
+    def __init__(self, store: Store, device: torch.device, limit: int = 16) -> None:
+        data = SliceDataset(store, store.subjects("validation"))
+        self._subjects = [
+            _thinned(data.of_subject(index), limit).to(device)
+            for index in range(len(data.subjects))
+        ]
+        shown = data
+        if not self._subjects:  # a store without validation people still deserves pictures
+            shown = SliceDataset(store, store.subjects("train"))
+        people = np.linspace(0, len(shown.subjects) - 1, SHOWN).round().astype(int)
+        heights = np.linspace(0.3, 0.7, SHOWN)
+        slices = [
+            shown[int(shown.first[p] + h * (shown.first[p + 1] - shown.first[p]))]
+            for p, h in zip(people, heights, strict=True)
+        ]
+        self.images = torch.stack(slices).to(device)
+        """Fixed images (SHOWN,C,H,W) of pictures and kernels."""
+
+    @torch.no_grad()
+    def validate(self, objective: Objective, beta: float) -> dict[str, float]:
+        """Means over validation people; empty where there are none."""
+        training = objective.training
+        objective.eval()
+        rows = []
+        for images in self._subjects:
+            parts = objective.elbo(images, mean_latent=True)
+            rows.append(
+                {
+                    "psnr": psnr(images, parts.reconstruction).mean().item(),
+                    "high_frequency_ratio": high_frequency_ratio(images, parts.reconstruction),
+                    "rate": parts.rate.mean().item(),
+                    "distortion": parts.distortion.mean().item(),
+                    "objective": (parts.distortion + beta * parts.rate).mean().item(),
+                }
+            )
+        objective.train(training)
+        return {
+            key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else ())
+        }
+
+    @torch.no_grad()
+    def picture(self, objective: Objective) -> np.ndarray:
+        """Originals over reconstructions, uint8 (H,W,3)."""
+        reconstruction = objective.vae.decode(objective.vae.encode(self.images).mean)
+        return image_grid(torch.cat([self.images, reconstruction]).cpu(), columns=SHOWN)
+
+    @torch.no_grad()
+    def kernels(self, objective: Objective) -> Tensor | None:
+        """Kernels of the fixed images, (SHOWN,1,s,s) on the CPU; None without a network."""
+        kernels = objective.kernel(objective.vae.encode(self.images).mean)
+        return None if kernels is None else kernels.cpu()
+
+
+def _thinned(slices: Tensor, limit: int) -> Tensor:
+    """At most `limit` of (n,C,H,W), evenly spread."""
+    if len(slices) <= limit:
+        return slices
+    return slices[np.linspace(0, len(slices) - 1, limit).round().astype(int)]

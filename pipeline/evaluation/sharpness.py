@@ -1,0 +1,185 @@
+"""How sharp images are: blur effect and power spectra.
+
+Power here is |fft2(x, norm="ortho")|^2 in intensity^2, so that the power of all frequencies sums
+to the sum of squares of the pixels (Parseval) and white noise of variance v has power v at every
+image size. Only half of the spectrum is computed; weights stand for the other half.
+"""
+
+import numpy as np
+import torch
+from skimage.measure import blur_effect as skimage_blur_effect
+from torch import Tensor
+
+from pipeline.blur.spectrum import half_spectrum_weights
+from pipeline.evaluation.fidelity import check_images
+
+HIGH_FREQUENCY = 0.25  # cycles/pixel: half the Nyquist frequency, details below 4 pixels
+# Variance of rounding to the 16-bit store, (1/65535)^2/12, is 2e-11: less power is not there.
+POWER_FLOOR = 1e-11
+# Radii on a bin edge (or on 0.25, as 0.15 and 0.20 give) must not fall either side by rounding.
+_EDGE = 1e-9
+
+
+def blur_effect(images: Tensor) -> Tensor:
+    """Perceptual blur of each image: 0 is sharp, 1 is blurred.
+
+    Crete, Dolmiere, Ladret, Nicolas, The Blur Effect, SPIE 2007, through scikit-image (window 11,
+    the worse of both axes). Channels are averaged first.
+
+    Args:
+        images: (B,C,H,W) in [0,1], H and W at least 4.
+
+    Returns:
+        (B,) in [0,1], float64, on the CPU. A constant image has no edges to judge and counts as 1.
+
+    Raises:
+        ValueError: from `check_images`, or images smaller than 4x4.
+    """
+    check_images(images)
+    if min(images.shape[-2:]) < 4:
+        raise ValueError(f"blur effect needs at least 4x4 pixels, got {tuple(images.shape[-2:])}")
+    grey = images.detach().double().mean(dim=1).cpu().numpy()
+    # scikit-image divides by the sum of edges of each axis: 0/0 for an image flat along one.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = [float(np.max(skimage_blur_effect(image, reduce_func=None))) for image in grey]
+    return torch.tensor([value if np.isfinite(value) else 1.0 for value in values]).double()
+
+
+def _half_plane(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Radius |f| in cycles/pixel, and how often each stands in the full one: (H,W//2+1) both."""
+    vertical = torch.fft.fftfreq(height, dtype=torch.float64, device=device)
+    horizontal = torch.fft.rfftfreq(width, dtype=torch.float64, device=device)
+    radius = torch.hypot(vertical[:, None], horizontal[None, :])
+    return radius, half_spectrum_weights(width, like=radius).expand_as(radius)
+
+
+def _power(images: Tensor) -> Tensor:
+    """Half-plane power spectrum, mean over channels: (B,H,W//2+1) float64."""
+    check_images(images)
+    return torch.fft.rfft2(images.double(), norm="ortho").abs().square().mean(dim=1)
+
+
+def frequencies(height: int, width: int) -> Tensor:
+    """Centres of the radial bins, k/side for k = 0 .. side//2, side the smaller of both.
+
+    Returns:
+        (n_bins,) cycles/pixel, float64, from 0 to at most 0.5.
+    """
+    side = min(height, width)
+    return torch.arange(side // 2 + 1, dtype=torch.float64) / side
+
+
+def radial_counts(height: int, width: int) -> Tensor:
+    """How many frequencies of the full spectrum fall in each radial bin: (n_bins,) float64."""
+    return _bin(torch.ones(1, height, width // 2 + 1, dtype=torch.float64), height, width)[0]
+
+
+def _bin(power: Tensor, height: int, width: int) -> Tensor:
+    """Sum a half-plane spectrum (B,H,W//2+1) over rings: (B,n_bins)."""
+    radius, weight = _half_plane(height, width, power.device)
+    side = min(height, width)
+    n_bins = side // 2 + 1
+    index = torch.floor(radius * side + 0.5 + _EDGE).long().clamp(max=n_bins).flatten()
+    sums = torch.zeros(power.shape[0], n_bins + 1, dtype=power.dtype, device=power.device)
+    sums.index_add_(1, index, (power * weight).flatten(1))
+    return sums[:, :n_bins]
+
+
+@torch.no_grad()
+def radial_power(images: Tensor) -> Tensor:
+    """Mean power on rings one frequency step wide, centred on `frequencies`.
+
+    The corners of the spectrum, beyond the last ring (|f| about 0.5), are left out: there a ring
+    is cut into four ends of a few frequencies each, and no spectrum is shown that far.
+
+    Args:
+        images: (B,C,H,W) in [0,1].
+
+    Returns:
+        (B,n_bins) intensity^2 per frequency, float64, mean over channels.
+
+    Raises:
+        ValueError: from `check_images`.
+    """
+    power = _power(images)
+    height, width = images.shape[-2:]
+    return _bin(power, height, width) / radial_counts(height, width).to(power.device)
+
+
+@torch.no_grad()
+def high_frequency_power(images: Tensor, cutoff: float = HIGH_FREQUENCY) -> Tensor:
+    """Total power at |f| >= cutoff, corners included; a cutoff of 0 gives the sum of squares.
+
+    Args:
+        images: (B,C,H,W) in [0,1].
+        cutoff: cycles/pixel.
+
+    Returns:
+        (B,) intensity^2, float64, mean over channels.
+
+    Raises:
+        ValueError: from `check_images`.
+    """
+    power = _power(images)
+    height, width = images.shape[-2:]
+    radius, weight = _half_plane(height, width, images.device)
+    return (power * weight * (radius >= cutoff - _EDGE)).sum(dim=(1, 2))
+
+
+def high_frequency_ratio(images: Tensor, reconstructions: Tensor) -> float:
+    """High-frequency power of the reconstructions over that of the data: 1 is as sharp.
+
+    Give the slices of one subject: the ratio of sums, not the mean of ratios, so that a slice of
+    nearly nothing does not rule. Batches of unequal size (prior samples against data) are
+    compared by their means, which for equal ones is the same.
+
+    Args:
+        images: (B,C,H,W) in [0,1].
+        reconstructions: (B',C,H,W) in [0,1].
+
+    Returns:
+        A ratio without unit, at least 0.
+
+    Raises:
+        ValueError: from `check_images`, images of another size, or data without such power.
+    """
+    if images.shape[1:] != reconstructions.shape[1:]:
+        raise ValueError(
+            f"images of one size are needed, got {tuple(images.shape[1:])} "
+            f"and {tuple(reconstructions.shape[1:])}"
+        )
+    data = high_frequency_power(images).mean().item()
+    if data <= 0.0:
+        raise ValueError("the data have no power at high frequencies: the ratio is undefined")
+    return high_frequency_power(reconstructions).mean().item() / data
+
+
+def spectrum_error(power_data: Tensor, power_reconstruction: Tensor) -> float:
+    """Mean over radial bins of |log(power of reconstructions / power of data)|: 0 is best.
+
+    Both spectra are averaged over their batch before the logarithm.
+
+    Args:
+        power_data: (B,n_bins) from `radial_power`.
+        power_reconstruction: (B',n_bins).
+
+    Returns:
+        Nats; 0.69 means wrong by a factor of two in the typical bin. Power below 1e-11, the
+        rounding of the 16-bit store, counts as 1e-11.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or different bins.
+    """
+    if power_data.ndim != 2 or power_reconstruction.ndim != 2:
+        raise ValueError("spectra must be (B,n_bins)")
+    if power_data.shape[1] != power_reconstruction.shape[1]:
+        raise ValueError(
+            f"spectra have different bins: {power_data.shape[1]}, {power_reconstruction.shape[1]}"
+        )
+    if not (power_data.numel() and power_reconstruction.numel()):
+        raise ValueError("spectra must not be empty")
+    logs = [
+        power.double().mean(dim=0).clamp(min=POWER_FLOOR).log()
+        for power in (power_data, power_reconstruction)
+    ]
+    return (logs[1] - logs[0]).abs().mean().item()

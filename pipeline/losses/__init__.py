@@ -1,0 +1,1 @@
+"""Reconstruction terms, one file each: one protocol (`base`), one registry (`registry`)."""

@@ -1,0 +1,65 @@
+"""The protocol every reconstruction term follows."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """A term's value for each image (B,), and the σ it was taken at (), intensity units."""
+
+    value: Tensor
+    scale: Tensor
+
+
+class ReconstructionTerm(nn.Module):
+    """Distortion between images and reconstructions.
+
+    `density` says whether the value is a negative log-likelihood in nats; `needs_kernel` whether
+    a kernel network is trained beside the VAE and its kernel handed to `forward`, from the end
+    of the warm-up on.
+    """
+
+    density: ClassVar[bool]
+    needs_kernel: ClassVar[bool] = False
+
+    def forward(self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None) -> Distortion:
+        """image, reconstruction (B,C,H,W); kernel (B,1,s,s) or None -> distortion of (B,)."""
+        raise TypeError(f"{type(self).__name__} defines no forward")  # pragma: no cover
+
+    def precision(self, shape: tuple[int, int], kernel: Tensor | None) -> Tensor | None:
+        """The density's precision spectrum, (B or 1,1,H,W//2+1); None for what is no density."""
+        return None
+
+
+class Scale(nn.Module):
+    """σ of a density: fixed, or the optimum of each training batch.
+
+    The running mean of log σ̂² over training batches is what the trained model is used with: a
+    likelihood whose σ is fitted to the very image it judges would be no likelihood.
+    """
+
+    running: Tensor
+
+    def __init__(self, scale: Literal["optimal"] | float, momentum: float = 0.98) -> None:
+        super().__init__()
+        self.fixed = None if scale == "optimal" else float(scale)
+        self.momentum = momentum
+        # NaN until the first batch: a start value would have to be forgotten first.
+        self.register_buffer("running", torch.tensor(float("nan")))
+
+    def forward(self, optimal: Tensor) -> Tensor:
+        """optimal: the batch's σ̂ (). Returns the σ to use, without gradient."""
+        if self.fixed is not None:
+            return torch.full_like(optimal, self.fixed)
+        if not self.training:
+            return (0.5 * self.running).exp().to(optimal.dtype)
+        with torch.no_grad():
+            new = (2 * optimal.log()).to(self.running.dtype)
+            old = torch.where(self.running.isnan(), new, self.running)
+            self.running.copy_(old.lerp(new, 1 - self.momentum))
+        # Its own gradient vanishes at the optimum, so that a constant gives the same descent.
+        return optimal.detach()

@@ -1,0 +1,28 @@
+"""The blur-minimising likelihood (Bredell et al. 2023)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from pipeline.blur.spectrum import precision, transfer_function
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.gaussian import Gaussian
+
+
+class Blur(Gaussian):
+    """−log N(x; x̂, σ²Σ_k), Σ_k⁻¹ circulant with the precision spectrum of the kernel, nats.
+
+    Without a kernel, as in the warm-up, it is the plain Gaussian.
+    """
+
+    needs_kernel: ClassVar[bool] = True
+
+    def __init__(self, config: LikelihoodConfig) -> None:
+        super().__init__(config)
+        self.constant = config.constant
+        self.form = config.form
+
+    def precision(self, shape: tuple[int, int], kernel: Tensor | None) -> Tensor:
+        if kernel is None:
+            return super().precision(shape, kernel)
+        return precision(transfer_function(kernel, shape), self.constant, self.form)

@@ -1,0 +1,38 @@
+"""The `likelihood` section of the configuration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.blur.spectrum import Form
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """Which reconstruction term is trained, and its constants."""
+
+    term: str = "blur"
+    """gaussian (L2) or blur (Bredell et al. 2023)."""
+    scale: Literal["optimal"] | float = "optimal"
+    """σ in intensity units: a number, or optimal: σ̂² = mean of λ|E|² over the batch."""
+    form: Form = "wiener"
+    """Precision spectrum of the blur term: wiener (literal) or positive_definite."""
+    constant: float = 0.025
+    """C of the blur term."""
+    kernel_size: int = 11
+    """Side of the blur kernel in pixels, odd: 11 at 64², 41 at 256²."""
+    warmup_epochs: int = 10
+    """Epochs under the plain Gaussian term while the kernel network finds its feet."""
+    detach_kernel: bool = True
+    """Whether the kernel is a constant to encoder and decoder (else it may be bent through z)."""
+
+    def __post_init__(self) -> None:
+        if self.scale != "optimal" and float(self.scale) <= 0:
+            raise ValueError(f"likelihood.scale must be optimal or positive, not {self.scale}")
+        if self.constant <= 0:
+            raise ValueError(f"likelihood.constant must be positive, not {self.constant}")
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"likelihood.kernel_size must be odd and at least 3, not {self.kernel_size}"
+            )
+        if self.warmup_epochs < 0:
+            raise ValueError(f"likelihood.warmup_epochs must not be negative: {self.warmup_epochs}")

@@ -1,0 +1,1 @@
+"""Networks: encoder, decoder, the VAE they make, and the kernel network."""

@@ -1,0 +1,52 @@
+"""G: latent -> the kernel by which the model currently blurs."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.config import ModelConfig
+
+# Sides up to this reach the hidden layer unpooled: finer detail of a latent says little about one
+# kernel for the whole image, and weights would grow with the image's area.
+POOLED_SIDE = 8
+
+# Fall of the initial kernel's logarithm per pixel: 79% of the mass at the centre, so that no
+# frequency is lost (|K| > 0.6), while every weight still has a gradient.
+INITIAL_DECAY = 3.0
+
+
+class KernelNetwork(nn.Module):
+    """(B,L) or (B,c,h,w) -> softmax kernel (B,1,s,s): non-negative, sum 1, peaked at first."""
+
+    def __init__(self, kernel_size: int, config: ModelConfig) -> None:
+        """kernel_size s in pixels, odd. Raises ValueError on an even one."""
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {kernel_size}")
+        self.kernel_size = kernel_size
+        self.pool: nn.Module = nn.Identity()
+        if len(config.latent) == 3 and config.latent[1] > POOLED_SIDE:
+            self.pool = nn.AdaptiveAvgPool2d(POOLED_SIDE)
+            inputs = config.latent[0] * POOLED_SIDE**2
+        else:
+            inputs = math.prod(config.latent)
+        self.body = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(inputs, config.kernel_hidden),
+            nn.LeakyReLU(0.1),
+            nn.Linear(config.kernel_hidden, kernel_size**2),
+        )
+        last = self.body[-1]
+        offset = torch.arange(kernel_size, dtype=torch.float32) - kernel_size // 2
+        radius = (offset.square()[:, None] + offset.square()[None, :]).sqrt()
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+            last.bias.copy_(-INITIAL_DECAY * radius.flatten())
+
+    def forward(self, latent: Tensor) -> Tensor:
+        # Softmax in float32 at least: half precision would round a peaked kernel's tail to zero.
+        with torch.autocast(latent.device.type, enabled=False):
+            wide = latent if latent.dtype == torch.float64 else latent.float()
+            logits = self.body(self.pool(wide))
+            return logits.softmax(dim=1).unflatten(1, (1, self.kernel_size, self.kernel_size))

@@ -1,0 +1,27 @@
+"""What encoder and decoder are built of."""
+
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), the identity at first. (B,c,H,W) -> (B,c,H,W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        last = self.body[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.body(features)
+
+
+def residual_blocks(channels: int, count: int) -> list[nn.Module]:
+    """`count` residual blocks in a row."""
+    return [ResidualBlock(channels) for _ in range(count)]

@@ -1,0 +1,167 @@
+"""The stages as functions: a configuration in, files and an MLflow run out."""
+
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.config import Config
+from pipeline.data.slices import open_store
+from pipeline.errors import InputError
+from pipeline.evaluation.aggregate import Interval
+from pipeline.evaluation.evaluate import (
+    evaluate,
+    fingerprint,
+    read_evaluation,
+    write_evaluation,
+)
+from pipeline.evaluation.monitor import ValidationMonitor
+from pipeline.files import write_text
+from pipeline.tracking import track
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.loop import LAST, Trainer, choose_device, load_objective, summary
+
+log = logging.getLogger(__name__)
+
+# Sections that decide what a training run computes; and keys in them that do not.
+DECISIVE = ("data", "model", "likelihood", "training")
+INDIFFERENT = {"training.threads", "training.device", "training.checkpoint_every", "data.store"}
+
+
+def work_folder() -> Path:
+    """Where everything generated lives: WORK in the environment, else work/."""
+    return Path(os.environ.get("WORK") or "work")
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run. Raises InputError where the name is no plain folder name."""
+    if not run or run in (".", "..") or "/" in run or "\\" in run:
+        raise InputError(f"--run must be a plain name, not {run!r}")
+    return work_folder() / "runs" / run
+
+
+def train_run(config: Config, run: str, restart: bool = False) -> None:
+    """Train, or go on with, a run; a finished one with the same configuration is left alone.
+
+    Raises InputError where the run exists with another configuration, unless `restart`.
+    """
+    folder = run_folder(run)
+    store = open_store(config.data.store, work_folder())
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    last = folder / "checkpoints" / LAST
+    state = load_checkpoint(last) if last.exists() and not restart else None
+    if state is not None:
+        changed = differences(state["config"], asdict(config))
+        if state["store"]["digest"] != store.digest:
+            changed.append("the prepared store")
+        if changed:
+            raise InputError(
+                f"run {run} was trained with another {', '.join(changed)}: choose another name "
+                f"(RUN= or --run), or train it anew with --restart true"
+            )
+        if state["finished"]:
+            print(f"run {run} is trained already ({state['epoch']} epochs): nothing to do")
+            return
+    monitor = ValidationMonitor(store, choose_device(config.training.device))
+    continued = state["tracking_run"] if state else None
+    with track(config.tracking, work_folder(), run, continued=continued) as tracker:
+        trainer = Trainer(config, store, folder, tracker, monitor)
+        if state is not None:
+            trainer.resume(state)
+            print(f"run {run}: going on after epoch {trainer.epoch}")
+        else:
+            resolved = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+            for stale in folder.glob("checkpoints/*.pt"):
+                stale.unlink()
+            write_text(folder / "config.yaml", resolved)
+            tracker.parameters(asdict(config))
+            tracker.text(resolved, "config.yaml")
+            tracker.dataset(store.name, store.digest, store.path, "training")
+            tracker.tag("store_digest", store.digest)
+            tracker.tag("simulated", str(store.simulated).lower())
+        parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
+        print(
+            f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from store "
+            f"{store.name}, {parameters / 1e6:.2f} M parameters, on {trainer.device}"
+        )
+        metrics = trainer.fit()
+    print(f"run {run} is trained: {summary(metrics)}")
+    print(f"checkpoints: {folder / 'checkpoints'}")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of the decisive sections whose values differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        name = f"{prefix}{key}"
+        if name.split(".")[0] not in DECISIVE or name in INDIFFERENT:
+            continue
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, f"{name}.")
+        elif left != right:
+            found.append(name)
+    return found
+
+
+def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
+    """Score a run; what was scored before from the same inputs is only shown again.
+
+    `config` is the run's own but for the sections evaluation and tracking. Returns the metrics.
+    """
+    settings = config.evaluation
+    folder = run_folder(run)
+    checkpoint = folder / "checkpoints" / f"{settings.checkpoint}.pt"
+    if settings.checkpoint == "best" and not checkpoint.exists():
+        checkpoint = folder / "checkpoints" / LAST
+    objective, state = load_objective(checkpoint, config)
+    store = open_store(settings.store or config.data.store, work_folder())
+    elsewhere = f"evaluation-{store.name}" if settings.store else "evaluation"
+    inputs = fingerprint(checkpoint, store, settings)
+    metrics = read_evaluation(folder / elsewhere, inputs)
+    if metrics is not None:
+        print(f"run {run} is scored already on store {store.name}: nothing to do")
+    else:
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        objective = objective.to(choose_device(config.training.device))
+        name = f"{run} {elsewhere}"
+        with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
+            found = evaluate(objective, state, store, config)
+            metrics = found.metrics
+            write_evaluation(folder / elsewhere, found, inputs)
+            tracker.parameters({"evaluation": asdict(settings), "run": run})
+            tracker.dataset(store.name, store.digest, store.path, "evaluation")
+            for name, figure in found.figures.items():
+                tracker.figure(figure, f"figures/{name}")
+            tracker.text((folder / elsewhere / "per_subject.csv").read_text(), "per_subject.csv")
+            tracker.text((folder / elsewhere / "metrics.json").read_text(), "metrics.json")
+            for key, interval in metrics.items():
+                suffixes = {"mean": "", "low": "_low", "high": "_high"}
+                values = {key + suffixes[part]: value for part, value in interval.items()}
+                tracker.metrics({k: v for k, v in values.items() if v is not None})
+            for key, reason in found.absent.items():
+                tracker.tag(f"absent.{key}", reason)
+    print(describe(metrics))
+    print(f"scores, tables and figures: {folder / elsewhere}")
+    return metrics
+
+
+def describe(metrics: dict[str, Interval]) -> str:
+    """Metrics as a table of plain text."""
+    lines = []
+    for key, interval in sorted(metrics.items()):
+        mean, low, high = (interval[part] for part in ("mean", "low", "high"))
+        shown = "undefined" if mean is None else f"{mean:10.4f}   [{low:.4f}, {high:.4f}]"
+        lines.append(f"{key:30s} {shown}")
+    return "\n".join(lines)
+
+
+def with_run_config(config: Config, run_config: Config) -> Config:
+    """The configuration to evaluate with: the run's, but for what evaluation and tracking say."""
+    return replace(run_config, evaluation=config.evaluation, tracking=config.tracking)

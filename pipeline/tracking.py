@@ -1,0 +1,210 @@
+"""All that touches MLflow.
+
+A `Tracker` is one MLflow run. Metrics are collected and sent in batches; MLflow is imported when
+the first tracker is opened, since its import takes seconds that other commands need not pay.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+# MLflow's limits on one request, see its REST API's runs/log-batch.
+METRICS_PER_BATCH = 1000
+PARAMETERS_PER_BATCH = 100
+LONGEST_PARAMETER = 6000
+LONGEST_DIGEST = 36
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """The `tracking` section."""
+
+    enabled: bool = True
+    experiment: str = "sharp-vae-mri"
+
+
+class NoTracker:
+    """Takes everything and keeps nothing: tracking switched off."""
+
+    run_id: str | None = None
+
+    def parameters(self, values: Mapping[str, Any]) -> None: ...
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def text(self, content: str, name: str) -> None: ...
+
+    def figure(self, figure: Any, name: str) -> None: ...
+
+    def image(self, image: Any, key: str, step: int) -> None: ...
+
+    def dataset(self, name: str, digest: str, path: Path, context: str) -> None: ...
+
+    def tag(self, name: str, value: str) -> None: ...
+
+
+class Tracker(NoTracker):
+    """One MLflow run, new or continued."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.run_id: str = run_id
+        self._client = client
+        self._pending: list[Any] = []
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, nested sections flattened to dotted names."""
+        from mlflow.entities import Param
+
+        flat = [
+            Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in sorted(_flatten(values))
+        ]
+        for start in range(0, len(flat), PARAMETERS_PER_BATCH):
+            batch = flat[start : start + PARAMETERS_PER_BATCH]
+            self._client.log_batch(self.run_id, params=batch)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Note metrics of a step; they are sent by `flush`, or when a batch is full."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
+        if len(self._pending) >= METRICS_PER_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was noted."""
+        pending, self._pending = self._pending, []
+        for start in range(0, len(pending), METRICS_PER_BATCH):
+            self._client.log_batch(self.run_id, metrics=pending[start : start + METRICS_PER_BATCH])
+
+    def text(self, content: str, name: str) -> None:
+        """Log a text as an artifact."""
+        self._client.log_text(self.run_id, content, name)
+
+    def figure(self, figure: Any, name: str) -> None:
+        """Log a matplotlib figure as an artifact."""
+        self._client.log_figure(self.run_id, figure, name)
+
+    def image(self, image: Any, key: str, step: int) -> None:
+        """Log an image, uint8 (H,W,3), of a step."""
+        self._client.log_image(self.run_id, image, key=key, step=step)
+
+    def dataset(self, name: str, digest: str, path: Path, context: str) -> None:
+        """Log a prepared store as the run's data set; context is training or evaluation."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a local path has two resolvers of the same meaning
+            source = resolve_dataset_source(str(path.resolve()))
+        dataset = MetaDataset(source, name=name, digest=digest[:LONGEST_DIGEST])
+        tag = InputTag("mlflow.data.context", context)
+        self._client.log_inputs(
+            self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), [tag])]
+        )
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._client.set_tag(self.run_id, name, value)
+
+
+@contextlib.contextmanager
+def track(
+    config: TrackingConfig,
+    work: Path,
+    name: str,
+    *,
+    parent: str | None = None,
+    continued: str | None = None,
+) -> Iterator[NoTracker]:
+    """Open a run for the length of a block; its end sets the run's status.
+
+    parent: id of the run that this one is nested in; continued: id of a run to go on with, which
+    a database that lacks it answers with a new one. Raises InputError where MLflow can't be used.
+    """
+    if not config.enabled:
+        yield NoTracker()
+        return
+    client, experiment = _connect(config, work)
+    run_id = _known(client, continued)
+    if run_id is None:
+        tags = {"mlflow.runName": name}
+        if parent_id := _known(client, parent):
+            tags["mlflow.parentRunId"] = parent_id
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+    client.update_run(run_id, status="RUNNING")
+    tracker = Tracker(client, run_id)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.flush()
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+        raise
+    tracker.flush()
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
+    """A client and the experiment's id. One process at a time creates the database."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import logging
+
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    work.mkdir(parents=True, exist_ok=True)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else f"{work.resolve()}/mlartifacts"
+    try:
+        with (work / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(config.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            if found is not None:
+                return client, found.experiment_id
+            return client, client.create_experiment(config.experiment, artifact_location=artifacts)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"MLflow can't be used at {uri} ({reason}): set MLFLOW_TRACKING_URI, "
+            "or pass --tracking.enabled false"
+        ) from error
+
+
+def _known(client: Any, run_id: str | None) -> str | None:
+    """The id if the database has a run of that name that is not deleted, else None."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return None
+    return run_id if run.info.lifecycle_stage == "active" else None
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

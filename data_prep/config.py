@@ -39,9 +39,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         shares = {"train": self.train, "validation": self.validation, "test": self.test}
         for key, share in shares.items():
-            _require(
-                0 <= share <= 1, f"prepare.split.{key} must be between 0 and 1, got {share}"
-            )
+            _require(0 <= share <= 1, f"prepare.split.{key} must be between 0 and 1, got {share}")
         total = sum(shares.values())
         _require(
             abs(total - 1) < 1e-6,

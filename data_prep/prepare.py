@@ -33,7 +33,7 @@ PARTIAL = "manifest.partial.json"
 SECONDS_BETWEEN_PARTIALS = 20.0
 
 # Reasons that may be gone the next time: such subjects are tried again, others only once changed.
-PASSING = {"unreadable", "worker_died"}
+PASSING = {"unreadable", "unexpected", "worker_died"}
 
 Outcome = SubjectEntry | Quarantined
 
@@ -56,7 +56,11 @@ class Report:
     changed: bool
 
 
-def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = print) -> Report:
+def _print(line: str) -> None:
+    print(line, flush=True)  # a pipe would hold progress back
+
+
+def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _print) -> Report:
     """Bring the store work/stores/<config.name> up to date with its sources.
 
     Only subjects whose source, mask or relevant keys changed are transformed; shards of people who
@@ -79,7 +83,9 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = prin
     before, finished = _existing(folder)
     kept = _reusable(before, subjects, config) if before else {}
     todo = [s for s in subjects if s.subject not in kept]
-    outcomes = {name: _placed(kept[name], config, s) for s in subjects if (name := s.subject) in kept}
+    outcomes = {
+        s.subject: _placed(kept[s.subject], config, s) for s in subjects if s.subject in kept
+    }
     if not todo and finished and before and _unchanged(before, outcomes, config):
         return Report(before, 0, False)
 
@@ -105,11 +111,15 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = prin
     saved = time.monotonic()
     jobs = [Job(s, config, folder) for s in todo]
     results = run_all(transform, jobs, worker_count(config.workers), _died)
-    for outcome in progress(results, len(jobs), "preparing", say):
-        outcomes[outcome.subject] = outcome
-        if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
-            save(PARTIAL)
-            saved = time.monotonic()
+    try:
+        for outcome in progress(results, len(jobs), "preparing", say):
+            outcomes[outcome.subject] = outcome
+            if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
+                save(PARTIAL)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        save(PARTIAL)
+        raise
     shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
     for file in (folder / "slices").glob("*"):
         if f"slices/{file.name}" not in shards:
@@ -137,7 +147,6 @@ def transform(job: Job) -> Outcome:
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
         volume = load_volume(subject.source_path, subject.mask_path, config)
         slices = cut_slices(volume, config)
-        shard = write_shard(job.store, subject.subject, slices.images)
     except VolumeError as error:
         return Quarantined(**found, reason=error.reason, message=error.message)
     except MemoryError:
@@ -147,6 +156,8 @@ def transform(job: Job) -> Outcome:
     except Exception as error:  # whatever one file provokes must not cost the others
         message = f"{type(error).__name__}: {error}"
         return Quarantined(**found, reason="unexpected", message=" ".join(message.split()))
+    # Outside the try: a full disk is nobody's bad scan and ends the run.
+    shard = write_shard(job.store, subject.subject, slices.images)
     return SubjectEntry(
         **found,
         **shard,
@@ -198,9 +209,12 @@ def _existing(folder: Path) -> tuple[Store | None, bool]:
     return None, False
 
 
-def _reusable(
-    store: Store, subjects: list[Subject], config: PrepareConfig
-) -> dict[str, Outcome]:
+def _outcomes(store: Store) -> dict[str, Outcome]:
+    everybody: list[Outcome] = [*store.entries, *store.quarantined]
+    return {outcome.subject: outcome for outcome in everybody}
+
+
+def _reusable(store: Store, subjects: list[Subject], config: PrepareConfig) -> dict[str, Outcome]:
     """Earlier outcomes that still hold: same relevant keys, same files, shard in place."""
     earlier = dict(store.manifest["configuration"])
     for key in ("split", "subjects_table"):
@@ -209,7 +223,7 @@ def _reusable(
         earlier["cohort"] = {"seed": earlier["cohort"].get("seed")}
     if earlier != config.pixel_keys():
         return {}
-    known: dict[str, Outcome] = {o.subject: o for o in (*store.entries, *store.quarantined)}
+    known = _outcomes(store)
     kept: dict[str, Outcome] = {}
     for subject in subjects:
         outcome = known.get(subject.subject)
@@ -234,9 +248,8 @@ def _placed(outcome: Outcome, config: PrepareConfig, subject: Subject) -> Outcom
 
 
 def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig) -> bool:
-    recorded = {o.subject: o for o in (*store.entries, *store.quarantined)}
     return (
-        recorded == outcomes
+        _outcomes(store) == outcomes
         and store.manifest["configuration"] == config.recorded()
         and store.manifest["configuration_digest"] == configuration_digest(config.recorded())
     )
@@ -259,6 +272,8 @@ def summary(report: Report, folder: Path) -> list[str]:
         slices = sum(len(entry.slice_indices) for entry in entries)
         families = len({entry.family for entry in entries})
         lines.append(f"{split}: {len(entries)} subjects of {families} families, {slices} slices")
+        if not entries and store.manifest["configuration"]["split"][split] > 0:
+            lines.append("  nobody fell here: another prepare.split.salt draws again")
     cropped = sum(entry.cropped for entry in store.entries)
     if cropped:
         height, width = (n * store.spacing_mm for n in store.image_shape[1:])

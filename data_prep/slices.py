@@ -62,13 +62,27 @@ def choose_slices(
     return tuple(int(i) for i in chosen)
 
 
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest face-connected piece of a non-empty (X, Y, Z) bool mask.
+
+    Skull stripping leaves specks beside the brain; they must not shift the picture.
+    """
+    labels, count = ndimage.label(mask)
+    if count == 1:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
 def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
 
-    The grid is centred on the brain's bounding box and its extent is size x spacing in mm, so a
-    voxel's size decides where it lands and the array's shape never does. Before pixels grow, a
-    Gaussian of (factor - 1) / 2 voxels takes away what they cannot carry (the choice of
-    skimage.transform.resize); then linear interpolation, with zeros beyond the volume.
+    The grid is centred on the bounding box of the brain's largest piece, and its extent is
+    size x spacing in mm, so a voxel's size decides where it lands and the array's shape never
+    does. Before pixels grow, a Gaussian of (factor - 1) / 2 voxels takes away what they cannot
+    carry (the choice of skimage.transform.resize); then linear interpolation, with zeros beyond
+    the volume.
     """
     slice_axis, row_axis, column_axis = PLANES[config.plane]
     order = (slice_axis, row_axis, column_axis)
@@ -80,7 +94,8 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
         config.min_brain_area,
         config.max_slices,
     )
-    bounds = [np.flatnonzero(mask.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
+    body = largest_piece(mask)
+    bounds = [np.flatnonzero(body.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
     centre = np.array([(low + high) / 2 for low, high in bounds])
     extent = np.array([high - low + 1 for low, high in bounds])
     factor = config.spacing_mm / volume.spacing[[row_axis, column_axis]]

@@ -168,7 +168,8 @@ class Store:
 
         Raises:
             StoreError: no store there, manifest damaged, of another schema version, a shard
-                missing or of the wrong length, a path that leaves the store, a family in two splits.
+                missing or of the wrong length, a path that leaves the store, a family in two
+                splits.
         """
         path = Path(path)
         manifest = _read_manifest(path / filename)

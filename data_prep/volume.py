@@ -42,10 +42,7 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
     """
     verified = read_verified(path)
     data, affine = canonical(verified)
-    if mask_path is None:
-        mask = data > 0
-    else:
-        mask = _read_mask(mask_path, verified)
+    mask = data > 0 if mask_path is None else _read_mask(mask_path, verified)
     if not mask.any():
         raise VolumeError("no_brain", f"{path.name} has no voxel inside the brain")
     # The header holds float32: rounding keeps the last bits from telling orientations apart.

@@ -4,10 +4,12 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pipeline.config import Config
@@ -74,17 +76,18 @@ def _run_config(path: Path) -> Config:
     """The resolved configuration that a run keeps beside its results."""
     if not path.exists():
         raise InputError(f"no run at {path.parent}: train it first (make train)")
-    parser = _parser("train")
-    return _config(parser, parser.parse_args(["--config", str(path)]))
+    parser, argv = _parser("train"), ["--config", str(path)]
+    _check_files(argv)
+    return _config(parser, parser.parse_args(argv))
 
 
 def _train(argv: Sequence[str]) -> None:
-    from pipeline.stages import train_run
-
     parser = _parser("train")
     arguments = parser.parse_args(list(argv))
     stem = _stem(arguments)
     config = _named(_config(parser, arguments), stem)
+    from pipeline.stages import train_run  # takes seconds, which a mistyped key need not wait for
+
     train_run(config, arguments.run or stem or config.data.store, arguments.restart)
 
 
@@ -105,11 +108,55 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 COMMANDS = {"train": _train, "evaluate": _evaluate}
 
+# jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+         "NoneType": "null"}  # fmt: skip
+WORDING = (
+    (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
+    (r"Option '(.*?)' is not accepted", r"unknown key \1"),
+    (r'Parser key "(.*?)": ', r"\1: "),
+    (r"Does not validate .*?Errors: - (.*) Given value type: .*? Given value:", r"\1. Got value:"),
+    (r" - Expected an?", " or"),
+    (r"Expected an? (.*?)\. Got value: ", r"expected \1, not "),
+    (r"typing\.Literal\[(.*?)\]", r"\1"),
+    (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
+)
+
 
 def _one_line(error: BaseException) -> str:
-    """An error in one line: what jsonargparse spreads over several, and colours."""
+    """An error in one plain line: what jsonargparse spreads over several, and colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"\s+", " ", text).strip()
+    if isinstance(error, ArgumentError):
+        for pattern, words in WORDING:
+            text = re.sub(pattern, words, text)
+    return text
+
+
+def _check_files(argv: Sequence[str]) -> None:
+    """Raise InputError, naming the file, where a --config holds no sections.
+
+    jsonargparse's own errors do not name the file, and some of them are tracebacks.
+    """
+    paths = [word.partition("=")[2] or after for word, after in pairwise([*argv, ""])
+             if word.partition("=")[0] == "--config"]  # fmt: skip
+    for path in filter(lambda path: Path(path).is_file(), paths):
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise InputError(f"{path}, line {line}, is no YAML: {error.problem}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise InputError(f"{path} can't be read as YAML: {error}") from error
+        _check_section(content, Config(), path, "the file")
+
+
+def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {name} must hold keys (key: value), not {content!r:.50}")
+    for key, value in content.items():
+        if is_dataclass(getattr(defaults, str(key), None)):
+            _check_section(value, getattr(defaults, key), path, f"section {key}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise InputError(f"unknown command {argv[0]!r}: choose {' or '.join(COMMANDS)}")
+        _check_files(argv[1:])
         command(argv[1:])
     except (InputError, ArgumentError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)

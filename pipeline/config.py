@@ -20,8 +20,8 @@ class TrainingConfig:
     epochs: int = 200
     max_minutes: float = 0.0
     """Stop by the clock after this many minutes; 0 = never."""
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    batch_size: int = 16
+    learning_rate: float = 4e-3
     kernel_learning_rate: float = 1e-3
     lr_warmup_steps: int = 100
     """Steps of linear growth before the cosine decay to zero."""

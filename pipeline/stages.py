@@ -16,6 +16,8 @@ from pipeline.evaluation.aggregate import Interval
 from pipeline.evaluation.evaluate import (
     evaluate,
     fingerprint,
+    people_to_score,
+    perceptual_distances,
     read_evaluation,
     write_evaluation,
 )
@@ -68,9 +70,9 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             print(f"run {run} is trained already ({state['epoch']} epochs): nothing to do")
             return
     monitor = ValidationMonitor(store, choose_device(config.training.device))
+    trainer = Trainer(config, store, folder, monitor)
     continued = state["tracking_run"] if state else None
     with track(config.tracking, work_folder(), run, continued=continued) as tracker:
-        trainer = Trainer(config, store, folder, tracker, monitor)
         if state is not None:
             trainer.resume(state)
             print(f"run {run}: going on after epoch {trainer.epoch}")
@@ -89,7 +91,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from store "
             f"{store.name}, {parameters / 1e6:.2f} M parameters, on {trainer.device}"
         )
-        metrics = trainer.fit()
+        metrics = trainer.fit(tracker)
     print(f"run {run} is trained: {summary(metrics)}")
     print(f"checkpoints: {folder / 'checkpoints'}")
 
@@ -121,7 +123,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         checkpoint = folder / "checkpoints" / LAST
     objective, state = load_objective(checkpoint, config)
     store = open_store(settings.store or config.data.store, work_folder())
-    elsewhere = f"evaluation-{store.name}" if settings.store else "evaluation"
+    elsewhere = f"evaluation-{store.path.resolve().name}" if settings.store else "evaluation"
     inputs = fingerprint(checkpoint, store, settings)
     metrics = read_evaluation(folder / elsewhere, inputs)
     if metrics is not None:
@@ -129,10 +131,12 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     else:
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
+        entries = people_to_score(state, store, settings)
+        distances, absent = perceptual_distances(settings)
         objective = objective.to(choose_device(config.training.device))
         name = f"{run} {elsewhere}"
         with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
-            found = evaluate(objective, state, store, config)
+            found = evaluate(objective, state, store, entries, distances, config)
             metrics = found.metrics
             write_evaluation(folder / elsewhere, found, inputs)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
@@ -145,7 +149,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
                 suffixes = {"mean": "", "low": "_low", "high": "_high"}
                 values = {key + suffixes[part]: value for part, value in interval.items()}
                 tracker.metrics({k: v for k, v in values.items() if v is not None})
-            for key, reason in found.absent.items():
+            for key, reason in {**absent, **found.absent}.items():
                 tracker.tag(f"absent.{key}", reason)
     print(describe(metrics))
     print(f"scores, tables and figures: {folder / elsewhere}")

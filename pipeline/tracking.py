@@ -108,7 +108,9 @@ class Tracker(NoTracker):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a local path has two resolvers of the same meaning
             source = resolve_dataset_source(str(path.resolve()))
-        dataset = MetaDataset(source, name=name, digest=digest[:LONGEST_DIGEST])
+        dataset = MetaDataset(  # type: ignore[abstract]
+            source, name=name, digest=digest[:LONGEST_DIGEST]
+        )
         tag = InputTag("mlflow.data.context", context)
         self._client.log_inputs(
             self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), [tag])]
@@ -170,7 +172,10 @@ def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
 
     work.mkdir(parents=True, exist_ok=True)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
-    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else f"{work.resolve()}/mlartifacts"
+    artifacts = None  # a server knows its own place
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
+        artifacts = str(database.parent / "mlartifacts")
     try:
         with (work / ".mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

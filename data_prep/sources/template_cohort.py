@@ -1,3 +1,141 @@
-"""stub"""
-def make(*a):
-    raise NotImplementedError
+"""The embedded cohort: simulated people, written as files in the HCP layout.
+
+From there on they are read as real data is, by `sources/hcp.py`.
+"""
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from data_prep.atomic import atomic_file
+from data_prep.config import PrepareConfig
+from data_prep.errors import InputError
+from data_prep.executor import run_all, worker_count
+from data_prep.progress import progress
+from data_prep.sources import hcp
+from data_prep.sources.person import Traits, draw_traits, render, sibling
+from data_prep.sources.template import load_template
+
+# Raised when the simulation changes: older people are then made anew.
+COHORT_VERSION = 1
+
+LAYOUT = "{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
+MARKER = "cohort.json"
+README = """\
+THESE PEOPLE ARE SIMULATED. No image here is a scan of anybody.
+
+Each is the ICBM152 2009a T1 template (an average of 152 adults, as packaged with nilearn), deformed
+at random and given another tissue contrast, a bias field and noise. The files follow the layout of
+the Human Connectome Project so that the same program reads them; they are no part of it. They
+are for trying out the program, not for any statement about brains.
+"""
+
+
+def family_head(person: int) -> int:
+    """The person whose family `person` belongs to: every sixth is a sibling of the one before."""
+    return person - 1 if person % 6 == 5 else person
+
+
+def subject_name(person: int) -> str:
+    """Identifier of person 0, 1, ...: sim0001, sim0002, ..."""
+    return f"sim{person + 1:04d}"
+
+
+def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> list[hcp.Subject]:
+    """Make whoever of the cohort is missing in `folder`, take away who is too many, list all.
+
+    A person depends on the seed and their own number only, so more people change nobody.
+
+    Raises:
+        InputError: `folder` holds something else, or the template is not installed.
+    """
+    settings: dict[str, object] = {
+        "simulated": True,
+        "seed": config.cohort.seed,
+        "version": COHORT_VERSION,
+    }
+    wanted = {subject_name(n): n for n in range(config.cohort.people)}
+    _clear(folder, settings, set(wanted))
+    files = {n: folder / LAYOUT.replace("{subject}", name) for name, n in wanted.items()}
+    missing = [(config.cohort.seed, n, file) for n, file in files.items() if not file.is_file()]
+    if missing:
+        load_template()  # says in this process what is wrong with it, if anything
+        say(f"simulating {len(missing)} people (these are not real scans)")
+    made = run_all(write_person, missing, worker_count(config.workers), _died)
+    for problem in progress(made, len(missing), "simulating", say):
+        if problem:
+            raise InputError(problem)
+    return hcp.discover(
+        replace(
+            config,
+            root=str(folder),
+            template=LAYOUT,
+            mask_template="",
+            subjects_table="subjects.csv",
+        )
+    )
+
+
+def _clear(folder: Path, settings: dict[str, object], wanted: set[str]) -> None:
+    """Leave in `folder` only wanted people made with these settings, and write the small files."""
+    marker = folder / MARKER
+    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+        raise InputError(
+            f"{folder} is meant for the simulated cohort but holds something else: move it away "
+            "or choose another prepare.name"
+        )
+    try:
+        same = json.loads(marker.read_bytes()) == settings
+    except (OSError, ValueError):
+        same = False
+    for file in folder.glob(LAYOUT.replace("{subject}", "sim*")):
+        if not same or file.parents[1].name not in wanted:
+            file.unlink()
+            for empty in (file.parents[0], file.parents[1]):
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+    rows = [f"{s},family-{subject_name(family_head(int(s[3:]) - 1))}" for s in sorted(wanted)]
+    texts = {
+        MARKER: json.dumps(settings) + "\n",
+        "README.txt": README,
+        "subjects.csv": "\n".join(["Subject,Family_ID", *rows]) + "\n",
+    }
+    for name, text in texts.items():
+        if not (folder / name).is_file() or (folder / name).read_text() != text:
+            with atomic_file(folder / name) as stream:
+                stream.write(text.encode())
+
+
+def traits_of(seed: int, person: int, shape: tuple[int, ...]) -> Traits:
+    """Traits of `person`, siblings being like the head of their family."""
+    own = draw_traits(seed, person, shape)
+    head = family_head(person)
+    return own if head == person else sibling(draw_traits(seed, head, shape), own)
+
+
+def write_person(item: tuple[int, int, Path]) -> str:
+    """Make person (seed, number) and write the int16 NIfTI file; "" or what went wrong."""
+    seed, person, file = item
+    template = load_template()
+    traits = traits_of(seed, person, template.t1.shape)
+    data = render(traits, template, np.random.default_rng([seed, person, 1]))
+    image = nib.Nifti1Image(data, template.affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"SIMULATED: deformed ICBM152 template"
+    try:
+        with atomic_file(file) as stream:
+            # Noise hardly compresses: the lightest level is as small, and quick. No time stamp,
+            # so that equal people are equal files.
+            stream.write(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    except OSError as error:
+        return f"{file} cannot be written: {error.strerror}"
+    return ""
+
+
+def _died(item: tuple[int, int, Path]) -> str:
+    return f"the worker process died making {item[2]}, perhaps for want of memory"

@@ -56,7 +56,10 @@ class SliceDataset(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         subject = int(self.subject_of[index])
         if subject not in self._shards:
-            self._shards[subject] = self.store.slices(self.subjects[subject])
+            try:
+                self._shards[subject] = self.store.slices(self.subjects[subject])
+            except StoreError as error:
+                raise InputError(str(error)) from error
         raw = self._shards[subject][index - self.first[subject]]
         return torch.from_numpy(raw.astype(np.float32) / 65535.0)
 

@@ -4,7 +4,7 @@ Slices of one person are not independent, so the unit is the subject: mean over 
 subject, then over subjects, and the bootstrap draws subjects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +13,6 @@ Interval = dict[str, float | None]
 
 # A cohort of 20,000 (CelebA's test images) times 2,000 draws would be 40 million indices.
 _BLOCK = 4_000_000
-
-
-def subject_means(
-    values: NDArray[np.floating], subjects: Sequence[str]
-) -> tuple[list[str], NDArray[np.float64]]:
-    """Mean of each subject's slices.
-
-    Args:
-        values: (N,) one number a slice.
-        subjects: N names, in any order.
-
-    Returns:
-        The S names, sorted, and their (S,) means.
-
-    Raises:
-        ValueError: not one name a value.
-    """
-    if np.ndim(values) != 1 or len(values) != len(subjects):
-        raise ValueError(f"{np.shape(values)} values for {len(subjects)} subject names")
-    if not len(values):
-        return [], np.zeros(0)
-    names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
-    return [str(name) for name in names], sums / np.bincount(index)
 
 
 def bootstrap(

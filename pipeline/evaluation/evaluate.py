@@ -18,7 +18,7 @@ from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
 from pipeline.evaluation import figures, sharpness
-from pipeline.evaluation.aggregate import Interval, bootstrap
+from pipeline.evaluation.aggregate import Interval, aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.evaluation.perceptual import Network, PerceptualDistance, WeightsNotFound
 from pipeline.files import replacing, write_text
@@ -68,7 +68,7 @@ def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> d
 
 
 def perceptual_distances(
-    settings: EvaluationConfig, device: torch.device
+    settings: EvaluationConfig,
 ) -> tuple[dict[str, PerceptualDistance], dict[str, str]]:
     """The LPIPS networks whose weights are here, and the reasons for those that are not."""
     found: dict[str, PerceptualDistance] = {}
@@ -88,16 +88,14 @@ def perceptual_distances(
     return found, absent
 
 
-@torch.no_grad()
-def evaluate(
-    objective: Objective, state: dict[str, Any], store: Store, config: Config
-) -> Evaluation:
-    """Score a trained objective on the people of a store.
+def people_to_score(
+    state: dict[str, Any], store: Store, settings: EvaluationConfig
+) -> list[SubjectEntry]:
+    """The people of the split that is asked for.
 
-    objective: averaged weights in evaluation mode; state: its checkpoint's. Raises InputError for
-    people who were trained on, an empty split, or images of another shape.
+    state: a checkpoint's. Raises InputError for an empty split, images of another shape than were
+    trained on, and people who were trained on.
     """
-    settings = config.evaluation
     entries = store.subjects(settings.split)
     if not entries:
         raise InputError(f"store {store.name} has nobody in split {settings.split}")
@@ -107,8 +105,26 @@ def evaluate(
             f"{tuple(state['image_shape'])}: prepare it with the same prepare.size"
         )
     refuse_trained_on(entries, state)
+    return entries
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective,
+    state: dict[str, Any],
+    store: Store,
+    entries: list[SubjectEntry],
+    distances: dict[str, PerceptualDistance],
+    config: Config,
+) -> Evaluation:
+    """Score a trained objective on some people of a store.
+
+    objective: averaged weights in evaluation mode; state: its checkpoint's; distances: from
+    `perceptual_distances`.
+    """
+    settings = config.evaluation
+    absent: dict[str, str] = {}
     device = next(objective.parameters()).device
-    distances, absent = perceptual_distances(settings, device)
     data = SliceDataset(store, entries)
     generator = torch.Generator(device).manual_seed(settings.seed)
     sampled = _decode_prior(objective, settings, generator)
@@ -146,10 +162,8 @@ def evaluate(
             )
             reporter.update(index + 1)
     scored = [key for key in rows[0] if key not in ("subject", "family", "split", "slices")]
-    metrics = {
-        key: bootstrap(np.array([row[key] for row in rows]), settings.bootstrap, settings.seed)
-        for key in scored
-    }
+    values = {key: np.array([row[key] for row in rows]) for key in scored}
+    metrics = aggregate(values, settings.bootstrap, settings.seed)
     metrics["sample_blur_effect"] = bootstrap(
         sharpness.blur_effect(sampled).numpy(), settings.bootstrap, settings.seed
     )

@@ -38,13 +38,13 @@ class ValidationMonitor:
         """Fixed images (SHOWN,C,H,W) of pictures and kernels."""
 
     @torch.no_grad()
-    def validate(self, objective: Objective, beta: float) -> dict[str, float]:
+    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
         """Means over validation people; empty where there are none."""
         training = objective.training
         objective.eval()
         rows = []
         for images in self._subjects:
-            parts = objective.elbo(images, mean_latent=True)
+            parts = objective.elbo(images, warm_up=warm_up, mean_latent=True)
             rows.append(
                 {
                     "psnr": psnr(images, parts.reconstruction).mean().item(),

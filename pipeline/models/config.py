@@ -11,10 +11,10 @@ class ModelConfig:
 
     latent: list[int] = field(default_factory=lambda: [16, 8, 8])
     """[L] for a vector, [c, h, w] for a spatial latent (h = w, a power of two from 4)."""
-    width: int = 32
+    width: int = 24
     """Channels at half the image's side; they double with every halving, up to `max_width`."""
-    max_width: int = 128
-    residual_blocks: int = 1
+    max_width: int = 192
+    residual_blocks: int = 0
     """Residual blocks at every level from a quarter of the image's side down."""
     kernel_hidden: int = 128
     """Hidden units of the kernel network."""
@@ -42,7 +42,7 @@ class ModelConfig:
         return self.latent[1] if len(self.latent) == 3 else 4
 
     def channels_per_level(self, side: int) -> list[int]:
-        """Channels at side/2, side/4, …, `bottom`. Raises ValueError where the side does not fit."""
+        """Channels at side/2, side/4, …, `bottom`. Raises ValueError where it does not fit."""
         if side not in SIDES:
             raise ValueError(f"image side must be one of {SIDES}, not {side}")
         if self.bottom >= side:

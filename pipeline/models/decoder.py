@@ -1,5 +1,7 @@
 """Latent -> reconstruction."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
@@ -25,7 +27,7 @@ class Decoder(nn.Module):
                 nn.Unflatten(1, (widths[0], config.bottom, config.bottom)),
             )
         layers: list[nn.Module] = []
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             layers += residual_blocks(wide, config.residual_blocks)
             layers += [
                 nn.LeakyReLU(0.1),

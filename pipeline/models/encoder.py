@@ -1,5 +1,7 @@
 """Image -> parameters of the posterior."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
@@ -16,7 +18,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.channels_per_level(side)
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [nn.LeakyReLU(0.1), nn.Conv2d(narrow, wide, 4, stride=2, padding=1)]
             layers += residual_blocks(wide, config.residual_blocks)
         layers.append(nn.LeakyReLU(0.1))

@@ -31,13 +31,9 @@ class KernelNetwork(nn.Module):
             inputs = config.latent[0] * POOLED_SIDE**2
         else:
             inputs = math.prod(config.latent)
-        self.body = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(inputs, config.kernel_hidden),
-            nn.LeakyReLU(0.1),
-            nn.Linear(config.kernel_hidden, kernel_size**2),
-        )
-        last = self.body[-1]
+        first = nn.Linear(inputs, config.kernel_hidden)
+        last = nn.Linear(config.kernel_hidden, kernel_size**2)
+        self.body = nn.Sequential(nn.Flatten(), first, nn.LeakyReLU(0.1), last)
         offset = torch.arange(kernel_size, dtype=torch.float32) - kernel_size // 2
         radius = (offset.square()[:, None] + offset.square()[None, :]).sqrt()
         with torch.no_grad():

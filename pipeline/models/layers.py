@@ -8,15 +8,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-        last = self.body[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        first = nn.Conv2d(channels, channels, 3, padding=1)
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.body = nn.Sequential(nn.LeakyReLU(0.1), first, nn.LeakyReLU(0.1), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         return features + self.body(features)

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.progress import Reporter
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.objective import ElboParts, Objective
+from pipeline.training.objective import Objective
 from pipeline.training.rate import RateController
 
 LAST, BEST = "last.pt", "best.pt"
@@ -31,7 +31,7 @@ class Monitor(Protocol):
     images: Tensor
     """The fixed images (N,C,H,W) that `picture` and `kernels` show."""
 
-    def validate(self, objective: Objective, beta: float) -> dict[str, float]:
+    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
         """Metrics on the validation people; `psnr` decides which checkpoint is best."""
 
     def picture(self, objective: Objective) -> np.ndarray:
@@ -58,12 +58,11 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """Trains one objective on one store. `fit` runs from where the last checkpoint ended."""
 
-    def __init__(
-        self, config: Config, store: Store, folder: Path, tracker: NoTracker, monitor: Monitor
-    ) -> None:
+    def __init__(self, config: Config, store: Store, folder: Path, monitor: Monitor) -> None:
         """folder: the run's, WORK/runs/RUN. Raises InputError where store and config disagree."""
         self.config, self.store, self.folder = config, store, folder
-        self.tracker, self.monitor = tracker, monitor
+        self.monitor = monitor
+        self.tracker = NoTracker()
         settings = config.training
         self.device = choose_device(settings.device)
         self.subjects = store.subjects("train")
@@ -78,14 +77,14 @@ class Trainer:
             self.objective, multi_avg_fn=_averager(settings.ema_decay), use_buffers=False
         )
         self.optimizer = torch.optim.Adam(
-            self.objective.vae.parameters(),
-            lr=settings.learning_rate,
-            fused=self.device.type == "cuda",
+            self.objective.vae.parameters(), lr=settings.learning_rate, fused=True
         )
         self.kernel_optimizer: torch.optim.Adam | None = None
         if self.objective.kernel_network is not None:
             self.kernel_optimizer = torch.optim.Adam(
-                self.objective.kernel_network.parameters(), lr=settings.kernel_learning_rate
+                self.objective.kernel_network.parameters(),
+                lr=settings.kernel_learning_rate,
+                fused=True,
             )
         # Order, augmentation and posterior noise each have a stream of their own, so that every
         # term sees the same batches.
@@ -100,8 +99,14 @@ class Trainer:
         self.kernel_history: dict[int, Tensor] = {}
         self.steps_per_epoch = max(len(self.data) // settings.batch_size, 1)
 
-    def fit(self) -> dict[str, float]:
-        """Train to the end. Returns the last epoch's metrics."""
+    @property
+    def smoothed(self) -> Objective:
+        """The objective with averaged weights."""
+        return cast(Objective, self.averaged.module)
+
+    def fit(self, tracker: NoTracker) -> dict[str, float]:
+        """Train to the end, telling `tracker` about it. Returns the last epoch's metrics."""
+        self.tracker = tracker
         settings = self.config.training
         metrics: dict[str, float] = {}
         start = time.monotonic() - self.seconds
@@ -137,7 +142,6 @@ class Trainer:
     def _epoch(self, start: float) -> dict[str, float]:
         """One pass over the training slices. Returns the epoch's means."""
         settings = self.config.training
-        warm_up = self.epoch < self.config.likelihood.warmup_epochs
         self.objective.train()
         sums: dict[str, float] = {}
         began, images = time.monotonic(), 0
@@ -145,20 +149,28 @@ class Trainer:
             self._set_learning_rates(self._progress(start))
             batch = torch.stack(self.data.__getitems__(indices)).to(self.device)
             batch = augment(batch, self.config.data.augmentation, self.flip, self.changes)
-            parts = self._train_step(batch.contiguous(memory_format=torch.channels_last), warm_up)
+            parts = self._train_step(batch.contiguous(memory_format=torch.channels_last))
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices)
             images += len(indices)
+            self.seconds = time.monotonic() - start
+            if self._time_is_up():
+                break
         metrics = {name: value / images for name, value in sums.items()}
         metrics["images_per_second"] = images / (time.monotonic() - began)
         metrics["beta"] = self.controller.beta
         self.controller.update(metrics["rate"])
         return metrics
 
-    def _train_step(self, batch: Tensor, warm_up: bool) -> dict[str, float]:
+    @property
+    def warm_up(self) -> bool:
+        """Whether this epoch is trained under the plain Gaussian term."""
+        return self.epoch < self.config.likelihood.warmup_epochs
+
+    def _train_step(self, batch: Tensor) -> dict[str, float]:
         """Step (A), then step (B), on one batch (B,C,H,W). Returns the batch's means."""
         objective, clip = self.objective, self.config.training.gradient_clip
-        parts = objective.elbo(batch, self.noise, warm_up=warm_up)
+        parts = objective.elbo(batch, self.noise, warm_up=self.warm_up)
         # Per pixel value, so that clipping and Adam's epsilon mean the same at every size.
         loss = (parts.distortion + self.controller.beta * parts.rate).mean() / batch[0].numel()
         self._check_finite(loss)
@@ -167,7 +179,16 @@ class Trainer:
         if clip > 0:
             nn.utils.clip_grad_norm_(objective.vae.parameters(), clip)
         self.optimizer.step()
-        metrics = step_metrics(parts)
+        metrics = {
+            "elbo": parts.elbo.mean().item(),
+            "distortion": parts.distortion.mean().item(),
+            "rate": parts.rate.mean().item(),
+            "scale": parts.scale.item(),
+        }
+        with torch.no_grad():
+            kernel = parts.kernel if parts.kernel is not None else objective.kernel(parts.latent)
+        if kernel is not None:
+            metrics["kernel_width"] = kernel_width(kernel).mean().item()
 
         kernel_loss = objective.kernel_loss(batch, parts)
         if kernel_loss is not None and self.kernel_optimizer is not None:
@@ -196,18 +217,22 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Score the averaged weights; keep them if they are the best since the warm-up."""
-        found = self.monitor.validate(self.averaged.module, self.controller.beta)
+        found = self.monitor.validate(
+            self.smoothed, self.controller.beta, warm_up=self.epoch <= self._warm_up_end
+        )
         psnr = found.get("psnr", math.nan)
-        warm_up = min(self.config.likelihood.warmup_epochs, self.config.training.epochs - 1)
-        if self.epoch > warm_up and psnr > self.best_psnr:
+        if self.epoch > self._warm_up_end and psnr > self.best_psnr:
             self.best_psnr = psnr
             save_checkpoint(self.folder / "checkpoints" / BEST, self.state())
         return {f"validation_{name}": value for name, value in found.items()}
 
+    @property
+    def _warm_up_end(self) -> int:
+        """Epochs done when the warm-up ends; the last epoch counts as trained in any case."""
+        return min(self.config.likelihood.warmup_epochs, self.config.training.epochs - 1)
+
     def _picture(self) -> None:
-        self.tracker.image(
-            self.monitor.picture(self.averaged.module), "reconstructions", self.epoch
-        )
+        self.tracker.image(self.monitor.picture(self.smoothed), "reconstructions", self.epoch)
         kernels = self.monitor.kernels(self.objective)
         if kernels is not None:
             self.kernel_history[self.epoch] = kernels
@@ -276,20 +301,7 @@ def load_objective(path: Path, config: Config) -> tuple[Objective, dict[str, Any
         raise InputError(
             f"checkpoint {path} does not fit its run's configuration: train again"
         ) from error
-    return averaged.module.eval(), state
-
-
-def step_metrics(parts: ElboParts) -> dict[str, float]:
-    """Means over a batch, as they are tracked."""
-    metrics = {
-        "elbo": parts.elbo.mean().item(),
-        "distortion": parts.distortion.mean().item(),
-        "rate": parts.rate.mean().item(),
-        "scale": parts.scale.item(),
-    }
-    if parts.kernel is not None:
-        metrics["kernel_width"] = kernel_width(parts.kernel).mean().item()
-    return metrics
+    return cast(Objective, averaged.module.eval()), state
 
 
 def summary(metrics: dict[str, float]) -> str:

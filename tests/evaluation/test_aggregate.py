@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.aggregate import aggregate, bootstrap, subject_means
+from pipeline.evaluation.aggregate import aggregate, bootstrap
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12).map(np.array)
 
@@ -74,13 +74,6 @@ def test_a_constant_shift_shifts_two_metrics_alike() -> None:
         assert left is not None and right == pytest.approx(left + 1.0)
 
 
-def test_subjects_count_alike_however_many_slices_they_have() -> None:
-    names, means = subject_means(np.array([1.0, 5.0, 3.0, 3.0]), ["b", "a", "b", "b"])
-    assert names == ["a", "b"]
-    np.testing.assert_allclose(means, [5.0, 7 / 3])
-    assert subject_means(np.zeros(0), [])[0] == []
-
-
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="S,"):
         bootstrap(np.zeros((2, 2)))
@@ -90,5 +83,3 @@ def test_wrong_input_is_refused() -> None:
         bootstrap(np.zeros(2), samples=0)
     with pytest.raises(ValueError, match="different numbers"):
         aggregate({"a": np.zeros(2), "b": np.zeros(3)})
-    with pytest.raises(ValueError, match="subject names"):
-        subject_means(np.zeros(2), ["a"])

@@ -1,0 +1,104 @@
+# Every command a user needs; `make help` lists them. Each creates or updates .venv by itself.
+
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+RUN ?=
+STORE ?=
+WORK ?= work
+PORT ?= 5000
+PYTHON ?= python3
+
+# The programs read WORK from the environment.
+export WORK
+
+EXTRAS := dev,lpips-weights,n4
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+REQUIREMENTS := pyproject.toml constraints.txt
+
+# STORE names the prepared store in every stage, RUN the run; both default to the config's name.
+stage = --config "$(CONFIG)" $(if $(STORE),--prepare.name "$(STORE)")
+run = $(if $(RUN),--run "$(RUN)")
+# With RUN= and no CONFIG=, a run is scored with the configuration it was trained with.
+scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
+
+# Tests must neither write to a user's WORK nor log to a user's MLflow server.
+PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help prepare train evaluate ui test test-all lint clean
+# `make prepare train evaluate` is a sequence, under -j too.
+.NOTPARALLEL:
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
+	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
+	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
+	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
+	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
+
+prepare: $(INSTALLED) ## Raw images -> WORK/stores/STORE
+	$(PY) -m data_prep $(stage) $(ARGS)
+
+train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
+	$(PY) -m pipeline train $(stage) $(run) $(ARGS)
+
+evaluate: $(INSTALLED) ## Score a run on people it has not seen
+	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
+
+ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http://*|https://*) \
+	  echo "MLFLOW_TRACKING_URI is a server: open $$MLFLOW_TRACKING_URI in a browser"; exit 0;; \
+	esac; \
+	uri="$$MLFLOW_TRACKING_URI"; \
+	if [ -z "$$uri" ]; then \
+	  if [ ! -f "$$WORK/mlflow.db" ]; then \
+	    echo "error: there is no $$WORK/mlflow.db yet: run make prepare train first" >&2; exit 2; \
+	  fi; \
+	  uri="sqlite:///$$(cd "$$WORK" && pwd)/mlflow.db"; \
+	  runs="/#/experiments/1/runs?workflowType=machine_learning"; \
+	fi; \
+	echo "open http://127.0.0.1:$(PORT)$$runs in a browser; Ctrl-C ends it"; \
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  exec $(PY) -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$$uri"
+
+lint: $(INSTALLED) ## Style, format, types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint ## Lint, then the quick tests
+	$(PYTEST) -m "not slow"
+
+test-all: lint ## Lint, then all tests
+	$(PYTEST)
+
+clean: ## Remove .venv and caches; what WORK holds stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find data_prep pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp keeps a copy of what was installed: a checkout that only touches the files costs nothing.
+# It is written last, so that an interrupted installation starts again.
+$(INSTALLED): $(REQUIREMENTS)
+	@if $(PY) -c '' 2>/dev/null && cat $(REQUIREMENTS) | cmp -s - $@; then touch $@; exit 0; fi; \
+	set -e; \
+	rm -f $@; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: Python 3.11 or newer is needed, and $(PYTHON) is not: make PYTHON=FILE" >&2; \
+	    exit 2; }; \
+	  echo "creating $(VENV)"; \
+	  $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	    echo "error: $(PYTHON) -m venv failed: is its package (python3-venv) installed?" >&2; \
+	    exit 2; }; \
+	fi; \
+	echo "installing into $(VENV)"; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; \
+	env -u UV_SYSTEM_PYTHON $(PY) -m uv pip install --quiet --python $(PY) \
+	  --constraint constraints.txt --build-constraint constraints.txt --editable '.[$(EXTRAS)]'; \
+	cat $(REQUIREMENTS) > $@.part; \
+	mv $@.part $@

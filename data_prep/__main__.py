@@ -1,0 +1,157 @@
+"""Command line: python -m data_prep --config configs/demo.yaml [--prepare.root DIR] ..."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfig
+from data_prep.errors import InputError
+
+# Sections of the same file that belong to the other package; passed over, never checked here.
+OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "tracking")
+
+GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the store that the configuration describes.
+
+    Returns the exit code: 0 all good; 2 bad input, told in one line; 3 the store is there, but more
+    subjects than prepare.max_quarantined were not usable; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = configuration(arguments)
+        if config is None:
+            return GOOD
+        # Only now: asking for help or making a typing error should not wait for scipy.
+        from data_prep.prepare import prepare, summary
+
+        work = Path(os.environ.get("WORK") or "work")
+        report = prepare(config, work)
+        print("\n".join(summary(report, work / "stores" / config.name)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        # The file system's own refusals: no permission, no space left.
+        print(f"error: {InputError(str(error))}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return QUARANTINED if len(report.store.quarantined) > config.max_quarantined else GOOD
+
+
+def configuration(arguments: list[str]) -> PrepareConfig | None:
+    """The `prepare` section from the files and overrides in `arguments`; None: help was printed.
+
+    Raises:
+        InputError: naming the file, section or key that is wrong.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(
+        prog="python -m data_prep",
+        description="Raw NIfTI volumes become a prepared store. Sections other than `prepare`, and "
+        "overrides of them, are the pipeline's and are passed over. WORK in the environment moves "
+        "what is generated (default: work).",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, such as configs/*")
+    parser.add_argument("--prepare", type=PrepareConfig, default=PrepareConfig())
+    files: list[str] = []
+    try:
+        parsed = parser.parse_args(list(_own(arguments, files)))
+        values = parsed.prepare.as_dict()
+        split, cohort = SplitConfig(**values.pop("split")), CohortConfig(**values.pop("cohort"))
+        config = PrepareConfig(**values, split=split, cohort=cohort)
+    except SystemExit as end:  # --help and --print_config
+        if end.code:
+            raise InputError("the command line could not be read") from None
+        return None
+    except (ArgumentError, ValueError, TypeError, KeyError) as error:
+        raise InputError(_readable(str(error))) from None
+    if not config.name and files:
+        stem = Path(files[-1]).stem
+        if not PLAIN_NAME.fullmatch(stem):
+            raise InputError(f"prepare.name is not set and '{stem}' cannot name a store: set it")
+        config = replace(config, name=stem)
+    return config
+
+
+def _own(arguments: list[str], files: list[str]) -> Iterator[str]:
+    """`arguments` without what belongs to the pipeline, each --config replaced by its own part.
+
+    The names of the configuration files are appended to `files`.
+    """
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.partition("=")
+        section = key.removeprefix("--").split(".")[0] if key.startswith("--") else ""
+        if section not in (*OTHER_SECTIONS, "run", "config"):
+            yield argument
+            continue
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if section == "config":
+            if not value:
+                raise InputError("--config needs the name of a file")
+            files.append(value)
+            yield f"--config={_prepare_section(Path(value))}"
+
+
+def _prepare_section(path: Path) -> str:
+    """The part of a YAML file that is ours, as text that the parser reads in the file's stead."""
+    from jsonargparse import get_loader
+
+    try:
+        content: Any = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not valid YAML: {error}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path} must hold sections such as prepare:")
+    for section in content:
+        if section not in (*OTHER_SECTIONS, "prepare"):
+            known = ", ".join(("prepare", *OTHER_SECTIONS))
+            raise InputError(f"{path}: unknown section '{section}'; known are {known}")
+    if "prepare" not in content:
+        return "{}"
+    for key, value in (("prepare", content["prepare"]), *_nested(content["prepare"])):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: {key} must hold keys of its own, got {value!r}")
+    return json.dumps({"prepare": content["prepare"]})
+
+
+def _nested(section: Any) -> list[tuple[str, Any]]:
+    """The sections within `prepare`, as far as the file names them."""
+    keys = ("split", "cohort") if isinstance(section, dict) else ()
+    return [(f"prepare.{key}", section[key]) for key in keys if key in section]
+
+
+def _readable(message: str) -> str:
+    """The parser's message in our words, where it names Python's types or its own parts."""
+    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    if unknown:
+        return f"unknown key {unknown[1]}.{unknown[2]}"
+    wrong = re.search(r'Parser key "([\w.]+)"[:.] *(.*)', message, re.DOTALL)
+    if not wrong:
+        return message
+    text = re.sub(r"a <class '(\w+)'>", r"\1", wrong[2])
+    text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return f"{wrong[1]}: {text}".replace(". Got value:", ", got")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

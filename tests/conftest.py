@@ -1,0 +1,121 @@
+"""What many tests share: one thread, a work folder of their own, tiny prepared stores."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from scipy.ndimage import gaussian_filter
+
+from data_prep.config import PrepareConfig
+from data_prep.store import Store, SubjectEntry, write_manifest, write_shard
+
+torch.set_num_threads(1)
+# Deterministic: a test that fails, fails on every machine. The clock of a busy one is no failure.
+settings.register_profile("laws", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("laws")
+
+OASIS = Path(__file__).parents[1].parent / "shared/data/oasis-hcp-layout"
+SIDE = 32
+SPLITS = ("train", "train", "train", "validation", "test", "test")
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every run, whatever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything generated goes to a folder of the test's own, MLflow's database included."""
+    folder = tmp_path / "work"
+    monkeypatch.setenv("WORK", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture
+def oasis() -> Path:
+    """The real OASIS volumes in the HCP layout."""
+    if not OASIS.is_dir():
+        pytest.skip(f"the OASIS volumes are not at {OASIS}")
+    return OASIS
+
+
+def blobs(count: int, channels: int, generator: np.random.Generator) -> np.ndarray:
+    """Smooth blobs with some sharp edges in a dark surround, (count,channels,32,32) in [0,1]."""
+    noise = generator.standard_normal((count, channels, SIDE, SIDE))
+    smooth = gaussian_filter(noise, (0, 0, 2.5, 2.5))
+    smooth = 0.5 + 0.2 * smooth / smooth.std()
+    axis = np.linspace(-1, 1, SIDE)
+    head = np.hypot(axis[:, None], axis[None, :]) < 0.85
+    return np.clip((smooth + 0.2 * (smooth > 0.6)) * head, 0, 1)
+
+
+def write_store(
+    work: Path,
+    name: str = "tiny",
+    *,
+    seed: int = 0,
+    prefix: str = "p",
+    splits: Sequence[str] = SPLITS,
+    families: Sequence[str] | None = None,
+    slices: int = 6,
+    channels: int = 1,
+    plane: str = "axial",
+) -> Store:
+    """A prepared store of one subject per item of `splits`, written by the store's own writer."""
+    generator = np.random.default_rng(seed)
+    path = work / "stores" / name
+    entries = []
+    for index, split in enumerate(splits):
+        subject = f"{prefix}{index:02d}"
+        shard = write_shard(path, subject, blobs(slices, channels, generator))
+        entries.append(
+            SubjectEntry(
+                subject=subject,
+                family=families[index] if families else subject,
+                split=split,
+                source=f"{subject}.nii.gz",
+                source_sha256=shard["shard_sha256"],
+                source_bytes=1,
+                source_mtime_ns=1,
+                mask="",
+                mask_bytes=0,
+                mask_mtime_ns=0,
+                slice_indices=tuple(range(slices)),
+                affine=tuple(tuple(map(float, row)) for row in np.eye(4)),
+                cropped=False,
+                **shard,
+            )
+        )
+    write_manifest(
+        path,
+        name=name,
+        simulated=True,
+        configuration=PrepareConfig(size=SIDE).recorded(),
+        image_shape=(channels, SIDE, SIDE),
+        spacing_mm=3.2,
+        orientation="rows A>P, columns L>R",
+        plane=plane,
+        subjects=entries,
+        quarantined=[],
+    )
+    return Store.open(path)
+
+
+@pytest.fixture(scope="session")
+def store_writer() -> MakeStore:
+    """`write_store`: writes a tiny store into a work folder."""
+    return write_store
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Six subjects over the three splits, 6 slices each, 32x32. Read only."""
+    return write_store(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,67 @@
+"""From the store to batches: nothing lost, nothing twice, nothing changed."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.store import Store
+from pipeline.data.slices import SliceDataset, open_store, shuffled_batches
+from pipeline.errors import InputError
+
+
+def test_items_are_the_stored_numbers(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects("train"))
+    assert len(data) == 18
+    for subject, entry in enumerate(data.subjects):
+        raw = np.load(tiny_store.path / entry.shard)
+        expected = torch.from_numpy(raw.astype(np.float32) / 65535)
+        assert torch.equal(data.of_subject(subject), expected)
+        assert list(np.flatnonzero(data.subject_of == subject)) == list(
+            range(data.first[subject], data.first[subject + 1])
+        )
+    assert data[0].dtype == torch.float32 and data[0].shape == (1, 32, 32)
+
+
+def test_a_pickled_data_set_carries_no_pixels(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects())
+    small = len(pickle.dumps(data))
+    image = data[3]
+    assert len(pickle.dumps(data)) == small
+    assert torch.equal(pickle.loads(pickle.dumps(data))[3], image)
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 1000))
+def test_an_epoch_has_full_batches_of_different_items(count: int, size: int, seed: int) -> None:
+    batches = list(shuffled_batches(count, size, torch.Generator().manual_seed(seed)))
+    used = [index for batch in batches for index in batch]
+    assert {len(batch) for batch in batches} == {min(size, count)}
+    assert len(batches) == max(count // size, 1)
+    assert len(set(used)) == len(used) and set(used) <= set(range(count))
+
+
+def test_epochs_differ_and_the_seed_repeats_them() -> None:
+    one, two = (torch.Generator().manual_seed(4) for _ in range(2))
+    epochs = [list(shuffled_batches(20, 5, one)) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    assert [list(shuffled_batches(20, 5, two)) for _ in range(2)] == epochs
+
+
+def test_a_store_opens_by_name_and_by_path(tiny_store: Store) -> None:
+    work = tiny_store.path.parents[1]
+    by_name, by_path = open_store("tiny", work), open_store(str(tiny_store.path), Path("/nowhere"))
+    assert by_name.digest == by_path.digest == tiny_store.digest
+
+
+def test_a_damaged_shard_is_an_input_error(work: Path, store_writer: Callable[..., Store]) -> None:
+    store = store_writer(work)
+    entry = store.subjects("train")[0]
+    shard = store.path / entry.shard
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(InputError, match=r"p00\.npy cannot be read"):
+        SliceDataset(open_store("tiny", work), [entry])[0]

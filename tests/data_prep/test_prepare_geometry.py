@@ -1,0 +1,167 @@
+"""Where voxels go: orientation, physical size, the affine, the choice of slices."""
+
+from itertools import pairwise, permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from small_volumes import brain, write_nifti
+
+from data_prep.config import PrepareConfig
+from data_prep.errors import VolumeError
+from data_prep.slices import choose_slices, cut_slices, largest_piece
+from data_prep.volume import Volume, load_volume, n4_corrected, normalised
+
+CONFIG = PrepareConfig(
+    size=32, spacing_mm=1.7, slice_spacing_mm=2.6, min_brain_area=0.3, source="hcp", root="."
+)
+# Anisotropic, so that a swapped axis shows as a swapped size.
+AFFINE = np.diag([1.1, 0.9, 1.3, 1.0])
+AFFINE[:3, 3] = -11, -17, 5
+
+
+def prepared(path: Path, plane: str) -> tuple[Volume, np.ndarray, tuple[int, ...], np.ndarray]:
+    config = PrepareConfig(**{**vars(CONFIG), "plane": plane})
+    volume = load_volume(path, None, config)
+    slices = cut_slices(volume, config)
+    return volume, slices.images, slices.indices, slices.affine
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_all_48_storage_orientations_give_the_same_slices(tmp_path: Path, plane: str) -> None:
+    canonical = nib.Nifti1Image(brain(), AFFINE)
+    results = []
+    for axes, flips in product(permutations(range(3)), product([1, -1], repeat=3)):
+        orientation = np.array([axes, flips]).T
+        stored = canonical.as_reoriented(orientation)
+        path = write_nifti(tmp_path / "stored.nii", np.asarray(stored.dataobj), stored.affine)
+        _, images, indices, affine = prepared(path, plane)
+        results.append((images.tobytes(), indices))
+        np.testing.assert_allclose(affine, prepared_reference(tmp_path, plane), atol=1e-4)
+    assert len(results) == 48
+    assert len(set(results)) == 1
+
+
+def prepared_reference(folder: Path, plane: str) -> np.ndarray:
+    path = folder / "reference.nii"
+    if not path.exists():
+        write_nifti(path, brain(), AFFINE)
+    return prepared(path, plane)[3]
+
+
+@pytest.mark.parametrize(
+    ("plane", "rows", "columns"),
+    [("axial", "P", "R"), ("coronal", "I", "R"), ("sagittal", "I", "A")],
+)
+def test_rows_and_columns_run_as_the_manifest_says(
+    tmp_path: Path, plane: str, rows: str, columns: str
+) -> None:
+    affine = prepared(write_nifti(tmp_path / "a.nii", brain(), AFFINE), plane)[3]
+    assert nib.aff2axcodes(affine)[:2] == (rows, columns)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, plane: str) -> None:
+    """Without resampling, every pixel is some voxel, and the affine says which."""
+    path = write_nifti(tmp_path / "a.nii.gz", brain(), np.diag([1.0, 1, 1, 1]))
+    config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "spacing_mm": 1.0})
+    volume = load_volume(path, None, config)
+    slices = cut_slices(volume, config)
+    pixels = np.argwhere(slices.images[:, 0] > 0)
+    places = np.column_stack(
+        [pixels[:, 1:], np.array(slices.indices)[pixels[:, 0]], np.ones(len(pixels))]
+    )
+    voxels = (np.linalg.inv(volume.affine) @ slices.affine @ places.T)[:3]
+    # The grid's centre may lie half-way between two voxels: linear interpolation there.
+    shown = slices.images[pixels[:, 0], 0, pixels[:, 1], pixels[:, 2]]
+    np.testing.assert_allclose(map_coordinates(volume.data, voxels, order=1), shown, atol=1e-5)
+
+
+def test_voxel_size_and_not_array_shape_decides_the_size_in_pixels() -> None:
+    """A box of 12 x 20 mm is 6 x 10 pixels of 2 mm, however it was sampled."""
+    config = PrepareConfig(size=32, spacing_mm=2.0)
+    for x_mm, y_mm in [(1.0, 1.0), (0.5, 2.0), (2.0, 0.5), (0.7, 1.3)]:
+        data = np.zeros((round(40 / x_mm), round(40 / y_mm), 6), np.float32)
+        data[: round(12 / x_mm), : round(20 / y_mm)] = 1
+        spacing = np.array([x_mm, y_mm, 3])
+        volume = Volume(data, data > 0, np.diag([*spacing, 1.0]), spacing, "")
+        image = cut_slices(volume, config).images[0, 0]
+        # Pixels count by how much of the box they hold; rows run along y.
+        assert image.sum(axis=0).max() == pytest.approx(10, abs=0.6)
+        assert image.sum(axis=1).max() == pytest.approx(6, abs=0.6)
+
+
+def test_a_speck_beside_the_brain_does_not_shift_the_picture() -> None:
+    mask = brain() > 0
+    speck = mask.copy()
+    speck[0, 0, 0] = True
+    np.testing.assert_array_equal(largest_piece(speck), mask)
+
+
+def test_a_brain_larger_than_the_picture_is_reported(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", brain())
+    small, large = (PrepareConfig(size=32, spacing_mm=s) for s in (0.5, 1.0))
+    assert cut_slices(load_volume(path, None, small), small).cropped
+    assert not cut_slices(load_volume(path, None, large), large).cropped
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=60).filter(any),
+    st.floats(0.3, 3),
+    st.floats(0.3, 9),
+    st.floats(0.01, 1),
+    st.integers(0, 9),
+)
+def test_chosen_slices_are_ascending_large_enough_and_evenly_apart(
+    areas: list[int], voxel: float, spacing: float, share: float, limit: int
+) -> None:
+    chosen = choose_slices(np.array(areas), voxel, spacing, share, limit)
+    assert 1 <= len(chosen) <= (limit or len(areas))
+    assert list(chosen) == sorted(set(chosen))
+    assert all(areas[i] >= share * max(areas) for i in chosen)
+    step = max(1, round(spacing / voxel))
+    assert all((b - a) % step == 0 for a, b in pairwise(chosen))
+
+
+def test_normalised_intensities_span_0_to_1_and_the_background_is_exactly_0() -> None:
+    data = brain().astype(np.float32)
+    mask = data > 0
+    result = normalised(data, mask, 1, 99)
+    assert result.dtype == np.float32
+    assert (result[~mask] == 0).all()
+    assert result.min() == 0
+    assert result.max() == 1
+    # Scanner units and offset carry no meaning and leave no trace.
+    np.testing.assert_allclose(normalised(7 * data + 3, mask, 1, 99), result, atol=1e-5)
+
+
+def test_a_mask_replaces_the_guess_and_must_fit(tmp_path: Path) -> None:
+    image = write_nifti(tmp_path / "image.nii.gz", brain() + 50)
+    mask = write_nifti(tmp_path / "mask.nii.gz", (brain() > 0).astype(np.uint8))
+    np.testing.assert_array_equal(load_volume(image, mask, CONFIG).mask, brain() > 0)
+    wrong = write_nifti(tmp_path / "wrong.nii.gz", np.ones((5, 6, 7), np.uint8))
+    with pytest.raises(VolumeError) as error:
+        load_volume(image, wrong, CONFIG)
+    assert error.value.reason == "mask_shape"
+    moved = write_nifti(tmp_path / "moved.nii.gz", (brain() > 0).astype(np.uint8), AFFINE)
+    with pytest.raises(VolumeError) as error:
+        load_volume(image, moved, CONFIG)
+    assert error.value.reason == "mask_position"
+
+
+def test_n4_flattens_a_bias_field() -> None:
+    pytest.importorskip("SimpleITK")
+    shape = (40, 44, 36)
+    mask = brain(shape) > 0
+    flat = np.where(mask, 500 + 20 * (brain(shape, 1) > 600), 0).astype(np.float32)
+    bias = np.exp(np.linspace(-0.4, 0.4, shape[0]))[:, None, None].astype(np.float32)
+    corrected = n4_corrected(flat * bias, mask, np.ones(3))
+
+    def spread(volume: np.ndarray) -> float:
+        return float(volume[mask].std() / volume[mask].mean())
+
+    assert spread(corrected) < 0.4 * spread(flat * bias)

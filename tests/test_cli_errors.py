@@ -1,0 +1,218 @@
+"""A mistake is told in one line that names it, with exit code 2: never in a traceback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from data_prep.store import Store
+from pipeline.__main__ import main
+
+Fail = Callable[..., str]
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Runs a command that must fail, and returns what it says."""
+
+    def run(*words: object) -> str:
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        lines = said.err.splitlines()
+        assert code == 2
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in said.out + said.err
+        assert "<class" not in lines[0] and "typing." not in lines[0]
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a configuration file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training: {epochz: 4}", ["training.epochz"]),
+        ("trainin: {epochs: 4}", ["trainin"]),
+        ("data: {augmentation: {elastik: 0}}", ["data.augmentation.elastik"]),
+        ("training: {epochs: three}", ["training.epochs", "a whole number", "three"]),
+        ("training: {epochs: 1.5}", ["training.epochs", "a whole number", "1.5"]),
+        ("training: {learning_rate: fast}", ["training.learning_rate", "a number", "fast"]),
+        ("training: {rate_target: high}", ["training.rate_target", "a number", "null", "high"]),
+        ("data: {flip: perhaps}", ["data.flip", "true or false", "perhaps"]),
+        ("likelihood: {form: winer}", ["likelihood.form", "wiener", "positive_definite", "winer"]),
+        ("likelihood: {scale: best}", ["likelihood.scale", "optimal", "a number", "best"]),
+        ("likelihood: {kernel_size: 10}", ["likelihood.kernel_size", "odd", "10"]),
+        ("model: {latent: [3, 5, 5]}", ["model.latent", "[3, 5, 5]"]),
+        ("model: {latent: 16}", ["model.latent", "16"]),
+        ("model: {latent: [a]}", ["model.latent"]),
+        ("prepare: {size: 48}", ["prepare.size", "48"]),
+        ("evaluation: {split: train}", ["evaluation.split", "train"]),
+        ("training: {epochs: -1}", ["training.epochs", "-1"]),
+        ("training: 3", ["mine.yaml", "training", "3"]),
+        ("training:", ["mine.yaml", "training"]),
+        ("data: {augmentation: off}", ["mine.yaml", "augmentation"]),
+        ("training: {epochs: 3\nmodel: {", ["mine.yaml", "line 2"]),
+        ("- training", ["mine.yaml"]),
+        ("just words", ["mine.yaml"]),
+        ("", ["mine.yaml"]),
+        ("a: \x00", ["mine.yaml"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_configuration(
+    fail: Fail, config: Callable[[str], Path], text: str, words: list[str]
+) -> None:
+    said = fail("train", "--config", config(text))
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--training.epochz=3", ["training.epochz"]),
+        ("--training.epochs=x", ["training.epochs", "a whole number"]),
+        ("--training.epochs", ["training.epochs"]),
+        ("--colour=red", ["--colour"]),
+        ("more", ["more"]),
+        ("--run=a/b", ["--run", "a/b"]),
+        ("--run=..", ["--run"]),
+        ("--restart=perhaps", ["restart", "true or false"]),
+        ("--config=nowhere.yaml", ["nowhere.yaml"]),
+        ("--config=.", ["config"]),
+    ],
+)
+def test_a_wrong_argument(
+    fail: Fail, config: Callable[[str], Path], argument: str, words: list[str]
+) -> None:
+    said = fail("train", "--config", config("training: {epochs: 1}"), argument)
+    for word in words:
+        assert word in said
+
+
+def test_an_unknown_command(fail: Fail) -> None:
+    said = fail("trian")
+    assert all(word in said for word in ("trian", "train", "evaluate"))
+
+
+def test_no_configuration_at_all(fail: Fail) -> None:
+    assert "--config" in fail("train")
+    assert "--run" in fail("evaluate")
+
+
+def test_no_store(fail: Fail, config: Callable[[str], Path]) -> None:
+    said = fail("train", "--config", config("training: {epochs: 1}"))
+    assert "stores/mine" in said and "data_prep" in said
+    assert "stores/other" in fail("train", "--data.store", "other")
+
+
+def test_a_store_of_another_schema_version(
+    fail: Fail, work: Path, store_writer: Callable[..., Store]
+) -> None:
+    manifest = store_writer(work).path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "schema_version": 99}))
+    said = fail("train", "--data.store", "tiny")
+    assert "manifest.json" in said and "99" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--likelihood.term", "bluur"], ["likelihood.term", "blur, gaussian", "bluur"]),
+        (["--training.device", "gpu"], ["training.device", "gpu"]),
+        (["--model.latent", "[4,32,32]"], ["model.latent"]),
+        (["--likelihood.kernel_size", "33"], ["likelihood.kernel_size", "33"]),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_the_store(
+    fail: Fail,
+    work: Path,
+    store_writer: Callable[..., Store],
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    store_writer(work)
+    said = fail("train", "--data.store", "tiny", "--tracking.enabled", "false", *arguments)
+    for word in words:
+        assert word in said
+    assert not (work / "runs/tiny/config.yaml").exists()
+
+
+def test_an_unknown_run(fail: Fail) -> None:
+    assert "runs/nobody" in fail("evaluate", "--run", "nobody")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint"], ids=str)
+def test_an_unreadable_checkpoint(fail: Fail, work: Path, content: bytes | None) -> None:
+    run = work / "runs/mine"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"store": "tiny"}}))
+    for name in ("best.pt", "last.pt"):
+        if content is not None:
+            (run / "checkpoints" / name).write_bytes(content)
+    said = fail("evaluate", "--run", "mine")
+    assert ".pt" in said and "train" in said
+
+
+def test_an_unreadable_checkpoint_to_go_on_from(
+    fail: Fail, work: Path, store_writer: Callable[..., Store]
+) -> None:
+    store_writer(work)
+    last = work / "runs/tiny/checkpoints/last.pt"
+    last.parent.mkdir(parents=True)
+    state: dict[str, Any] = {"schema_version": 0}
+    torch.save(state, last)
+    said = fail("train", "--data.store", "tiny")
+    assert "last.pt" in said and "schema version 0" in said
+
+
+def test_a_damaged_run_configuration(fail: Fail, work: Path) -> None:
+    run = work / "runs/mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("training: 3")
+    assert "config.yaml" in fail("evaluate", "--run", "mine")
+
+
+def test_mlflow_that_cannot_be_used(
+    fail: Fail, work: Path, store_writer: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_writer(work)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    said = fail("train", "--data.store", "tiny")
+    assert "nonsense://nowhere" in said and "--tracking.enabled false" in said
+
+
+def test_in_a_shell() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", "--training.epochs", "many"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False,
+    )  # fmt: skip
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr == "error: training.epochs: expected a whole number, not many\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert "evaluate" in capsys.readouterr().out

@@ -1,0 +1,358 @@
+"""The loop: the same again gives the same, and an interruption changes nothing."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pipeline.training.loop as loop
+from data_prep.store import Store
+from pipeline.config import Config, TrainingConfig
+from pipeline.data.augmentation import AugmentationConfig
+from pipeline.data.slices import DataConfig
+from pipeline.errors import InputError
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.models.config import ModelConfig
+from pipeline.tracking import NoTracker
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.loop import Trainer, choose_device, load_objective, summary
+from pipeline.training.objective import Objective
+
+
+class FixedMonitor:
+    """Says what it was told to say, and may interrupt the run in an epoch."""
+
+    def __init__(self, psnr: list[float] | None = None, stop_in: int | None = None) -> None:
+        self.images = torch.zeros(2, 1, 32, 32)
+        self.psnr = psnr or [20.0, 21.0, 22.0, 23.0, 24.0, 25.0]
+        self.stop_in = stop_in
+        self.seen: list[Objective] = []
+
+    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
+        self.seen.append(objective)
+        if self.stop_in == len(self.seen):
+            raise KeyboardInterrupt
+        return {"psnr": self.psnr[min(len(self.seen), len(self.psnr)) - 1]}
+
+    def picture(self, objective: Objective) -> np.ndarray:
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def kernels(self, objective: Objective) -> Tensor | None:
+        return objective.kernel(objective.vae.encode(self.images).mean.detach())
+
+
+class ListTracker(NoTracker):
+    """Keeps the metrics of every epoch."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        assert step == len(self.rows) + 1
+        self.rows.append(dict(values))
+
+
+def _config(**changes: Any) -> Config:
+    """`section__key=value` changes a key of the tiny configuration."""
+    config = Config(
+        data=DataConfig(store="tiny", augmentation=AugmentationConfig()),
+        model=ModelConfig(
+            latent=[4, 4, 4], width=4, max_width=8, residual_blocks=0, kernel_hidden=8
+        ),
+        likelihood=LikelihoodConfig(kernel_size=5, warmup_epochs=1),
+        training=TrainingConfig(epochs=4, batch_size=6, lr_warmup_steps=2, device="cpu"),
+    )
+    for name, value in changes.items():
+        section, key = name.split("__")
+        part = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def _trainer(
+    store: Store, folder: Path, monitor: FixedMonitor | None = None, **changes: Any
+) -> Trainer:
+    return Trainer(_config(**changes), store, folder, monitor or FixedMonitor())
+
+
+def _rows(trainer: Trainer) -> list[dict[str, float]]:
+    """Metrics per epoch, without what the clock decides."""
+    assert isinstance(trainer.tracker, ListTracker)
+    return [
+        {key: value for key, value in row.items() if key != "images_per_second"}
+        for row in trainer.tracker.rows
+    ]
+
+
+def _weights(trainer: Trainer) -> dict[str, Tensor]:
+    parts = {"now": trainer.objective, "averaged": trainer.averaged}
+    return {
+        f"{part}.{key}": value
+        for part, module in parts.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def _assert_same_weights(one: Trainer, two: Trainer) -> None:
+    left, right = _weights(one), _weights(two)
+    assert left.keys() == right.keys()
+    different = [key for key, value in left.items() if not torch.equal(value, right[key])]
+    assert not different
+
+
+@pytest.mark.parametrize("target", [None, 30.0], ids=["fixed beta", "rate target"])
+@pytest.mark.parametrize("term", ["blur", "gaussian"])
+def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
+    tiny_store: Store, tmp_path: Path, term: str, target: float | None
+) -> None:
+    changes: dict[str, Any] = {"likelihood__term": term, "training__rate_target": target}
+    whole = _trainer(tiny_store, tmp_path / "whole", **changes)
+    whole.fit(ListTracker())
+
+    first = _trainer(tiny_store, tmp_path / "parts", FixedMonitor(stop_in=3), **changes)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(ListTracker())
+    state = load_checkpoint(tmp_path / "parts/checkpoints/last.pt")
+    assert state["epoch"] == 2 and not state["finished"]
+    torch.manual_seed(12345)  # nothing hangs on the global generator after the start
+    second = _trainer(tiny_store, tmp_path / "parts", **changes)
+    tracker = ListTracker()
+    tracker.rows = [{}, {}]
+    second.resume(state)
+    second.fit(tracker)
+
+    _assert_same_weights(whole, second)
+    ends = [{k: v for k, v in _rows(t)[-1].items() if "psnr" not in k} for t in (whole, second)]
+    assert ends[0] == ends[1]
+    assert list(second.kernel_history) == list(whole.kernel_history)
+    final = load_checkpoint(tmp_path / "parts/checkpoints/last.pt")
+    assert final["finished"] and final["epoch"] == 4
+
+
+def test_the_same_seed_gives_the_same_losses(tiny_store: Store, tmp_path: Path) -> None:
+    runs = [
+        _trainer(tiny_store, tmp_path / str(i), training__epochs=2, training__seed=seed)
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    for run in runs:
+        run.fit(ListTracker())
+    assert _rows(runs[0]) == _rows(runs[1])
+    assert _rows(runs[0])[0]["distortion"] != _rows(runs[2])[0]["distortion"]
+
+
+def test_terms_see_the_same_batches_and_start_from_the_same_weights(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Objective.elbo
+    batches: dict[str, list[Tensor]] = {"gaussian": [], "blur": []}
+    starts: dict[str, list[Tensor]] = {}
+    for term, seen in batches.items():
+
+        def elbo(
+            self: Objective, image: Tensor, *rest: Any, seen: list[Tensor] = seen, **options: Any
+        ) -> Any:
+            parts = original(self, image, *rest, **options)
+            seen.append(image.clone())
+            return parts
+
+        monkeypatch.setattr(Objective, "elbo", elbo)
+        trainer = _trainer(tiny_store, tmp_path / term, likelihood__term=term, training__epochs=2)
+        starts[term] = [p.detach().clone() for p in trainer.objective.vae.parameters()]
+        trainer.fit(ListTracker())
+    assert len(batches["gaussian"]) == len(batches["blur"]) == 6
+    for pair in (batches, starts):
+        for left, right in zip(pair["gaussian"], pair["blur"], strict=True):
+            assert torch.equal(left, right)
+
+
+def test_tracked_are_the_parts_of_the_elbo_and_the_kernel(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=2)
+    last = trainer.fit(ListTracker())
+    assert {
+        "elbo", "distortion", "rate", "kernel_loss", "kernel_width", "scale", "beta",
+        "validation_psnr", "images_per_second",
+    } <= set(last)  # fmt: skip
+    assert all(math.isfinite(value) for value in last.values())
+    assert last["elbo"] == pytest.approx(-(last["distortion"] + last["rate"]), rel=1e-5)
+    words = summary(last)
+    assert "dB" in words and "nats" in words and "\n" not in words
+
+
+def test_the_kernel_network_learns_from_the_first_step(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=1, likelihood__warmup_epochs=5)
+    assert trainer.objective.kernel_network is not None
+    before = [p.detach().clone() for p in trainer.objective.kernel_network.parameters()]
+    assert "kernel_loss" in trainer.fit(ListTracker())
+    after = trainer.objective.kernel_network.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(
+        tiny_store, tmp_path, training__epochs=10, training__learning_rate=0.01,
+        likelihood__warmup_epochs=10,
+    )  # fmt: skip
+    trainer.fit(ListTracker())
+    rows = _rows(trainer)
+    assert rows[-1]["elbo"] > rows[0]["elbo"] + 100
+    assert rows[-1]["kernel_loss"] < 0.7 * rows[0]["kernel_loss"]
+
+
+def test_the_averaged_weights_are_the_documented_average(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weight of the old average: (1+n)/(10+n) of the n-th step, at most `ema_decay`."""
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=3, training__ema_decay=0.3)
+    history = []
+    update = trainer.averaged.update_parameters
+
+    def recording(model: torch.nn.Module) -> None:
+        history.append(next(model.parameters()).detach().clone())
+        update(model)
+
+    monkeypatch.setattr(trainer.averaged, "update_parameters", recording)
+    trainer.fit(ListTracker())
+    expected = history[0]
+    for n, weight in enumerate(history[1:], start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    found = next(trainer.averaged.module.parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert len(history) == 9 == trainer.step
+
+
+def test_evaluation_looks_at_the_averaged_weights(tiny_store: Store, tmp_path: Path) -> None:
+    monitor = FixedMonitor()
+    trainer = _trainer(tiny_store, tmp_path, monitor, training__epochs=2)
+    trainer.fit(ListTracker())
+    assert all(model is trainer.averaged.module for model in monitor.seen)
+    loaded, state = load_objective(tmp_path / "checkpoints/last.pt", trainer.config)
+    assert state["epoch"] == 2 and not loaded.training
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, trainer.averaged.module.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "psnr", "best"),
+    [
+        (0, [20, 25, 24, 23], 2),
+        (2, [30, 29, 24, 25], 4),
+        (2, [30, 29, 25, 24], 3),
+        (9, [30, 29, 28, 27], 4),
+        (2, [30, 29, math.nan, 24], 4),
+    ],
+)
+def test_the_best_checkpoint_is_the_best_since_the_warm_up(
+    tiny_store: Store, tmp_path: Path, warm_up: int, psnr: list[float], best: int
+) -> None:
+    """Under the Gaussian term of the warm-up PSNR is higher: it must not win for that."""
+    trainer = _trainer(tiny_store, tmp_path, FixedMonitor(psnr), likelihood__warmup_epochs=warm_up)
+    trainer.fit(ListTracker())
+    assert load_checkpoint(tmp_path / "checkpoints/best.pt")["epoch"] == best
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt")["epoch"] == 4
+
+
+def test_the_clock_stops_a_run_which_is_then_finished(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def monotonic() -> float:
+        nonlocal now
+        now += 5.0
+        return now
+
+    monkeypatch.setattr(loop.time, "monotonic", monotonic)
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=1000, training__max_minutes=1.0)
+    trainer.fit(ListTracker())
+    assert 1 <= trainer.epoch < 10
+    rates = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert max(rates) < 0.5 * trainer.config.training.learning_rate  # the schedule saw the clock
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt")["finished"]
+
+
+def test_the_learning_rate_warms_up_and_decays_to_nothing(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(
+        tiny_store, tmp_path, training__epochs=10, training__lr_warmup_steps=3,
+        training__learning_rate=0.01,
+    )  # fmt: skip
+    rates = []
+    step = trainer.optimizer.step
+
+    def recording(*args: Any) -> Any:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return step(*args)
+
+    monkeypatch.setattr(trainer.optimizer, "step", recording)
+    trainer.fit(ListTracker())
+    cosine = [0.005 * (1 + math.cos(math.pi * i / 30)) for i in range(30)]
+    expected = [min((i + 1) / 3, 1) * value for i, value in enumerate(cosine)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_rate_above_its_target_makes_the_rate_dearer(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_store, tmp_path, training__rate_target=0.01, training__epochs=2)
+    trainer.fit(ListTracker())
+    first, second = (row["beta"] for row in _rows(trainer))
+    assert first == 1.0 and second > 1.0
+    fixed = _trainer(tiny_store, tmp_path / "fixed", training__beta=0.7, training__epochs=2)
+    fixed.fit(ListTracker())
+    assert [row["beta"] for row in _rows(fixed)] == [0.7, 0.7]
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_store, tmp_path)
+    with torch.no_grad():
+        next(trainer.objective.vae.decoder.parameters()).fill_(math.nan)
+    with pytest.raises(InputError, match=r"not finite at step 0: .*training\.learning_rate"):
+        trainer.fit(ListTracker())
+
+
+def test_a_store_without_training_slices_is_refused(
+    work: Path, tmp_path: Path, store_writer: Any
+) -> None:
+    store = store_writer(work, splits=("test", "validation"))
+    with pytest.raises(InputError, match=r"no training slices: see prepare\.split"):
+        _trainer(store, tmp_path)
+
+
+def test_sagittal_slices_are_never_mirrored(work: Path, tmp_path: Path, store_writer: Any) -> None:
+    """Left and right of a sagittal slice are front and back."""
+    stores = [store_writer(work, name=plane, plane=plane) for plane in ("axial", "sagittal")]
+    assert [_trainer(store, tmp_path).flip for store in stores] == [True, False]
+    assert not _trainer(stores[0], tmp_path, data__flip=False).flip
+
+
+def test_an_unknown_device_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"training\.device 'gpu'"):
+        choose_device("gpu")
+    assert choose_device("cpu").type == "cpu"
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_store: Store, tmp_path: Path) -> None:
+    _trainer(tiny_store, tmp_path, training__epochs=1).fit(ListTracker())
+    with pytest.raises(InputError, match="does not fit"):
+        load_objective(
+            tmp_path / "checkpoints/last.pt",
+            _config(model__width=8),
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("beta", -1.0), ("max_minutes", -1),
+     ("ema_decay", 1.0), ("rate_target", 0.0), ("gradient_clip", -0.1), ("threads", -1)],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused_by_name(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"training\.{key}"):
+        TrainingConfig(**{key: value})  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""The two alternating steps: who learns from what."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.blur.spectrum import transfer_function
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.models.config import ModelConfig
+from pipeline.training.objective import ElboParts, Objective
+
+MODEL = ModelConfig(latent=[4, 4, 4], width=4, max_width=8, residual_blocks=0, kernel_hidden=8)
+
+
+def _objective(term: str = "blur", detach: bool = True, seed: int = 0) -> Objective:
+    torch.manual_seed(seed)
+    likelihood = LikelihoodConfig(term=term, kernel_size=5, detach_kernel=detach)
+    objective = Objective((1, 32, 32), MODEL, likelihood)
+    if objective.kernel_network is not None:  # a kernel that depends on z from the first step
+        with torch.no_grad():
+            for parameter in objective.kernel_network.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return objective
+
+
+def _images() -> Tensor:
+    return torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def _elbo(objective: Objective, warm_up: bool = False) -> ElboParts:
+    return objective.elbo(_images(), torch.Generator().manual_seed(2), warm_up=warm_up)
+
+
+def _gradients(module: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+@pytest.mark.parametrize("detach", [True, False])
+def test_step_a_leaves_the_kernel_network_without_gradient(detach: bool, warm_up: bool) -> None:
+    objective = _objective(detach=detach)
+    assert objective.kernel_network is not None
+    (-_elbo(objective, warm_up).elbo).sum().backward()
+    assert all(gradient is None for gradient in _gradients(objective.kernel_network))
+    for gradient in _gradients(objective.vae):
+        assert gradient is not None and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_step_b_leaves_encoder_and_decoder_without_gradient(detach: bool) -> None:
+    objective = _objective(detach=detach)
+    assert objective.kernel_network is not None
+    loss = objective.kernel_loss(_images(), _elbo(objective))
+    assert loss is not None and loss.shape == (3,)
+    loss.sum().backward()
+    assert all(gradient is None for gradient in _gradients(objective.vae))
+    for gradient in _gradients(objective.kernel_network):
+        assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_the_alternating_steps_are_one_graph_each() -> None:
+    """B after A's backward pass, on A's tensors, as the loop does it."""
+    objective = _objective()
+    parts = _elbo(objective)
+    (-parts.elbo).sum().backward()
+    before = [g.clone() for g in _gradients(objective.vae) if g is not None]
+    loss = objective.kernel_loss(_images(), parts)
+    assert loss is not None
+    loss.sum().backward()
+    for old, new in zip(before, _gradients(objective.vae), strict=True):
+        assert new is not None and torch.equal(old, new)
+
+
+def test_detaching_changes_the_gradient_through_the_latent_and_nothing_else() -> None:
+    one, two = (_objective(detach=detach) for detach in (True, False))
+    left, right = _elbo(one), _elbo(two)
+    assert torch.equal(left.elbo, right.elbo)
+    for parts in (left, right):
+        (-parts.elbo).sum().backward()
+    for a, b in zip(_gradients(one.vae.decoder), _gradients(two.vae.decoder), strict=True):
+        assert a is not None and b is not None
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    differences = [
+        ((a - b).norm() / a.norm()).item()
+        for a, b in zip(_gradients(one.vae.encoder), _gradients(two.vae.encoder), strict=True)
+        if a is not None and b is not None
+    ]
+    assert max(differences) > 1e-3
+
+
+def test_the_warm_up_is_the_gaussian_term() -> None:
+    blur, gaussian = _elbo(_objective(), warm_up=True), _elbo(_objective("gaussian"))
+    assert torch.equal(blur.elbo, gaussian.elbo) and blur.kernel is None
+    assert not torch.equal(blur.elbo, _elbo(_objective()).elbo)
+
+
+def test_terms_start_from_the_same_encoder_and_decoder() -> None:
+    blur, gaussian = _objective(seed=7), _objective("gaussian", seed=7)
+    for a, b in zip(blur.vae.parameters(), gaussian.vae.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_elbo_is_minus_distortion_minus_rate() -> None:
+    parts = _elbo(_objective())
+    assert torch.equal(parts.elbo, -(parts.distortion + parts.rate))
+    assert parts.elbo.shape == parts.rate.shape == (3,)
+
+
+def test_a_gaussian_objective_has_no_kernel() -> None:
+    objective = _objective("gaussian")
+    parts = _elbo(objective)
+    assert objective.kernel(parts.latent) is None
+    assert objective.kernel_loss(_images(), parts) is None
+
+
+def test_the_mean_latent_draws_nothing() -> None:
+    objective = _objective()
+    one, two = (objective.elbo(_images(), mean_latent=True) for _ in range(2))
+    assert torch.equal(one.elbo, two.elbo)
+    assert torch.equal(one.latent, objective.vae.encode(_images()).mean)
+
+
+def test_a_kernel_larger_than_the_image_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"likelihood\.kernel_size 33"):
+        Objective((1, 32, 32), MODEL, LikelihoodConfig(kernel_size=33))
+    Objective((1, 32, 32), MODEL, LikelihoodConfig(term="gaussian", kernel_size=33))
+
+
+def _scenes(count: int, generator: torch.Generator) -> Tensor:
+    """Overlapping rectangles: edges in every place, power at every frequency."""
+    images = torch.zeros(count, 1, 32, 32)
+    for image in images:
+        for _ in range(12):
+            top, left = torch.randint(0, 28, (2,), generator=generator).tolist()
+            tall, wide = torch.randint(2, 12, (2,), generator=generator).tolist()
+            value = torch.rand((), generator=generator)
+            image[0, top : top + tall, left : left + wide] = value
+    return images
+
+
+def test_step_b_recovers_a_known_kernel() -> None:
+    """Reconstructions blurred by a lopsided kernel: only the true one explains them."""
+    objective = _objective()
+    network = objective.kernel_network
+    assert network is not None
+    truth = torch.tensor(
+        [[0, 0, 0, 0, 0], [0, 1, 2, 1, 0], [0, 2, 6, 4, 1], [0, 1, 3, 3, 1], [0, 0, 0, 1, 2]]
+    ).float()[None, None]
+    truth /= truth.sum()
+    images = _scenes(64, torch.Generator().manual_seed(0))
+    spectrum = torch.fft.rfft2(images) * transfer_function(truth, (32, 32))
+    reconstruction = torch.fft.irfft2(spectrum, s=(32, 32))
+    latent = torch.ones(16, 4, 4, 4)
+    template = _elbo(objective)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    batches = list(zip(images.split(16), reconstruction.split(16), strict=True))
+    for step in range(500):
+        batch, blurred = batches[step % len(batches)]
+        parts = dataclasses.replace(template, latent=latent, reconstruction=blurred)
+        loss = objective.kernel_loss(batch, parts)
+        assert loss is not None
+        optimizer.zero_grad()
+        (loss.mean() / 1024).backward()
+        optimizer.step()
+    found = network(latent[:1]).detach()
+    assert (found - truth).abs().max() < 0.01
+    assert (found - truth.flip((-2, -1))).abs().max() > 0.05

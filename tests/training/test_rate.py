@@ -1,0 +1,72 @@
+"""The controller holds the rate."""
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pipeline.training.rate import RateController
+
+
+@given(
+    target=st.floats(20, 500),
+    elasticity=st.floats(0.25, 1.2),
+    at_one=st.floats(20, 1000),
+    start=st.floats(0.05, 20),
+)
+def test_it_meets_the_target_whatever_the_slope(
+    target: float, elasticity: float, at_one: float, start: float
+) -> None:
+    """KL(β) = KL(1)·β^(−elasticity), the model following at once."""
+    assume(1e-4 < (at_one / target) ** (1 / elasticity) < 1e4)  # the β it takes
+    controller = RateController(beta=start, target=target)
+    rate = math.nan
+    for _ in range(60):
+        rate = at_one * controller.beta**-elasticity
+        controller.update(rate)
+    assert rate == pytest.approx(target, rel=0.03)
+    assert controller.settled(rate)
+
+
+@given(target=st.floats(30, 300), start=st.floats(0.1, 10), lag=st.floats(0.2, 1.0))
+def test_it_meets_the_target_of_a_model_that_follows_slowly(
+    target: float, start: float, lag: float
+) -> None:
+    """A trained model's rate falls with log β and needs epochs to follow; noise of 1%."""
+    controller = RateController(beta=start, target=target)
+    log_rate, rates = math.log(200.0), []
+    for epoch in range(200):
+        aim = math.log(200.0) - 0.5 * math.log(controller.beta)
+        log_rate += lag * (aim - log_rate)
+        rates.append(math.exp(log_rate) * (1 + 0.01 * math.sin(7.0 * epoch)))
+        controller.update(rates[-1])
+    assert sum(rates[-20:]) / 20 == pytest.approx(target, rel=0.03)
+
+
+@given(st.floats(0.01, 100), st.lists(st.floats(0, 1e6), max_size=20))
+def test_without_a_target_the_weight_stays(beta: float, rates: list[float]) -> None:
+    controller = RateController(beta=beta)
+    assert all(controller.update(rate) == beta for rate in rates)
+    assert controller.settled(123.0)
+
+
+@given(st.floats(1e-3, 1e9), st.floats(1, 1e4))
+def test_one_epoch_moves_it_towards_the_target_and_not_too_far(rate: float, target: float) -> None:
+    controller = RateController(beta=1.0, target=target)
+    new = controller.update(rate)
+    assert 1 / controller.largest_step <= new <= controller.largest_step
+    assert (new > 1) == (rate > target) or new == 1
+
+
+def test_a_collapsed_posterior_does_not_break_it() -> None:
+    controller = RateController(target=100.0)
+    for _ in range(100):
+        controller.update(0.0)
+        controller.update(1e-12)
+    assert controller.beta == controller.smallest
+
+
+def test_settled_means_within_three_percent() -> None:
+    controller = RateController(target=100.0)
+    assert [controller.settled(r) for r in (96.9, 97.1, 102.9, 103.1)] == [False, True, True, False]

@@ -97,7 +97,7 @@ def _own(arguments: list[str], files: list[str]) -> Iterator[str]:
         argument = rest.pop(0)
         key, equals, value = argument.partition("=")
         section = key.removeprefix("--").split(".")[0] if key.startswith("--") else ""
-        if section not in (*OTHER_SECTIONS, "run", "config"):
+        if section not in (*OTHER_SECTIONS, "run", "restart", "config"):
             yield argument
             continue
         if not equals and rest and not rest[0].startswith("--"):

@@ -67,12 +67,9 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 
     Skull stripping leaves specks beside the brain; they must not shift the picture.
     """
-    labels, count = ndimage.label(mask)
-    if count == 1:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return labels == sizes.argmax()
+    from monai.transforms.utils import get_largest_connected_component_mask
+
+    return np.asarray(get_largest_connected_component_mask(mask[None], connectivity=1)[0], bool)
 
 
 def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:

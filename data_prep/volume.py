@@ -91,8 +91,10 @@ def normalised(
     low, high = np.percentile(data[mask].astype(np.float64), [lower, upper])
     if not high > low:
         raise VolumeError("no_contrast", f"{name} has one intensity, {low:g}, all over the brain")
-    scaled = np.clip((data - np.float32(low)) / np.float32(high - low), 0, 1)
-    return np.where(mask, scaled, np.float32(0))
+    from monai.transforms import ScaleIntensityRange  # here, for its import takes seconds
+
+    scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data)
+    return np.where(mask, np.asarray(scaled, np.float32), np.float32(0))
 
 
 def require_n4() -> None:

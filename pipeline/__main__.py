@@ -32,10 +32,9 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument(
         "--run", type=str, default="", help="name of the run; the config's by default"
     )
-    if command == "train":
-        parser.add_argument(
-            "--restart", type=bool, default=False, help="train anew what was trained before"
-        )
+    parser.add_argument(
+        "--restart", type=bool, default=False, help="train anew what was trained before"
+    )
     parser.add_class_arguments(Config)
     return parser
 

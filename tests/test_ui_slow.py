@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
@@ -20,12 +19,29 @@ from pipeline.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update""".split()
-TINY = """--data.store tiny --model.latent [8] --model.width 8 --likelihood.kernel_size 5
---likelihood.warmup_epochs 1 --training.epochs 2 --training.batch_size 6
---evaluation.samples 8 --evaluation.bootstrap 20""".split()
-START_SECONDS, SHOW_MILLISECONDS = 120, 60_000
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+TINY = {
+    "data.store": "tiny",
+    "model.latent": "[8]",
+    "model.width": "8",
+    "likelihood.kernel_size": "5",
+    "likelihood.warmup_epochs": "1",
+    "training.epochs": "2",
+    "training.batch_size": "6",
+    "evaluation.samples": "8",
+    "evaluation.bootstrap": "20",
+}
+# Generous: a busy machine is no failure.
+START_SECONDS, SHOW_MILLISECONDS = 300, 120_000
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +52,9 @@ def runs(work: Path, store_writer: Callable[..., Store]) -> tuple[Any, Any, Any]
     from mlflow import MlflowClient
 
     store_writer(work)
-    assert main(["train", "--run", "shown", *TINY]) == 0
+    assert (
+        main(["train", "--run", "shown", *[f"--{key}={value}" for key, value in TINY.items()]]) == 0
+    )
     assert main(["evaluate", "--run", "shown"]) == 0
     client = MlflowClient(f"sqlite:///{work.resolve()}/mlflow.db")
     experiment = client.get_experiment_by_name("sharp-vae-mri")
@@ -131,12 +149,14 @@ def test_the_browser_shows_runs_metrics_and_pictures(
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot path.js-line').length > 2")
     shot("charts")
 
+    # By folder and file, as a user goes there: MLflow does not find a "+" in an address.
     images = [item.path for item in client.list_artifacts(trained.info.run_id, "images")]
     grid = min(path for path in images if path.endswith(".png"))
     for which, path in ((scored, "figures/reconstructions.png"), (trained, grid)):
-        run(which, f"/artifacts/{quote(path)}")
-        page.get_by_text(path.removeprefix("figures/")).first.wait_for()
+        run(which, "/artifacts")
+        for part in path.split("/"):
+            page.get_by_text(part, exact=True).first.click()
         page.wait_for_function(
-            "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 100)"
+            "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 200)"
         )
-        shot(Path(path).name[:15])
+        shot(path.split("/")[0])

@@ -27,6 +27,9 @@ from pipeline.training.objective import Objective
 
 log = logging.getLogger(__name__)
 
+# Real slices beside the prior's samples.
+SHOWN_SLICES = 24
+
 
 @dataclass
 class Evaluation:
@@ -171,7 +174,9 @@ def evaluate(
         metrics.pop("elbo_bits_per_dim")
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
-    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, state, store)
+    spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
+    real = torch.stack([data[int(index)] for index in spread])
+    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, real, state, store)
     drawn["spectra.png"] = figures.spectra(
         sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
     )
@@ -216,13 +221,13 @@ def _draw_figures(
     shown: list[tuple[Tensor, Tensor]],
     subjects: list[str],
     sampled: Tensor,
+    real: Tensor,
     state: dict[str, Any],
     store: Store,
 ) -> dict[str, Any]:
     """Figures of at most eight subjects, evenly spread, and of the kernels in training."""
     chosen = np.unique(np.linspace(0, len(shown) - 1, min(8, len(shown))).round().astype(int))
     images = torch.stack([shown[i][0] for i in chosen])
-    data = torch.stack([image for image, _ in shown])
     simulated = " (simulated people)" if store.simulated else ""
     drawn = {
         "reconstructions.png": figures.reconstructions(
@@ -232,7 +237,7 @@ def _draw_figures(
             title=f"Reconstructions of unseen subjects of store {store.name}{simulated}",
         ),
         "samples.png": figures.samples(
-            sampled, data, title=f"Samples from the prior beside unseen subjects{simulated}"
+            sampled, real, title=f"Samples from the prior beside unseen subjects{simulated}"
         ),
     }
     history = state["kernel_history"]

@@ -1,5 +1,6 @@
 """The protocol every reconstruction term follows."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +16,7 @@ class Distortion:
     scale: Tensor
 
 
-class ReconstructionTerm(nn.Module):
+class ReconstructionTerm(nn.Module, ABC):
     """Distortion between images and reconstructions.
 
     `density` says whether the value is a negative log-likelihood in nats; `needs_kernel` whether
@@ -26,13 +27,9 @@ class ReconstructionTerm(nn.Module):
     density: ClassVar[bool]
     needs_kernel: ClassVar[bool] = False
 
+    @abstractmethod
     def forward(self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None) -> Distortion:
         """image, reconstruction (B,C,H,W); kernel (B,1,s,s) or None -> distortion of (B,)."""
-        raise TypeError(f"{type(self).__name__} defines no forward")  # pragma: no cover
-
-    def precision(self, shape: tuple[int, int], kernel: Tensor | None) -> Tensor | None:
-        """The density's precision spectrum, (B or 1,1,H,W//2+1); None for what is no density."""
-        return None
 
 
 class Scale(nn.Module):

@@ -339,7 +339,7 @@ def test_mlflow_holds_the_training_run(trained: Trained) -> None:
     history = client.get_metric_history(run.info.run_id, "validation_psnr")
     assert [point.step for point in history] == [1, 2, 3]
     names = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
-    assert sum(name.endswith(".png") for name in names) == 3
+    assert sum(name.endswith(".png") for name in names) == 4  # step 0 and every epoch
     assert "config.yaml" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
     (entry,) = run.inputs.dataset_inputs
     digest = load_checkpoint(trained.run / "checkpoints/last.pt")["store"]["digest"]

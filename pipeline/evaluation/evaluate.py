@@ -243,9 +243,10 @@ def _draw_figures(
     history = state["kernel_history"]
     if history:
         epochs = sorted(history)
-        # Most happens early, so that the epochs shown are spread by their logarithm.
-        wanted = np.geomspace(epochs[0], epochs[-1], 5)
-        spread = {min(epochs, key=lambda epoch: abs(epoch - want)) for want in wanted}
+        # Most happens early: behind the first, the epochs shown are spread by their logarithm.
+        wanted = np.geomspace(max(epochs[0], 1), max(epochs[-1], 1), 4)
+        spread = {min(epochs[1:] or epochs, key=lambda epoch: abs(epoch - w)) for w in wanted}
+        spread.add(epochs[0])
         drawn["kernels.png"] = figures.kernels(
             state["kernel_images"][::2],
             {epoch: history[epoch][::2, 0] for epoch in sorted(spread)},

@@ -110,6 +110,8 @@ class Trainer:
         settings = self.config.training
         metrics: dict[str, float] = {}
         start = time.monotonic() - self.seconds
+        if self.epoch == 0:
+            self._picture()  # MLflow's viewer opens at step 0; the initial kernel tells, too
         with Reporter("epoch", settings.epochs) as reporter:
             while self.epoch < settings.epochs and not self._time_is_up():
                 metrics = self._epoch(start)

@@ -19,7 +19,8 @@ class TrainingConfig:
 
     epochs: int = 200
     max_minutes: float = 0.0
-    """Stop by the clock after this many minutes; 0 = never."""
+    """Stop by the clock after this many minutes; 0 = never. Where the clock is ahead of the epochs,
+    the learning rate follows it, and a repeat can differ."""
     batch_size: int = 16
     learning_rate: float = 4e-3
     kernel_learning_rate: float = 1e-3

@@ -13,15 +13,7 @@ from pipeline.config import Config
 from pipeline.data.slices import open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import Interval
-from pipeline.evaluation.evaluate import (
-    evaluate,
-    fingerprint,
-    people_to_score,
-    perceptual_distances,
-    read_evaluation,
-    write_evaluation,
-)
-from pipeline.evaluation.monitor import ValidationMonitor
+from pipeline.evaluation.record import fingerprint, read_evaluation, write_evaluation
 from pipeline.files import write_text
 from pipeline.tracking import track
 from pipeline.training.checkpoint import load_checkpoint
@@ -69,6 +61,8 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         if state["finished"]:
             print(f"run {run} is trained already ({state['epoch']} epochs): nothing to do")
             return
+    from pipeline.evaluation.monitor import ValidationMonitor  # here, for it takes seconds
+
     monitor = ValidationMonitor(store, choose_device(config.training.device))
     trainer = Trainer(config, store, folder, monitor)
     continued = state["tracking_run"] if state else None
@@ -129,6 +123,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
+        from pipeline.evaluation.evaluate import evaluate, people_to_score, perceptual_distances
+
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         entries = people_to_score(state, store, settings)

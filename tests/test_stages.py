@@ -21,6 +21,7 @@ from pipeline import stages
 from pipeline.__main__ import main
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
+from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.loop import Trainer
 
@@ -390,7 +391,7 @@ def test_the_given_tracking_server_wins(
 def test_a_training_that_breaks_off_says_so_in_mlflow(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
-    def breaks(self: Trainer) -> Any:
+    def breaks(self: Trainer, tracker: NoTracker) -> Any:
         raise error
 
     monkeypatch.setattr(Trainer, "fit", breaks)

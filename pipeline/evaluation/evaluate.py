@@ -1,13 +1,7 @@
 """The evaluation stage: a run's checkpoint and a store -> scores, tables, figures."""
 
-import csv
-import hashlib
-import io
-import json
 import logging
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +12,10 @@ from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
 from pipeline.evaluation import figures, sharpness
-from pipeline.evaluation.aggregate import Interval, aggregate, bootstrap
+from pipeline.evaluation.aggregate import aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.evaluation.perceptual import Network, PerceptualDistance, WeightsNotFound
-from pipeline.files import replacing, write_text
+from pipeline.evaluation.record import Evaluation
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
 
@@ -29,17 +23,6 @@ log = logging.getLogger(__name__)
 
 # Real slices beside the prior's samples.
 SHOWN_SLICES = 24
-
-
-@dataclass
-class Evaluation:
-    """What was found: aggregated metrics, a row per subject, figures by file name."""
-
-    metrics: dict[str, Interval]
-    per_subject: list[dict[str, Any]]
-    figures: dict[str, Any]
-    absent: dict[str, str]
-    """Metrics that could not be had, each with the reason."""
 
 
 def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> None:
@@ -62,12 +45,6 @@ def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> Non
             f"{len(seen)} of {len(entries)} subjects were trained on by this run ({shown}): "
             "score evaluation.split test, or a store of other people"
         )
-
-
-def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
-    """What an evaluation depends on; the same again gives the same result."""
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return {"checkpoint": digest, "store": store.digest, "evaluation": asdict(settings)}
 
 
 def perceptual_distances(
@@ -252,28 +229,3 @@ def _draw_figures(
             {epoch: history[epoch][::2, 0] for epoch in sorted(spread)},
         )
     return drawn
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
-    """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
-    (folder / "metrics.json").unlink(missing_ok=True)
-    for name, figure in evaluation.figures.items():
-        with replacing(folder / "figures" / name) as stream:
-            figure.savefig(stream, format="png", dpi=150)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(evaluation.per_subject[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(evaluation.per_subject)
-    write_text(folder / "per_subject.csv", table.getvalue())
-    write_text(folder / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True) + "\n")
-    write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
-
-
-def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval] | None:
-    """The metrics written before, if they were made from the same inputs; else None."""
-    try:
-        if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
-            return None
-        return json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,0 +1,64 @@
+"""What an evaluation leaves behind: its files, their writer and their reader.
+
+Light to import: whether there is anything to do is known before the metrics' libraries are loaded,
+which takes many seconds.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import EvaluationConfig
+from pipeline.data.slices import Store
+from pipeline.evaluation.aggregate import Interval
+from pipeline.files import replacing, write_text
+
+
+@dataclass
+class Evaluation:
+    """What was found: aggregated metrics, a row per subject, figures by file name."""
+
+    metrics: dict[str, Interval]
+    per_subject: list[dict[str, Any]]
+    figures: dict[str, Any]
+    absent: dict[str, str]
+    """Metrics that could not be had, each with the reason."""
+
+
+def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
+    """What an evaluation depends on; the same again gives the same result."""
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return {"checkpoint": digest, "store": store.digest, "evaluation": asdict(settings)}
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
+    """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
+    (folder / "metrics.json").unlink(missing_ok=True)
+    for name, figure in evaluation.figures.items():
+        with replacing(folder / "figures" / name) as stream:
+            figure.savefig(stream, format="png", dpi=150)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(evaluation.per_subject[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(evaluation.per_subject)
+    write_text(folder / "per_subject.csv", table.getvalue())
+    write_text(folder / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval] | None:
+    """The metrics written before, if they were made from the same inputs; else None.
+
+    None, too, where LPIPS was left out: its weights may have come since.
+    """
+    try:
+        if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
+            return None
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return metrics if {"lpips_alex", "lpips_vgg"} <= metrics.keys() else None

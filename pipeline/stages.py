@@ -1,6 +1,5 @@
 """The stages as functions: a configuration in, files and an MLflow run out."""
 
-import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,8 +17,6 @@ from pipeline.files import write_text
 from pipeline.tracking import track
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.loop import LAST, Trainer, choose_device, load_objective, summary
-
-log = logging.getLogger(__name__)
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "likelihood", "training")

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 
 USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 
@@ -159,7 +159,7 @@ def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run a command. Returns the exit code: 0 done, 2 bad input, 128 + N stopped by signal N."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if not argv or argv[0] in ("-h", "--help"):
@@ -174,6 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ArgumentError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"{error}, state saved: the same command goes on from there", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

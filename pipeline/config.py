@@ -22,6 +22,7 @@ class TrainingConfig:
     """Stop by the clock after this many minutes; 0 = never. Where the clock is ahead of the epochs,
     the learning rate follows it, and a repeat can differ."""
     batch_size: int = 16
+    """Slices per step, over all processes and pieces."""
     learning_rate: float = 4e-3
     kernel_learning_rate: float = 1e-3
     lr_warmup_steps: int = 100
@@ -39,8 +40,20 @@ class TrainingConfig:
     """Threads torch may use; 0 = its own choice."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: convolutions in bfloat16 where the device has it; likelihood and FFTs stay float32."""
+    accumulation: int = 1
+    """Pieces in which a process takes its share of a batch, to save memory."""
+    compile: bool = False
+    """Whether torch.compile compiles encoder and decoder; takes minutes at first."""
+    max_skipped: int = 20
+    """Batches in a row that may be skipped because loss or gradient is not finite."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; 0 = none."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints are kept, beside the best."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     figure_every: int = 1
@@ -48,11 +61,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "learning_rate", "kernel_learning_rate", "beta",
-                    "checkpoint_every", "validate_every", "figure_every")  # fmt: skip
+                    "checkpoint_every", "validate_every", "figure_every", "accumulation",
+                    "keep_checkpoints")  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be positive, not {getattr(self, name)}")
-        for name in ("max_minutes", "lr_warmup_steps", "gradient_clip", "threads"):
+        for name in ("max_minutes", "lr_warmup_steps", "gradient_clip", "threads", "seed",
+                     "max_skipped", "checkpoint_minutes"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:

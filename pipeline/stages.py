@@ -1,6 +1,7 @@
 """The stages as functions: a configuration in, files and an MLflow run out."""
 
 import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,28 @@ import torch
 import yaml
 
 from pipeline.config import Config
-from pipeline.data.slices import open_store
+from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import Interval
 from pipeline.evaluation.record import fingerprint, read_evaluation, write_evaluation
 from pipeline.files import write_text
-from pipeline.tracking import track
-from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.loop import LAST, Trainer, choose_device, load_objective, summary
+from pipeline.processes import Processes, choose_device
+from pipeline.tracking import NoTracker, track
+from pipeline.training.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    path_of,
+)
+from pipeline.training.loop import Trainer, load_objective, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "likelihood", "training")
-INDIFFERENT = {"training.threads", "training.device", "training.checkpoint_every", "data.store"}
+INDIFFERENT = {
+    "data.store", "data.workers", "data.on_device", "training.threads", "training.device",
+    "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
+    "training.keep_checkpoints", "training.max_skipped",
+}  # fmt: skip
 
 
 def work_folder() -> Path:
@@ -38,53 +49,78 @@ def run_folder(run: str) -> Path:
 def train_run(config: Config, run: str, restart: bool = False) -> None:
     """Train, or go on with, a run; a finished one with the same configuration is left alone.
 
-    Raises InputError where the run exists with another configuration, unless `restart`.
+    Under torchrun every process calls this; the main one writes, tracks and speaks.
+    Raises InputError where the run exists with another configuration, unless `restart`; Stopped,
+    with the state saved, where a signal asked to stop.
     """
     folder = run_folder(run)
     store = open_store(config.data.store, work_folder())
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    last = folder / "checkpoints" / LAST
-    state = load_checkpoint(last) if last.exists() and not restart else None
-    if state is not None:
-        changed = differences(state["config"], asdict(config))
-        if state["store"]["digest"] != store.digest:
-            changed.append("the prepared store")
-        if changed:
-            raise InputError(
-                f"run {run} was trained with another {', '.join(changed)}: choose another name "
-                f"(RUN= or --run), or train it anew with --restart true"
-            )
-        if state["finished"]:
-            print(f"run {run} is trained already ({state['epoch']} epochs): nothing to do")
+    processes = Processes(config.training.device)
+    say = print if processes.main else _nothing
+    checkpoints = folder / "checkpoints"
+    found = None if restart else latest_checkpoint(checkpoints)
+    if found is not None:
+        _check_unchanged(found.state, config, store, run)
+        if found.state["finished"]:
+            say(f"run {run} is trained already ({found.state['epoch']} epochs): nothing to do")
+            processes.close()
             return
-    from pipeline.evaluation.monitor import ValidationMonitor  # here, for it takes seconds
+    # They may have looked at different moments: the main process's checkpoint counts.
+    step = processes.from_main(found.state["step"] if found else None)
+    if (found.state["step"] if found else None) != step:
+        found = load_checkpoint(path_of(checkpoints, step)) if step is not None else None
+    monitor = None
+    if processes.main:
+        from pipeline.evaluation.monitor import ValidationMonitor  # here, for it takes seconds
 
-    monitor = ValidationMonitor(store, choose_device(config.training.device))
-    trainer = Trainer(config, store, folder, monitor)
-    continued = state["tracking_run"] if state else None
-    with track(config.tracking, work_folder(), run, continued=continued) as tracker:
-        if state is not None:
-            trainer.resume(state)
-            print(f"run {run}: going on after epoch {trainer.epoch}")
-        else:
-            resolved = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-            for stale in folder.glob("checkpoints/*.pt"):
-                stale.unlink()
-            write_text(folder / "config.yaml", resolved)
-            tracker.parameters(asdict(config))
-            tracker.text(resolved, "config.yaml")
-            tracker.dataset(store.name, store.digest, store.path, "training")
-            tracker.tag("store_digest", store.digest)
-            tracker.tag("simulated", str(store.simulated).lower())
+        monitor = ValidationMonitor(store, processes.device)
+    trainer = Trainer(config, store, folder, monitor, processes)
+    tracking = config.tracking if processes.main else replace(config.tracking, enabled=False)
+    continued = found.state["tracking_run"] if found else None
+    with track(tracking, work_folder(), run, continued=continued) as tracker:
+        if found is not None:
+            trainer.resume(found)
+            say(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
+        elif processes.main:
+            _begin(config, store, folder, tracker)
         parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
-        print(
+        say(
             f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from store "
             f"{store.name}, {parameters / 1e6:.2f} M parameters, on {trainer.device}"
+            + (f" and {processes.count - 1} more" if processes.count > 1 else "")
         )
         metrics = trainer.fit(tracker)
-    print(f"run {run} is trained: {summary(metrics)}")
-    print(f"checkpoints: {folder / 'checkpoints'}")
+    processes.close()
+    say(f"run {run} is trained: {summary(metrics)}")
+    say(f"checkpoints: {checkpoints}")
+
+
+def _nothing(_: str) -> None: ...
+
+
+def _check_unchanged(state: dict[str, Any], config: Config, store: Store, run: str) -> None:
+    changed = differences(state["config"], asdict(config))
+    if state["store"]["digest"] != store.digest:
+        changed.append("the prepared store")
+    if changed:
+        raise InputError(
+            f"run {run} was trained with another {', '.join(changed)}: choose another name "
+            f"(RUN= or --run), or train it anew with --restart true"
+        )
+
+
+def _begin(config: Config, store: Store, folder: Path, tracker: NoTracker) -> None:
+    """What a new run starts with: no checkpoints of an older one, its configuration on record."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    resolved = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    write_text(folder / "config.yaml", resolved)
+    tracker.parameters(asdict(config))
+    tracker.text(resolved, "config.yaml")
+    tracker.dataset(store.name, store.digest, store.path, "training")
+    tracker.tag("store_digest", store.digest)
+    tracker.tag("simulated", str(store.simulated).lower())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -109,13 +145,11 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     """
     settings = config.evaluation
     folder = run_folder(run)
-    checkpoint = folder / "checkpoints" / f"{settings.checkpoint}.pt"
-    if settings.checkpoint == "best" and not checkpoint.exists():
-        checkpoint = folder / "checkpoints" / LAST
-    objective, state = load_objective(checkpoint, config)
+    checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
+    objective, state = load_objective(checkpoint, config), checkpoint.state
     store = open_store(settings.store or config.data.store, work_folder())
     elsewhere = f"evaluation-{store.path.resolve().name}" if settings.store else "evaluation"
-    inputs = fingerprint(checkpoint, store, settings)
+    inputs = fingerprint(checkpoint.path, store, settings)
     metrics = read_evaluation(folder / elsewhere, inputs)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")

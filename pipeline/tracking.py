@@ -7,6 +7,7 @@ the first tracker is opened, since its import takes seconds that other commands 
 import contextlib
 import fcntl
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 
 # MLflow's limits on one request, see its REST API's runs/log-batch.
 METRICS_PER_BATCH = 1000
@@ -54,12 +55,17 @@ class NoTracker:
 
 
 class Tracker(NoTracker):
-    """One MLflow run, new or continued."""
+    """One MLflow run, new or continued.
 
-    def __init__(self, client: Any, run_id: str) -> None:
+    A continued run may repeat steps that were tracked before it was killed: what is there already
+    is not logged again.
+    """
+
+    def __init__(self, client: Any, run_id: str, continued: bool = False) -> None:
         self.run_id: str = run_id
         self._client = client
         self._pending: list[Any] = []
+        self._known: dict[str, set[int]] | None = {} if continued else None
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested sections flattened to dotted names."""
@@ -77,9 +83,22 @@ class Tracker(NoTracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
+        self._pending += [
+            Metric(key, float(value), now, step)
+            for key, value in values.items()
+            if step not in self._steps(key)
+        ]
         if len(self._pending) >= METRICS_PER_BATCH:
             self.flush()
+
+    def _steps(self, key: str) -> set[int]:
+        """Steps of a metric that a continued run has already."""
+        if self._known is None:
+            return set()
+        if key not in self._known:
+            history = self._client.get_metric_history(self.run_id, key)
+            self._known[key] = {metric.step for metric in history}
+        return self._known[key]
 
     def flush(self) -> None:
         """Send what was noted."""
@@ -97,6 +116,11 @@ class Tracker(NoTracker):
 
     def image(self, image: Any, key: str, step: int) -> None:
         """Log an image, uint8 (H,W,3), of a step."""
+        if self._known is not None:
+            files = self._client.list_artifacts(self.run_id, "images")
+            name = re.compile(rf"{re.escape(key)}([+%])step\1{step}\1")  # MLflow's, of 3.x
+            if any(name.match(Path(file.path).name) for file in files):
+                return
         self._client.log_image(self.run_id, image, key=key, step=step)
 
     def dataset(self, name: str, digest: str, path: Path, context: str) -> None:
@@ -139,19 +163,19 @@ def track(
         yield NoTracker()
         return
     client, experiment = _connect(config, work)
-    run_id = _known(client, continued)
+    run_id = known = _known(client, continued)
     if run_id is None:
         tags = {"mlflow.runName": name}
         if parent_id := _known(client, parent):
             tags["mlflow.parentRunId"] = parent_id
         run_id = client.create_run(experiment, tags=tags).info.run_id
     client.update_run(run_id, status="RUNNING")
-    tracker = Tracker(client, run_id)
+    tracker = Tracker(client, run_id, continued=known is not None)
     try:
         yield tracker
     except BaseException as error:
         tracker.flush()
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
         client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
         raise
     tracker.flush()

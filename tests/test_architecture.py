@@ -14,6 +14,8 @@ FLOORS = {
     "pipeline.errors": 0.0,
     "pipeline.files": 0.0,
     "pipeline.progress": 0.0,
+    "pipeline.randomness": 0.0,
+    "pipeline.processes": 0.5,
     "pipeline.tracking": 1.0,
     "pipeline.blur": 1.0,
     "pipeline.models": 1.0,

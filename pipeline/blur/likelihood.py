@@ -21,6 +21,37 @@ def _check(residual: Tensor, precision: Tensor) -> None:
         )
 
 
+def quadratic_form(residual: Tensor, precision: Tensor) -> Tensor:
+    """Σ λ|E|² of each image: residual (B,C,H,W), precision (B or 1,1,H,W//2+1) -> (B,).
+
+    Raises ValueError where the precision does not fit the residual.
+    """
+    _check(residual, precision)
+    return half_spectrum_sum(residual_power(residual) * precision, residual.shape[-1]).sum(dim=1)
+
+
+def log_determinant(precision: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """log |Σ⁻¹| of images of shape (C,H,W): precision (B,1,H,W//2+1) -> (B,), nats."""
+    channels, _, width = shape
+    return channels * half_spectrum_sum(precision.log(), width)[:, 0]
+
+
+def nll(
+    quadratic: Tensor, log_determinant: Tensor | float, values: int, scale: Tensor | float
+) -> Tensor:
+    """Negative log-likelihood in nats from its parts: (B,) each -> (B,).
+
+    (1/2σ²) · quadratic − ½ · log_determinant + D log σ + (D/2) log 2π, with D = values.
+    """
+    sigma = torch.as_tensor(scale, dtype=quadratic.dtype, device=quadratic.device)
+    return (
+        quadratic / (2 * sigma.square())
+        - 0.5 * log_determinant
+        + values * sigma.log()
+        + values / 2 * math.log(2 * math.pi)
+    )
+
+
 def gaussian_nll(residual: Tensor, precision: Tensor, scale: Tensor | float) -> Tensor:
     """Negative log-likelihood of each image in nats, every constant included.
 
@@ -28,29 +59,21 @@ def gaussian_nll(residual: Tensor, precision: Tensor, scale: Tensor | float) -> 
     Returns (B,): (1/2σ²) Σ λ|E|² − (C/2) Σ log λ + D log σ + (D/2) log 2π.
     Raises ValueError where the precision does not fit the residual.
     """
-    _check(residual, precision)
     channels, height, width = residual.shape[1:]
-    values = channels * height * width
-    power = residual_power(residual)
-    sigma = torch.as_tensor(scale, dtype=power.dtype, device=power.device)
-    quadratic = half_spectrum_sum(power * precision, width).sum(dim=1)
-    log_determinant = half_spectrum_sum(precision.log(), width)[:, 0]
-    return (
-        quadratic / (2 * sigma.square())
-        - channels / 2 * log_determinant
-        + values * sigma.log()
-        + values / 2 * math.log(2 * math.pi)
+    return nll(
+        quadratic_form(residual, precision),
+        log_determinant(precision, (channels, height, width)),
+        residual[0].numel(),
+        scale,
     )
 
 
-def optimal_scale(residual: Tensor, precision: Tensor) -> Tensor:
-    """The σ that maximises the likelihood of a batch: () in intensity units.
+def optimal_scale(quadratic: Tensor, values: int) -> Tensor:
+    """The σ that maximises the likelihood of a batch: () in intensity units, without gradient.
 
-    σ̂² = mean over the batch and all values of λ|E|² (σ-VAE, Rybkin et al. 2021).
+    σ̂² = mean over the batch and all values of λ|E|² (σ-VAE, Rybkin et al. 2021); quadratic (B,).
     """
-    _check(residual, precision)
-    quadratic = half_spectrum_sum(residual_power(residual) * precision, residual.shape[-1])
-    return (quadratic.sum() / residual.numel()).clamp_min(1e-12).sqrt()
+    return (quadratic.detach().mean() / values).clamp_min(1e-12).sqrt()
 
 
 def sample_residual(

@@ -54,6 +54,15 @@ class Deformation:
     log_gamma: Tensor
     gain: Tensor
 
+    def part(self, rows: slice) -> "Deformation":
+        """Those of some images of the batch."""
+        return Deformation(*(getattr(self, name)[rows] for name in vars(self)))
+
+    def to(self, device: torch.device) -> "Deformation":
+        return Deformation(
+            *(getattr(self, name).to(device, non_blocking=True) for name in vars(self))
+        )
+
 
 def draw(
     batch: int, config: AugmentationConfig, flip: bool, generator: torch.Generator
@@ -114,6 +123,4 @@ def augment(
     """Draw and apply in one go; the identity where augmentation is off."""
     if not config.enabled:
         return images
-    drawn = draw(images.shape[0], config, flip, generator)
-    moved = Deformation(*(getattr(drawn, name).to(images.device) for name in vars(drawn)))
-    return apply(images, moved)
+    return apply(images, draw(images.shape[0], config, flip, generator).to(images.device))

@@ -1,8 +1,10 @@
 """The prepared store as a torch data set, and the `data` section of the configuration."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +27,14 @@ class DataConfig:
     flip: bool = True
     """Mirror left and right in augmentation; never done to sagittal slices."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    workers: int = 0
+    """Processes that read slices ahead; 0 = read in the training process."""
+    on_device: Literal["auto", "always", "never"] = "auto"
+    """Whether training slices are kept in the device's memory; auto: on a GPU where they fit."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"data.workers must not be negative: {self.workers}")
 
 
 def open_store(name: str, work: Path) -> Store:
@@ -54,17 +64,40 @@ class SliceDataset(Dataset[Tensor]):
         return len(self.subject_of)
 
     def __getitem__(self, index: int) -> Tensor:
-        subject = int(self.subject_of[index])
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor:
+        """Float32 (n,C,H,W) in [0,1]. Raises InputError where a shard is damaged."""
+        return self.intensity(self._raw(indices))
+
+    @staticmethod
+    def intensity(raw: Tensor) -> Tensor:
+        """16 bits of the store -> float32 in [0,1]; torch has few operations on uint16."""
+        return raw.int().bitwise_and(0xFFFF).float() / 65535.0
+
+    def all_raw(self) -> Tensor:
+        """All slices as the store's bits, int16 (n,C,H,W)."""
+        return self._raw(range(len(self)))
+
+    @property
+    def bytes(self) -> int:
+        """What `all_raw` takes in memory."""
+        return 2 * len(self) * math.prod(self.store.image_shape)
+
+    def _raw(self, indices: Sequence[int]) -> Tensor:
+        found = np.empty((len(indices), *self.store.image_shape), np.uint16)
+        for place, index in enumerate(indices):
+            subject = int(self.subject_of[index])
+            found[place] = self._shard(subject)[index - self.first[subject]]
+        return torch.from_numpy(found.view(np.int16))
+
+    def _shard(self, subject: int) -> np.ndarray:
         if subject not in self._shards:
             try:
                 self._shards[subject] = self.store.slices(self.subjects[subject])
             except StoreError as error:
                 raise InputError(str(error)) from error
-        raw = self._shards[subject][index - self.first[subject]]
-        return torch.from_numpy(raw.astype(np.float32) / 65535.0)
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        return [self[index] for index in indices]
+        return self._shards[subject]
 
     def __getstate__(self) -> dict:
         # Workers open their own memory maps: a pickled map would carry the pixels along.
@@ -73,15 +106,4 @@ class SliceDataset(Dataset[Tensor]):
     def of_subject(self, subject: int) -> Tensor:
         """All slices of one subject: (n,C,H,W)."""
         start, stop = self.first[subject], self.first[subject + 1]
-        return torch.stack([self[index] for index in range(start, stop)])
-
-
-def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of full batches in random order; what is left over waits for another epoch.
-
-    With fewer items than a batch, one batch of all of them.
-    """
-    order = torch.randperm(count, generator=generator).tolist()
-    size = min(batch, count)
-    for start in range(0, count - size + 1, size):
-        yield order[start : start + size]
+        return self.__getitems__(range(start, stop))

@@ -113,7 +113,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     powers: dict[str, list[Tensor]] = {"data": [], "reconstruction": []}
     shown: list[tuple[Tensor, Tensor]] = []
-    with Reporter("subject", len(entries)) as reporter:
+    with Reporter() as reporter:
         for index, entry in enumerate(entries):
             images = data.of_subject(index)
             parts = [
@@ -140,7 +140,7 @@ def evaluate(
                     **row,
                 }
             )
-            reporter.update(index + 1)
+            reporter.update((index + 1) / len(entries), f"subject {index + 1}/{len(entries)}")
     scored = [key for key in rows[0] if key not in ("subject", "family", "split", "slices")]
     values = {key: np.array([row[key] for row in rows]) for key in scored}
     metrics = aggregate(values, settings.bootstrap, settings.seed)

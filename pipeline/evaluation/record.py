@@ -16,6 +16,7 @@ from pipeline.config import EvaluationConfig
 from pipeline.data.slices import Store
 from pipeline.evaluation.aggregate import Interval
 from pipeline.files import replacing, write_text
+from pipeline.training.checkpoint import MANIFEST
 
 
 @dataclass
@@ -30,8 +31,11 @@ class Evaluation:
 
 
 def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
-    """What an evaluation depends on; the same again gives the same result."""
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    """What an evaluation depends on; the same again gives the same result.
+
+    checkpoint: its folder, whose manifest has the digests of the rest.
+    """
+    digest = hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
     return {"checkpoint": digest, "store": store.digest, "evaluation": asdict(settings)}
 
 

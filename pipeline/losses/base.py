@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.processes import mean_over_processes
+
 
 @dataclass(frozen=True)
 class Distortion:
@@ -49,14 +51,19 @@ class Scale(nn.Module):
         self.register_buffer("running", torch.tensor(float("nan")))
 
     def forward(self, optimal: Tensor) -> Tensor:
-        """optimal: the batch's σ̂ (). Returns the σ to use, without gradient."""
+        """optimal: the batch's σ̂ (). Returns the σ to use, without gradient.
+
+        Where several processes share a batch, σ̂ is that of all their images.
+        """
         if self.fixed is not None:
             return torch.full_like(optimal, self.fixed)
         if not self.training:
             return (0.5 * self.running).exp().to(optimal.dtype)
-        with torch.no_grad():
-            new = (2 * optimal.log()).to(self.running.dtype)
-            old = torch.where(self.running.isnan(), new, self.running)
-            self.running.copy_(old.lerp(new, 1 - self.momentum))
         # Its own gradient vanishes at the optimum, so that a constant gives the same descent.
-        return optimal.detach()
+        optimal = mean_over_processes(optimal.square()).sqrt()
+        new = (2 * optimal.log()).to(self.running.dtype)
+        old = torch.where(self.running.isnan(), new, self.running)
+        # A batch that is not finite is skipped, and must leave no trace.
+        mean = torch.where(new.isfinite(), old.lerp(new, 1 - self.momentum), self.running)
+        self.running.copy_(mean)
+        return optimal

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pipeline.blur.likelihood import log_determinant, quadratic_form
 from pipeline.blur.spectrum import precision, transfer_function
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
@@ -22,7 +23,12 @@ class Blur(Gaussian):
         self.constant = config.constant
         self.form = config.form
 
-    def precision(self, shape: tuple[int, int], kernel: Tensor | None) -> Tensor:
+    def quadratic(
+        self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None
+    ) -> tuple[Tensor, Tensor | float]:
         if kernel is None:
-            return super().precision(shape, kernel)
-        return precision(transfer_function(kernel, shape), self.constant, self.form)
+            return super().quadratic(image, reconstruction, kernel)
+        channels, height, width = image.shape[1:]
+        spectrum = precision(transfer_function(kernel, (height, width)), self.constant, self.form)
+        quadratic = quadratic_form(image - reconstruction, spectrum)
+        return quadratic, log_determinant(spectrum, (channels, height, width))

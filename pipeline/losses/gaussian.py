@@ -2,10 +2,9 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from pipeline.blur.likelihood import gaussian_nll, optimal_scale
+from pipeline.blur.likelihood import nll, optimal_scale
 from pipeline.losses.base import Distortion, ReconstructionTerm, Scale
 from pipeline.losses.config import LikelihoodConfig
 
@@ -19,11 +18,14 @@ class Gaussian(ReconstructionTerm):
         super().__init__()
         self.scale = Scale(config.scale)
 
-    def precision(self, shape: tuple[int, int], kernel: Tensor | None) -> Tensor:
-        return torch.ones((1, 1, shape[0], shape[1] // 2 + 1), device=self.scale.running.device)
+    def quadratic(
+        self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """The quadratic form of the residual, (B,), and the log-determinant of the precision."""
+        return (image - reconstruction).square().sum(dim=(1, 2, 3)), 0.0
 
     def forward(self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None) -> Distortion:
-        residual = image - reconstruction
-        precision = self.precision((image.shape[-2], image.shape[-1]), kernel).to(residual.dtype)
-        scale = self.scale(optimal_scale(residual, precision))
-        return Distortion(gaussian_nll(residual, precision, scale), scale)
+        quadratic, log_determinant = self.quadratic(image, reconstruction, kernel)
+        values = image[0].numel()
+        scale = self.scale(optimal_scale(quadratic, values))
+        return Distortion(nll(quadratic, log_determinant, values, scale), scale)

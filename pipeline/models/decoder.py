@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
-from pipeline.models.layers import residual_blocks
+from pipeline.models.layers import at_least_single, residual_blocks
 
 
 class Decoder(nn.Module):
@@ -44,4 +44,4 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.body(self.entry(latent)).sigmoid()
+        return at_least_single(self.body(self.entry(latent))).sigmoid()

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
-from pipeline.models.layers import residual_blocks
+from pipeline.models.layers import at_least_single, residual_blocks
 
 
 class Encoder(nn.Module):
@@ -31,6 +31,6 @@ class Encoder(nn.Module):
             self.head = nn.Sequential(nn.Flatten(), nn.Linear(flat, 2 * config.latent[0]))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.head(self.features(image - 0.5)).chunk(2, dim=1)
+        mean, log_variance = at_least_single(self.head(self.features(image - 0.5))).chunk(2, dim=1)
         # exp() of an early outlier would otherwise overflow; the range holds any useful posterior.
         return mean, log_variance.clamp(-12.0, 6.0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
+from pipeline.models.layers import at_least_single
 
 # Sides up to this reach the hidden layer unpooled: finer detail of a latent says little about one
 # kernel for the whole image, and weights would grow with the image's area.
@@ -43,6 +44,5 @@ class KernelNetwork(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         # Softmax in float32 at least: half precision would round a peaked kernel's tail to zero.
         with torch.autocast(latent.device.type, enabled=False):
-            wide = latent if latent.dtype == torch.float64 else latent.float()
-            logits = self.body(self.pool(wide))
+            logits = self.body(self.pool(at_least_single(latent)))
             return logits.softmax(dim=1).unflatten(1, (1, self.kernel_size, self.kernel_size))

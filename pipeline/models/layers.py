@@ -1,5 +1,6 @@
 """What encoder and decoder are built of."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,3 +22,8 @@ class ResidualBlock(nn.Module):
 def residual_blocks(channels: int, count: int) -> list[nn.Module]:
     """`count` residual blocks in a row."""
     return [ResidualBlock(channels) for _ in range(count)]
+
+
+def at_least_single(features: Tensor) -> Tensor:
+    """Half precision widened to float32, as everything outside the convolutions needs it."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

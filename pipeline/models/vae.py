@@ -19,7 +19,10 @@ class Posterior:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Reparameterised draw (Kingma & Welling 2014)."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.at(torch.empty_like(self.mean).normal_(generator=generator))
+
+    def at(self, noise: Tensor) -> Tensor:
+        """The latent that standard normal noise of its shape stands for."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def rate(self) -> Tensor:

@@ -1,41 +1,162 @@
-"""The checkpoint: its writer and its reader.
+"""Checkpoints: their writer and their reader.
 
-One file holds everything that a run needs to go on, and what evaluation needs to know of it. It
-contains tensors and plain Python values only, so that reading it never runs code.
+    checkpoints/step-00000340/weights.safetensors   weights and averaged weights
+    checkpoints/step-00000340/state.pt              the rest, tensors and plain values only
+    checkpoints/step-00000340/manifest.json         SHA-256 of both; written last
+    checkpoints/best.json                           which step is the best
+
+Every file is written beside its place and then renamed. Reading never runs code.
 """
 
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import replacing, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.json", "best.json"
 
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write atomically: a crash or a full disk leaves the previous file as it was."""
-    with replacing(path) as stream:
-        torch.save({"schema_version": SCHEMA_VERSION, **state}, stream)
+log = logging.getLogger(__name__)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises InputError naming the file and the way out."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: weights by name, and the state beside them."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of a step into `folder`; returns its path.
+
+    Raises InputError where it can't be written; earlier checkpoints stay as they are.
+    """
+    path = path_of(folder, step)
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    stream = io.BytesIO()
+    torch.save({"schema_version": SCHEMA_VERSION, "step": step, **state}, stream)
+    contents = {WEIGHTS: safetensors.torch.save(plain), STATE: stream.getvalue()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "sha256": digests}
+    contents[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"no checkpoint at {path}: train first (make train)") from None
-    except Exception as error:  # whatever a damaged file makes the reader raise
+        for name, content in contents.items():
+            with replacing(path / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {path} can't be written ({error.strerror or error}): make room, then give "
+            "the same command again; it goes on from the checkpoint before"
+        ) from error
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises InputError naming it and the way out."""
+    contents: dict[str, bytes] = {}
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        version = manifest["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"checkpoint {path} has schema version {version}, this program reads "
+                f"{SCHEMA_VERSION}: train again"
+            )
+        for name in (WEIGHTS, STATE):
+            contents[name] = (path / name).read_bytes()
+            if hashlib.sha256(contents[name]).hexdigest() != manifest["sha256"][name]:
+                raise ValueError(f"{name} is not what was written")
+        weights = safetensors.torch.load(contents[WEIGHTS])
+        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"checkpoint {path} can't be read ({reason[:120]}): delete it and train again"
+            f"checkpoint {path} can't be read ({reason[:120]}): delete it, then train again"
         ) from error
-    version = state.get("schema_version") if isinstance(state, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"checkpoint {path} has schema version {version}, this program reads "
-            f"{SCHEMA_VERSION}: train again"
-        )
-    return state
+    return Checkpoint(path, weights, state)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The latest valid checkpoint; damaged ones are passed over with a warning. None without any.
+
+    Raises InputError where there are checkpoints, and none is valid.
+    """
+    paths = _paths(folder)
+    for path in reversed(paths):
+        try:
+            return load_checkpoint(path)
+        except InputError as error:
+            log.warning("%s; looking for the one before", error)
+    if paths:
+        raise InputError(f"no checkpoint in {folder} can be read: train anew with --restart true")
+    return None
+
+
+def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
+    """The best checkpoint, or the latest valid one where none is marked or the last is asked for.
+
+    Raises InputError where there is none, or the one that is meant is damaged.
+    """
+    step = best_step(folder) if which == "best" else None
+    if step is not None:
+        return load_checkpoint(path_of(folder, step))
+    found = latest_checkpoint(folder)
+    if found is None:
+        raise InputError(f"no checkpoint in {folder}: train first (make train)")
+    return found
+
+
+def best_step(folder: Path) -> int | None:
+    """The step that is marked as the best; None where none is."""
+    try:
+        return int(json.loads((folder / BEST).read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def mark_best(folder: Path, step: int, **why: float) -> None:
+    """Mark a step's checkpoint as the best, saying why."""
+    write_text(folder / BEST, json.dumps({"step": step, **why}, indent=1) + "\n")
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Delete all but the latest `keep` checkpoints and the best, and what a crash left behind."""
+    kept = {path.name for path in _paths(folder)[-keep:]}
+    best = best_step(folder)
+    if best is not None:
+        kept.add(path_of(folder, best).name)
+    for path in folder.glob("step-*"):
+        if path.name not in kept:
+            (path / MANIFEST).unlink(missing_ok=True)  # first, so that no half of it looks whole
+            shutil.rmtree(path, ignore_errors=True)
+    for stale in folder.rglob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, by step."""
+    found = [path.parent for path in folder.glob(f"step-*/{MANIFEST}")]
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))

@@ -1,28 +1,35 @@
-"""The training loop: alternating steps, schedule, averaged weights, checkpoints, tracking."""
+"""The training loop: epochs, schedule, validation, checkpoints, tracking."""
 
 import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
-from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config
-from pipeline.data.augmentation import augment
-from pipeline.data.slices import SliceDataset, Store, shuffled_batches
-from pipeline.errors import InputError
+from pipeline.data.augmentation import apply, draw
+from pipeline.data.loading import Batches, EpochSampler
+from pipeline.data.slices import SliceDataset, Store
+from pipeline.errors import InputError, Stopped
+from pipeline.processes import Processes
 from pipeline.progress import Reporter
+from pipeline.randomness import Stream, generator
 from pipeline.tracking import NoTracker
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import (
+    Checkpoint,
+    mark_best,
+    path_of,
+    remove_old,
+    save_checkpoint,
+)
 from pipeline.training.objective import Objective
 from pipeline.training.rate import RateController
-
-LAST, BEST = "last.pt", "best.pt"
+from pipeline.training.signals import StopSignals
+from pipeline.training.step import TrainingStep, build_objective, part_of
 
 
 class Monitor(Protocol):
@@ -41,192 +48,213 @@ class Monitor(Protocol):
         """Kernels of some fixed images, (N,1,s,s); None without a kernel network."""
 
 
-def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:1 -> device. Raises InputError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"training.device {name!r} is not usable here: choose auto, cpu or cuda"
-        ) from error
-    return device
-
-
 class Trainer:
-    """Trains one objective on one store. `fit` runs from where the last checkpoint ended."""
+    """Trains one objective on one store. `fit` runs from where the last checkpoint ended.
 
-    def __init__(self, config: Config, store: Store, folder: Path, monitor: Monitor) -> None:
+    With several processes each has a Trainer; the main one alone has a monitor, tracks and writes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        folder: Path,
+        monitor: Monitor | None,
+        processes: Processes | None = None,
+    ) -> None:
         """folder: the run's, WORK/runs/RUN. Raises InputError where store and config disagree."""
         self.config, self.store, self.folder = config, store, folder
         self.monitor = monitor
         self.tracker = NoTracker()
         settings = config.training
-        self.device = choose_device(settings.device)
+        self.processes = processes or Processes(settings.device)
+        self.device = self.processes.device
         self.subjects = store.subjects("train")
         self.data = SliceDataset(store, self.subjects)
         if not len(self.data):
             raise InputError(f"store {store.name} has no training slices: see prepare.split")
+        self.sampler = self._sampler()
+        self.batches = Batches(self.data, self.sampler, config.data, self.device)
         self.flip = config.data.flip and store.plane != "sagittal"
 
         torch.manual_seed(settings.seed)
-        self.objective = build_objective(config, store.image_shape).to(self.device)
-        self.averaged = AveragedModel(
-            self.objective, multi_avg_fn=_averager(settings.ema_decay), use_buffers=False
-        )
-        self.optimizer = torch.optim.Adam(
-            self.objective.vae.parameters(), lr=settings.learning_rate, fused=True
-        )
-        self.kernel_optimizer: torch.optim.Adam | None = None
-        if self.objective.kernel_network is not None:
-            self.kernel_optimizer = torch.optim.Adam(
-                self.objective.kernel_network.parameters(),
-                lr=settings.kernel_learning_rate,
-                fused=True,
-            )
-        # Order, augmentation and posterior noise each have a stream of their own, so that every
-        # term sees the same batches.
-        self.order, self.changes = (
-            torch.Generator().manual_seed(settings.seed + offset) for offset in (1, 2)
-        )
-        self.noise = torch.Generator(self.device).manual_seed(settings.seed + 3)
+        self.objective = build_objective(config, store.image_shape)
+        self.steps = TrainingStep(self.objective, settings, self.processes)
         self.controller = RateController(beta=settings.beta, target=settings.rate_target)
         self.epoch = self.step = 0
+        self.batch = 0  # batches done in this epoch
+        self.sums: dict[str, float] = {}  # over the images of this epoch
+        self.images = 0
         self.seconds = 0.0
-        self.best_psnr = -math.inf
+        self.saved_at = 0.0
+        self.images_per_second = 0.0
+        self.best: dict[str, Any] = {"step": -1, "psnr": -math.inf}
+        self.resumed = False
         self.kernel_history: dict[int, Tensor] = {}
-        self.steps_per_epoch = max(len(self.data) // settings.batch_size, 1)
+
+    def _sampler(self) -> EpochSampler:
+        settings, processes = self.config.training, self.processes
+        parts = processes.count * settings.accumulation
+        size = min(settings.batch_size, len(self.data))
+        if size % parts:
+            raise InputError(
+                f"training.batch_size {size} can't be shared by {processes.count} processes in "
+                f"{settings.accumulation} pieces each: make it a multiple of {parts}"
+            )
+        return EpochSampler(len(self.data), size, settings.seed, processes.rank, processes.count)
 
     @property
     def smoothed(self) -> Objective:
         """The objective with averaged weights."""
-        return cast(Objective, self.averaged.module)
+        return self.steps.averaged
 
     def fit(self, tracker: NoTracker) -> dict[str, float]:
-        """Train to the end, telling `tracker` about it. Returns the last epoch's metrics."""
+        """Train to the end, telling `tracker` about it. Returns the last epoch's metrics.
+
+        Raises Stopped, its state saved, where a signal asked for it.
+        """
         self.tracker = tracker
-        settings = self.config.training
+        self.start = time.monotonic() - self.seconds
         metrics: dict[str, float] = {}
-        start = time.monotonic() - self.seconds
-        if self.epoch == 0:
+        if not self.resumed:
             self._picture()  # MLflow's viewer opens at step 0; the initial kernel tells, too
-        with Reporter("epoch", settings.epochs) as reporter:
-            while self.epoch < settings.epochs and not self._time_is_up():
-                metrics = self._epoch(start)
-                self.epoch += 1
-                self.seconds = time.monotonic() - start
-                last = self.epoch == settings.epochs or self._time_is_up()
-                if last or self.epoch % settings.validate_every == 0:
-                    metrics |= self._validate()
-                if last or self.epoch % settings.figure_every == 0:
-                    self._picture()
-                self.tracker.metrics(metrics, self.epoch)
-                if last or self.epoch % settings.checkpoint_every == 0:
-                    self.tracker.flush()
-                    save_checkpoint(self.folder / "checkpoints" / LAST, self.state(finished=last))
-                reporter.update(self.epoch, summary(metrics))
+            self._save()  # a full disk, or a lost MLflow run, is known before hours are spent
+        with StopSignals() as self.signals, Reporter(self.processes.main) as self.reporter:
+            while self.epoch < self.config.training.epochs and not self._time_is_up():
+                metrics = self._epoch()
         return metrics
 
-    def _progress(self, start: float) -> float:
+    def _epoch(self) -> dict[str, float]:
+        """One epoch, or what is left of it, and what follows it. Returns its metrics."""
+        settings = self.config.training
+        self._pass()
+        metrics = self._epoch_metrics()
+        last = self.epoch == settings.epochs or self._time_is_up()
+        if last or self.epoch % settings.validate_every == 0:
+            metrics |= self._validate()
+        if last or self.epoch % settings.figure_every == 0:
+            self._picture()
+        self._agree()
+        self.tracker.metrics(metrics, self.epoch)
+        best = self._is_best(metrics)
+        if last or best or self.asked or self.epoch % settings.checkpoint_every == 0:
+            self._save(finished=last, best=best)
+        self._report(metrics)
+        if self.asked and not last:
+            raise Stopped(self.asked)
+        return metrics
+
+    def _pass(self) -> None:
+        """Train on this epoch's batches, from `self.batch` on."""
+        minutes = self.config.training.checkpoint_minutes
+        self.sampler.epoch, self.sampler.start = self.epoch, self.batch
+        began, before = time.monotonic(), self.images
+        for images in self.batches:
+            self._train_on(images)
+            self._agree()
+            self._report(self._means())
+            self.images_per_second = (self.images - before) / (time.monotonic() - began)
+            if self._time_is_up() or self.batch == len(self.sampler):
+                break
+            if self.asked:
+                self._save()
+                raise Stopped(self.asked)
+            if minutes and self.seconds - self.saved_at > 60 * minutes:
+                self._save()
+
+    def _train_on(self, images: Tensor) -> None:
+        self.steps.set_learning_rate(self._learning_rate_factor())
+        found = self.steps(
+            self._augmented(images),
+            self._noise(),
+            beta=self.controller.beta,
+            warm_up=self.warm_up,
+        )
+        self.step += 1
+        self.batch += 1
+        size = self.sampler.batch_size
+        self.images += size if found else 0
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * size
+
+    def _agree(self) -> None:
+        """Set the clock, and the signal that asks to stop if there is one, to all processes'."""
+        now = time.monotonic() - self.start
+        asked, self.seconds = self.processes.largest([float(self.signals.received), now])
+        self.asked = int(asked)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """This process's share of a batch, deformed by its share of what the batch is to get."""
+        settings = self.config.data.augmentation
+        if not settings.enabled:
+            return images
+        random = generator(self.config.training.seed, Stream.AUGMENTATION, self.step)
+        size = self.sampler.batch_size
+        drawn = draw(size, settings, self.flip, random)
+        return apply(images, drawn.part(self.processes.share(size)).to(self.device))
+
+    def _noise(self) -> Tensor:
+        """The posterior's noise for this process's share of the batch."""
+        seed, size = self.config.training.seed, self.sampler.batch_size
+        random = generator(seed, Stream.POSTERIOR, self.step, self.device)
+        shape = (size, *self.objective.vae.latent_shape)
+        noise = torch.randn(shape, generator=random, device=self.device)
+        return noise[self.processes.share(size)]
+
+    def _means(self) -> dict[str, float]:
+        return {name: value / max(self.images, 1) for name, value in self.sums.items()}
+
+    def _epoch_metrics(self) -> dict[str, float]:
+        """The epoch's means; moves the controller and begins another epoch."""
+        metrics = self._means()
+        metrics["images_per_second"] = self.images_per_second
+        metrics["beta"] = self.controller.beta
+        metrics["skipped_batches"] = self.steps.skipped
+        if "rate" in metrics:
+            self.controller.update(metrics["rate"])
+        self.epoch += 1
+        self.batch, self.images, self.sums = 0, 0, {}
+        return metrics
+
+    def _progress(self) -> float:
         """How much of the run is done, by steps or by the clock, whichever is further."""
         settings = self.config.training
-        done = self.step / (settings.epochs * self.steps_per_epoch)
+        done = self.step / (settings.epochs * len(self.sampler))
         if settings.max_minutes > 0:
-            done = max(done, (time.monotonic() - start) / (60 * settings.max_minutes))
+            done = max(done, self.seconds / (60 * settings.max_minutes))
         return min(done, 1.0)
 
     def _time_is_up(self) -> bool:
         minutes = self.config.training.max_minutes
         return minutes > 0 and self.seconds >= 60 * minutes
 
-    def _epoch(self, start: float) -> dict[str, float]:
-        """One pass over the training slices. Returns the epoch's means."""
-        settings = self.config.training
-        self.objective.train()
-        sums: dict[str, float] = {}
-        began, images = time.monotonic(), 0
-        for indices in shuffled_batches(len(self.data), settings.batch_size, self.order):
-            self._set_learning_rates(self._progress(start))
-            batch = torch.stack(self.data.__getitems__(indices)).to(self.device)
-            batch = augment(batch, self.config.data.augmentation, self.flip, self.changes)
-            parts = self._train_step(batch.contiguous(memory_format=torch.channels_last))
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value * len(indices)
-            images += len(indices)
-            self.seconds = time.monotonic() - start
-            if self._time_is_up():
-                break
-        metrics = {name: value / images for name, value in sums.items()}
-        metrics["images_per_second"] = images / (time.monotonic() - began)
-        metrics["beta"] = self.controller.beta
-        self.controller.update(metrics["rate"])
-        return metrics
-
     @property
     def warm_up(self) -> bool:
         """Whether this epoch is trained under the plain Gaussian term."""
         return self.epoch < self.config.likelihood.warmup_epochs
 
-    def _train_step(self, batch: Tensor) -> dict[str, float]:
-        """Step (A), then step (B), on one batch (B,C,H,W). Returns the batch's means."""
-        objective, clip = self.objective, self.config.training.gradient_clip
-        parts = objective.elbo(batch, self.noise, warm_up=self.warm_up)
-        # Per pixel value, so that clipping and Adam's epsilon mean the same at every size.
-        loss = (parts.distortion + self.controller.beta * parts.rate).mean() / batch[0].numel()
-        self._check_finite(loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip > 0:
-            nn.utils.clip_grad_norm_(objective.vae.parameters(), clip)
-        self.optimizer.step()
-        metrics = {
-            "elbo": parts.elbo.mean().item(),
-            "distortion": parts.distortion.mean().item(),
-            "rate": parts.rate.mean().item(),
-            "scale": parts.scale.item(),
-        }
-        with torch.no_grad():
-            kernel = parts.kernel if parts.kernel is not None else objective.kernel(parts.latent)
-        if kernel is not None:
-            metrics["kernel_width"] = kernel_width(kernel).mean().item()
-
-        kernel_loss = objective.kernel_loss(batch, parts)
-        if kernel_loss is not None and self.kernel_optimizer is not None:
-            self.kernel_optimizer.zero_grad(set_to_none=True)
-            (kernel_loss.mean() / batch[0].numel()).backward()
-            self.kernel_optimizer.step()
-            metrics["kernel_loss"] = kernel_loss.mean().item()
-        self.averaged.update_parameters(objective)
-        self.step += 1
-        return metrics
-
-    def _check_finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is not finite at step {self.step}: lower training.learning_rate or "
-                "raise likelihood.constant, then train with --restart true"
-            )
-
-    def _set_learning_rates(self, progress: float) -> None:
-        """Linear warm-up, then cosine decay to zero; the kernel network keeps its own rate."""
-        settings = self.config.training
-        warm = min((self.step + 1) / max(settings.lr_warmup_steps, 1), 1.0)
-        factor = warm * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+    def _learning_rate_factor(self) -> float:
+        """Linear warm-up, then cosine decay to zero."""
+        warm = min((self.step + 1) / max(self.config.training.lr_warmup_steps, 1), 1.0)
+        return warm * 0.5 * (1 + math.cos(math.pi * self._progress()))
 
     def _validate(self) -> dict[str, float]:
-        """Score the averaged weights; keep them if they are the best since the warm-up."""
+        """Scores of the averaged weights."""
+        if self.monitor is None:
+            return {}
         found = self.monitor.validate(
             self.smoothed, self.controller.beta, warm_up=self.epoch <= self._warm_up_end
         )
-        psnr = found.get("psnr", math.nan)
-        if self.epoch > self._warm_up_end and psnr > self.best_psnr:
-            self.best_psnr = psnr
-            save_checkpoint(self.folder / "checkpoints" / BEST, self.state())
         return {f"validation_{name}": value for name, value in found.items()}
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether these are the best scores since the warm-up, of weights that are sound."""
+        psnr = metrics.get("validation_psnr", math.nan)
+        sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0
+        best = sound and self.epoch > self._warm_up_end and psnr > self.best["psnr"]
+        if best:
+            self.best = {"step": self.step, "psnr": psnr}
+        return best
 
     @property
     def _warm_up_end(self) -> int:
@@ -234,27 +262,48 @@ class Trainer:
         return min(self.config.likelihood.warmup_epochs, self.config.training.epochs - 1)
 
     def _picture(self) -> None:
+        if self.monitor is None:
+            return
         self.tracker.image(self.monitor.picture(self.smoothed), "reconstructions", self.epoch)
         kernels = self.monitor.kernels(self.objective)
         if kernels is not None:
             self.kernel_history[self.epoch] = kernels
 
-    def state(self, finished: bool = False) -> dict[str, Any]:
-        """Everything to go on from, and what evaluation must know: tensors and plain values."""
-        kernel_optimizer = self.kernel_optimizer
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Show how far the run is; metrics are those of the epoch so far, or of the last one."""
+        epochs = self.config.training.epochs
+        done = self.epoch + self.batch / len(self.sampler)
+        words = f"epoch {done:.1f}/{epochs}  {summary(metrics)}"
+        self.reporter.update(self._progress(), words, self.seconds)
+
+    def _save(self, finished: bool = False, best: bool = False) -> None:
+        """Write a checkpoint. What is tracked is sent first, so that no epoch is missing there."""
+        self.saved_at = self.seconds
+        if not self.processes.main:
+            return
+        self.tracker.flush()
+        folder = self.folder / "checkpoints"
+        weights, state = self.steps.state()
+        save_checkpoint(folder, self.step, weights, state | self._state(finished))
+        if best:
+            mark_best(folder, **self.best)
+        remove_old(folder, self.config.training.keep_checkpoints)
+
+    def _state(self, finished: bool) -> dict[str, Any]:
+        """Where the run is, and what evaluation must know: tensors and plain values.
+
+        Random numbers need no state: they are functions of the seed, the epoch and the step.
+        """
         return {
-            "objective": self.objective.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "kernel_optimizer": kernel_optimizer.state_dict() if kernel_optimizer else None,
-            "generators": [g.get_state() for g in (self.order, self.changes, self.noise)],
             "controller": asdict(self.controller),
             "epoch": self.epoch,
-            "step": self.step,
+            "batch": self.batch,
+            "sums": self.sums,
+            "images": self.images,
             "seconds": self.seconds,
-            "best_psnr": self.best_psnr,
+            "best": self.best,
             "kernel_history": self.kernel_history,
-            "kernel_images": self.monitor.images.cpu(),
+            "kernel_images": self.monitor.images.cpu() if self.monitor else None,
             "finished": finished,
             "config": asdict(self.config),
             "image_shape": list(self.store.image_shape),
@@ -266,44 +315,31 @@ class Trainer:
             "tracking_run": self.tracker.run_id,
         }
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
-        self.objective.load_state_dict(state["objective"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.kernel_optimizer is not None:
-            self.kernel_optimizer.load_state_dict(state["kernel_optimizer"])
-        for generator, saved in zip(
-            (self.order, self.changes, self.noise), state["generators"], strict=True
-        ):
-            generator.set_state(saved)
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        state = checkpoint.state
+        self.resumed = True
+        self.steps.resume(checkpoint.weights, state)
         self.controller = RateController(**state["controller"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.seconds, self.best_psnr = state["seconds"], state["best_psnr"]
-        self.kernel_history = state["kernel_history"]
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.sums, self.images = state["sums"], state["images"]
+        self.seconds = self.saved_at = state["seconds"]
+        self.best, self.kernel_history = state["best"], state["kernel_history"]
+        if path_of(checkpoint.path.parent, self.best["step"]) == checkpoint.path:
+            mark_best(checkpoint.path.parent, **self.best)  # a crash may have come between
 
 
-def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:
-    """The objective that a configuration describes. Raises InputError naming the wrong key."""
+def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:
+    """The objective with averaged weights, ready to evaluate."""
+    channels, height, width = checkpoint.state["image_shape"]
+    objective = build_objective(config, (channels, height, width))
     try:
-        objective = Objective(image_shape, config.model, config.likelihood)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return objective.to(memory_format=torch.channels_last)
-
-
-def load_objective(path: Path, config: Config) -> tuple[Objective, dict[str, Any]]:
-    """The averaged weights of a checkpoint, ready to evaluate, and the checkpoint's state."""
-    state = load_checkpoint(path)
-    channels, height, width = state["image_shape"]
-    averaged = AveragedModel(build_objective(config, (channels, height, width)))
-    try:
-        averaged.load_state_dict(state["averaged"])
+        objective.load_state_dict(part_of(checkpoint.weights, "averaged"))
     except RuntimeError as error:
         raise InputError(
-            f"checkpoint {path} does not fit its run's configuration: train again"
+            f"checkpoint {checkpoint.path} does not fit its run's configuration: train again"
         ) from error
-    return cast(Objective, averaged.module.eval()), state
+    return objective.eval()
 
 
 def summary(metrics: dict[str, float]) -> str:
@@ -312,21 +348,13 @@ def summary(metrics: dict[str, float]) -> str:
         "distortion": "distortion {:.0f}",
         "rate": "rate {:.0f} nats",
         "beta": "β {:.2f}",
-        "kernel_width": "kernel {:.2f} px",
+        "kernel_loss": "kernel loss {:.2f}",
+        "kernel_width": "width {:.2f} px",
         "validation_psnr": "validation {:.2f} dB",
         "validation_high_frequency_ratio": "high frequencies {:.2f}",
         "images_per_second": "{:.0f} images/s",
     }
-    return ", ".join(text.format(metrics[key]) for key, text in shown.items() if key in metrics)
-
-
-def _averager(decay: float) -> Any:
-    """Exponential moving average whose memory grows with the number of steps at first."""
-
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        steps = float(count)
-        weight = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(averaged, current, 1 - weight)
-
-    return update
+    words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
+    if metrics.get("skipped_batches"):
+        words.append(f"{metrics['skipped_batches']:.0f} batches skipped")
+    return ", ".join(words)

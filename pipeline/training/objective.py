@@ -1,7 +1,10 @@
-"""What is minimised: the two alternating steps of the method, as functions of a batch.
+"""What is minimised: the two steps of the method, as functions of a batch.
 
 (A) encoder and decoder descend −ELBO = distortion + β · rate, the kernel network frozen.
 (B) the kernel network descends the kernel loss, reconstruction and latent detached.
+
+Both are taken at the same weights, in one pass: neither step's gradient depends on the other's
+update but through the kernel of the next batch.
 """
 
 from dataclasses import dataclass
@@ -9,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.blur.kernel_loss import kernel_loss
+from pipeline.blur.kernel_loss import kernel_loss, kernel_width
 from pipeline.blur.spectrum import transfer_function
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
-from pipeline.models.vae import VAE
+from pipeline.models.vae import VAE, Posterior
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,6 @@ class ElboParts:
     scale: Tensor
     reconstruction: Tensor
     latent: Tensor
-    kernel: Tensor | None
 
     @property
     def elbo(self) -> Tensor:
@@ -73,8 +75,13 @@ class Objective(nn.Module):
         """
         posterior = self.vae.encode(image)
         latent = posterior.mean if mean_latent else posterior.sample(generator)
-        reconstruction = self.vae.decode(latent)
         kernel = None if warm_up else self._frozen_kernel(latent)
+        return self._parts(image, posterior, latent, kernel)
+
+    def _parts(
+        self, image: Tensor, posterior: Posterior, latent: Tensor, kernel: Tensor | None
+    ) -> ElboParts:
+        reconstruction = self.vae.decode(latent)
         distortion = self.term(image, reconstruction, kernel)
         return ElboParts(
             distortion=distortion.value,
@@ -82,8 +89,37 @@ class Objective(nn.Module):
             scale=distortion.scale,
             reconstruction=reconstruction,
             latent=latent,
-            kernel=kernel,
         )
+
+    def forward(
+        self, image: Tensor, noise: Tensor, *, beta: float, warm_up: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both steps of a batch: a scalar to call backward on, and detached means to report.
+
+        image (B,C,H,W); noise (B, *latent shape), standard normal. The scalar is the sum of step
+        (A)'s and step (B)'s losses per pixel value, so that clipping and Adam's epsilon mean the
+        same at every size. No parameter gets a gradient from both: one backward pass serves the
+        two steps, and several processes synchronise them at once.
+        """
+        posterior = self.vae.encode(image)
+        latent = posterior.at(noise)
+        live = self.kernel(latent.detach())
+        frozen = None
+        if live is not None and not warm_up:
+            frozen = live.detach() if self.detach_kernel else self._frozen_kernel(latent)
+        parts = self._parts(image, posterior, latent, frozen)
+        loss = (parts.distortion + beta * parts.rate).mean()
+        means = {
+            "elbo": parts.elbo.mean(),
+            "distortion": parts.distortion.mean(),
+            "rate": parts.rate.mean(),
+            "scale": parts.scale,
+        }
+        if live is not None:
+            blur = self.kernel_loss(image, parts.reconstruction, live).mean()
+            loss = loss + blur
+            means |= {"kernel_width": kernel_width(live).mean(), "kernel_loss": blur}
+        return loss / image[0].numel(), {name: value.detach() for name, value in means.items()}
 
     def _frozen_kernel(self, latent: Tensor) -> Tensor | None:
         """The kernel with its network frozen: no gradient ever reaches γ from step (A)."""
@@ -97,10 +133,8 @@ class Objective(nn.Module):
         }
         return torch.func.functional_call(self.kernel_network, parameters, (latent,))
 
-    def kernel_loss(self, image: Tensor, parts: ElboParts) -> Tensor | None:
-        """Step (B)'s loss (B,), intensity²; only the kernel network gets a gradient."""
-        kernel = self.kernel(parts.latent.detach())
-        if kernel is None:
-            return None
+    @staticmethod
+    def kernel_loss(image: Tensor, reconstruction: Tensor, kernel: Tensor) -> Tensor:
+        """Step (B)'s loss (B,), intensity²; the reconstruction gets no gradient."""
         transfer = transfer_function(kernel, (image.shape[-2], image.shape[-1]))
-        return kernel_loss(image, parts.reconstruction.detach(), transfer)
+        return kernel_loss(image, reconstruction.detach(), transfer)

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_prep.store import Store
-from pipeline.data.slices import SliceDataset, open_store, shuffled_batches
+from pipeline.data.slices import SliceDataset, open_store
 from pipeline.errors import InputError
 
 
@@ -34,22 +32,6 @@ def test_a_pickled_data_set_carries_no_pixels(tiny_store: Store) -> None:
     image = data[3]
     assert len(pickle.dumps(data)) == small
     assert torch.equal(pickle.loads(pickle.dumps(data))[3], image)
-
-
-@given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 1000))
-def test_an_epoch_has_full_batches_of_different_items(count: int, size: int, seed: int) -> None:
-    batches = list(shuffled_batches(count, size, torch.Generator().manual_seed(seed)))
-    used = [index for batch in batches for index in batch]
-    assert {len(batch) for batch in batches} == {min(size, count)}
-    assert len(batches) == max(count // size, 1)
-    assert len(set(used)) == len(used) and set(used) <= set(range(count))
-
-
-def test_epochs_differ_and_the_seed_repeats_them() -> None:
-    one, two = (torch.Generator().manual_seed(4) for _ in range(2))
-    epochs = [list(shuffled_batches(20, 5, one)) for _ in range(2)]
-    assert epochs[0] != epochs[1]
-    assert [list(shuffled_batches(20, 5, two)) for _ in range(2)] == epochs
 
 
 def test_a_store_opens_by_name_and_by_path(tiny_store: Store) -> None:

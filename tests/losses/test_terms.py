@@ -110,13 +110,6 @@ def test_what_each_term_says_of_itself() -> None:
     }
 
 
-def test_precisions_are_those_of_the_density() -> None:
-    flat = _term("gaussian").precision((6, 7), None)
-    assert flat is not None and flat.shape == (1, 1, 6, 4) and (flat == 1).all()
-    shaped = _term("blur").precision((6, 7), _kernel())
-    assert shaped is not None and shaped.shape == (2, 1, 6, 4) and (shaped > 0).all()
-
-
 def test_an_unknown_term_names_all_terms() -> None:
     with pytest.raises(ValueError, match=r"likelihood\.term.*blur, gaussian.*'bluur'"):
         _term("bluur")

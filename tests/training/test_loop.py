@@ -19,9 +19,10 @@ from pipeline.data.slices import DataConfig
 from pipeline.errors import InputError
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
+from pipeline.processes import choose_device
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.loop import Trainer, choose_device, load_objective, summary
+from pipeline.training.loop import Trainer, load_objective, summary
 from pipeline.training.objective import Objective
 
 

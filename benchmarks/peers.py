@@ -1,0 +1,249 @@
+"""The models that are compared: other people's VAEs and this project's, behind one interface.
+
+Each peer keeps the loss and the optimiser that it customarily comes with; the notes say which and
+from where. Batches, augmentation and batch size are the same for all.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.models.vae import Posterior
+
+Shape = tuple[int, int, int]
+
+# What has a chance within minutes on a CPU, and what the tutorial takes, one level deeper so that
+# all spatial latents are of one size.
+MONAI_CHANNELS = (32, 64, 128, 128)
+MONAI_FULL_CHANNELS = (128, 256, 384, 384)
+# Batches of 64 in an epoch of CelebA's 162,770 training images, which PyTorch-VAE was tuned on.
+CELEBA_EPOCH = 2543
+
+
+class Contestant(Protocol):
+    """A model that trains itself batch by batch and shows what it has learned."""
+
+    name: str
+    notes: str
+    """Loss, optimiser and source, a sentence or two for the table's notes."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+
+    def step(self, batch: Tensor) -> Tensor:
+        """One training step on images (B,C,H,W) in [0,1]. Returns the loss (), detached."""
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,C,H,W) -> its reconstruction from the posterior's mean, rate (B,) in nats."""
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+class Peer(ABC):
+    """A network with one optimiser and one loss."""
+
+    name: str
+    notes: str
+
+    def __init__(self, network: nn.Module, learning_rate: float) -> None:
+        self.network = network
+        # Fused is the same arithmetic in fewer passes: peers shall not lose time by the optimiser.
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
+
+    @property
+    def parameters(self) -> int:
+        return count(self.network)
+
+    @abstractmethod
+    def loss(self, batch: Tensor) -> Tensor:
+        """What is minimised, () for images (B,C,H,W) in [0,1]."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Posterior:
+        """(B,C,H,W) in [0,1] -> posterior."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent -> (B,C,H,W) in [0,1]."""
+
+    def step(self, batch: Tensor) -> Tensor:
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.network.eval()
+        posterior = self.encode(images)
+        return self.decode(posterior.mean), posterior.rate()
+
+
+class MonaiAutoencoderKL(Peer):
+    """MONAI's AutoencoderKL with the loss of its 2-D tutorial, less what needs other networks.
+
+    Source: Project-MONAI/tutorials, generation/2d_autoencoderkl: L1 (mean over pixels) + 1e-6 · KL
+    (sum over the latent), Adam at 1e-4, one residual block a level, attention at the last level,
+    GroupNorm of 32. The tutorial adds a perceptual loss (weight 0.001) and an adversarial one
+    (0.01), and has three levels of (128, 256, 384) channels with a latent of 8 channels at a
+    quarter of the image's side.
+    """
+
+    name = "MONAI AutoencoderKL"
+
+    def __init__(self, shape: Shape, channels: Sequence[int] = MONAI_CHANNELS) -> None:
+        from monai.networks.nets import AutoencoderKL  # here, for it takes seconds
+
+        network = AutoencoderKL(
+            spatial_dims=2,
+            in_channels=shape[0],
+            out_channels=shape[0],
+            channels=tuple(channels),
+            latent_channels=16,
+            num_res_blocks=1,
+            norm_num_groups=min(32, *channels),
+            attention_levels=(*[False] * (len(channels) - 1), True),
+        )
+        super().__init__(network, learning_rate=1e-4)
+        self.notes = (
+            f"MONAI's 2-D tutorial: L1 + 1e-6·KL, Adam 1e-4, no perceptual and no adversarial "
+            f"loss; channels {tuple(channels)}, latent of 16 channels at an eighth of the side"
+        )
+
+    def loss(self, batch: Tensor) -> Tensor:
+        reconstruction, mean, deviation = self.network(batch)
+        rate = Posterior(mean, 2 * deviation.log()).rate()
+        return F.l1_loss(reconstruction, batch) + 1e-6 * rate.mean()
+
+    def encode(self, images: Tensor) -> Posterior:
+        mean, deviation = self.network.encode(images)
+        return Posterior(mean, 2 * deviation.log())
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.network.decode(latent).clamp(0.0, 1.0)
+
+
+class PythaeVAE(Peer):
+    """pythae's VAE with its networks for CelebA, as its own CelebA configuration trains it.
+
+    Source: pythae 0.1.2, models.VAE and models.nn.benchmarks.celeba; clementchadebec/benchmark_VAE,
+    examples/scripts/configs/celeba: latent of 64, ½·squared error + KL, Adam at 1e-4 (also the
+    default of its trainer). The networks take 3 channels of 64x64: grey images are repeated, and
+    the channels of the output averaged, in the loss too, which each channel then enters alike.
+    """
+
+    name = "pythae VAE"
+    notes = (
+        "pythae's networks and settings for CelebA: ½·squared error + KL, Adam 1e-4, latent [64]; "
+        "its 3 channels are the grey image thrice, averaged afterwards"
+    )
+
+    def __init__(self, shape: Shape) -> None:
+        from pythae.models import VAE, VAEConfig
+        from pythae.models.nn.benchmarks.celeba import (
+            Decoder_Conv_AE_CELEBA,
+            Encoder_Conv_VAE_CELEBA,
+        )
+
+        if not self.fits(shape):
+            raise InputError(f"pythae's CelebA networks take images of 64x64, not {shape}")
+        config = VAEConfig(input_dim=(3, 64, 64), latent_dim=64, reconstruction_loss="mse")
+        network = VAE(config, Encoder_Conv_VAE_CELEBA(config), Decoder_Conv_AE_CELEBA(config))
+        super().__init__(network, learning_rate=1e-4)
+        self.channels = shape[0]
+
+    @staticmethod
+    def fits(shape: Shape) -> bool:
+        return shape[1:] == (64, 64)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return self.network({"data": self._coloured(batch)}).loss
+
+    def encode(self, images: Tensor) -> Posterior:
+        found = self.network.encoder(self._coloured(images))
+        return Posterior(found.embedding, found.log_covariance)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        image = self.network.decoder(latent).reconstruction
+        return image if self.channels == 3 else image.mean(dim=1, keepdim=True)
+
+    def _coloured(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)
+
+
+class ClassicNetwork(nn.Module):
+    """Strided 3x3 convolutions of 32 to 512 channels and their transposes around a vector latent.
+
+    (B,C,H,W) in [-1,1] -> mean and log-variance (B,L); (B,L) -> (B,C,H,W) in [-1,1].
+    """
+
+    WIDTHS = (32, 64, 128, 256, 512)
+
+    def __init__(self, shape: Shape, latent: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.bottom = (self.WIDTHS[-1], height // 32, width // 32)
+        flat = math.prod(self.bottom)
+        down: list[nn.Module] = []
+        for narrow, wide in zip((channels, *self.WIDTHS), self.WIDTHS, strict=False):
+            down += [nn.Conv2d(narrow, wide, 3, 2, 1), nn.BatchNorm2d(wide), nn.LeakyReLU()]
+        self.down = nn.Sequential(*down, nn.Flatten())
+        self.head = nn.Linear(flat, 2 * latent)
+        up: list[nn.Module] = [nn.Linear(latent, flat), nn.Unflatten(1, self.bottom)]
+        for wide, narrow in zip(self.WIDTHS[::-1], (*self.WIDTHS[-2::-1], 32), strict=True):
+            up += [nn.ConvTranspose2d(wide, narrow, 3, 2, 1, output_padding=1)]
+            up += [nn.BatchNorm2d(narrow), nn.LeakyReLU()]
+        self.up = nn.Sequential(*up, nn.Conv2d(32, channels, 3, padding=1), nn.Tanh())
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.head(self.down(images)).chunk(2, dim=1)
+        return mean, log_variance
+
+
+class ClassicVAE(Peer):
+    """The ConvTranspose VAE of the PyTorch-VAE collection (VanillaVAE), written anew.
+
+    Source: AntixK/PyTorch-VAE, configs/vae.yaml: images in [-1,1], mean squared error
+    + 0.00025 · KL, latent of 128, Adam at 0.005 with a decay of 0.95 an epoch. An epoch there is
+    one of CelebA, 2543 steps, and is so here: an epoch of a store of some hundred slices lasts a
+    second, and a decay with it would end learning within a minute.
+    """
+
+    name = "ConvTranspose VAE"
+    notes = (
+        "settings of the PyTorch-VAE collection: MSE + 0.00025·KL, images in [-1,1], latent [128], "
+        f"Adam 0.005, decay 0.95 every {CELEBA_EPOCH} steps (its epoch)"
+    )
+
+    def __init__(self, shape: Shape, latent: int = 128) -> None:
+        super().__init__(ClassicNetwork(shape, latent), learning_rate=5e-3)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, CELEBA_EPOCH, gamma=0.95)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        posterior = self.encode(batch)
+        reconstruction = self.network.up(
+            posterior.mean + (0.5 * posterior.log_variance).exp() * torch.randn_like(posterior.mean)
+        )
+        return F.mse_loss(reconstruction, 2 * batch - 1) + 0.00025 * posterior.rate().mean()
+
+    def step(self, batch: Tensor) -> Tensor:
+        loss = super().step(batch)
+        self.schedule.step()
+        return loss
+
+    def encode(self, images: Tensor) -> Posterior:
+        return Posterior(*self.network.encode(2 * images - 1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return (self.network.up(latent) + 1) / 2

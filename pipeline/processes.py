@@ -1,0 +1,101 @@
+"""One training by one process or by several: who is who, and what they tell each other.
+
+Started by torchrun, accelerate joins the processes; started alone, everything here is the identity.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1 -> device. Raises InputError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"training.device {name!r} is not usable here: choose auto, cpu or cuda"
+        ) from error
+    return device
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without gradient; the tensor itself where alone."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value.detach()
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
+
+
+class Processes:
+    """The processes of one run. Collective methods must be called by all of them, in one order."""
+
+    def __init__(self, device: str = "auto") -> None:
+        """device: the setting training.device. Raises InputError where it is not there."""
+        self.device = choose_device(device)
+        self.rank, self.count = 0, 1
+        self._accelerator: Any = None
+        if "LOCAL_RANK" in os.environ:  # torchrun's mark
+            from accelerate import Accelerator
+
+            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
+            self.device = self._accelerator.device
+            self.rank = self._accelerator.process_index
+            self.count = self._accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes files, reports and tracks."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """This process's rows of a global batch, whose size `count` divides."""
+        rows = batch // self.count
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over processes in every backward pass."""
+        return module if self._accelerator is None else self._accelerator.prepare_model(module)
+
+    def unsynchronised(self, module: nn.Module) -> AbstractContextManager:
+        """A block whose backward passes leave gradients to the last one outside it."""
+        return nullcontext() if self._accelerator is None else self._accelerator.no_sync(module)
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's plain value, on all of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def largest(self, values: list[float]) -> list[float]:
+        """Element by element the largest over processes."""
+        if self.count == 1:
+            return values
+        gathered = self._accelerator.gather(torch.tensor([values], device=self.device))
+        return gathered.amax(dim=0).tolist()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Element by element the mean over processes."""
+        return mean_over_processes(values)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Part in order: a process group left open makes torch complain."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()

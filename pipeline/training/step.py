@@ -1,0 +1,185 @@
+"""One training step: gradients, their check, both optimisers, averaged weights."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline.config import Config, TrainingConfig
+from pipeline.errors import InputError
+from pipeline.processes import Processes
+from pipeline.training.objective import Objective
+
+
+def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:
+    """The objective of a configuration. Raises InputError where it does not fit the store."""
+    try:
+        return Objective(image_shape, config.model, config.likelihood)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+class TrainingStep:
+    """What a batch changes: weights, both optimisers, averaged weights, the count of skipped.
+
+    Weights and images are channels_last: convolutions need no reordering, and a CPU's step takes
+    three quarters of the time.
+    """
+
+    def __init__(
+        self, objective: Objective, settings: TrainingConfig, processes: Processes | None = None
+    ) -> None:
+        self.settings = settings
+        self.processes = processes or Processes("cpu")
+        self.objective = objective.to(self.processes.device).to(memory_format=torch.channels_last)
+        self._averaged = AveragedModel(objective, multi_avg_fn=_averager(settings.ema_decay))
+        self.optimizer = _adam(objective.vae, settings.learning_rate)
+        network = objective.kernel_network
+        self.kernel_optimizer = _adam(network, settings.kernel_learning_rate) if network else None
+        if settings.compile:
+            objective.vae.encoder.compile()
+            objective.vae.decoder.compile()
+        self._wrapped = self.processes.wrap(objective)
+        self.skipped = self.skipped_in_a_row = 0
+
+    @property
+    def averaged(self) -> Objective:
+        """The objective with averaged weights."""
+        return cast(Objective, self._averaged.module)
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Scale the configured rate of the VAE; the kernel network keeps its own."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+
+    def __call__(
+        self, batch: Tensor, noise: Tensor, *, beta: float = 1.0, warm_up: bool = False
+    ) -> dict[str, float]:
+        """Train on this process's share of a batch; returns the means of the whole batch.
+
+        batch (b,C,H,W) in [0,1]; noise (b, *latent shape), standard normal. Where a loss or a
+        gradient is not finite nothing is changed, and the dictionary is empty.
+        Raises InputError where that happens more than `training.max_skipped` times in a row.
+        """
+        objective, settings = self.objective, self.settings
+        objective.train()
+        objective.zero_grad(set_to_none=True)
+        means = self._accumulate(
+            batch.contiguous(memory_format=torch.channels_last), noise, beta, warm_up
+        )
+        norm = nn.utils.clip_grad_norm_(
+            objective.vae.parameters(), settings.gradient_clip or math.inf
+        )
+        row = torch.stack([*means.values(), norm, *self._kernel_norm()])
+        # The one point at which the processor waits for a GPU.
+        found = self.processes.mean(row).tolist()
+        if not all(map(math.isfinite, found)):
+            self._skip(batch)
+            return {}
+        self.skipped_in_a_row = 0
+        self.optimizer.step()
+        if self.kernel_optimizer is not None:
+            self.kernel_optimizer.step()
+        self._averaged.update_parameters(objective)
+        return dict(zip([*means, "gradient_norm"], found, strict=False))
+
+    def _accumulate(
+        self, batch: Tensor, noise: Tensor, beta: float, warm_up: bool
+    ) -> dict[str, Tensor]:
+        """Gradients of the batch, piece by piece; only the last piece synchronises processes."""
+        pieces = self.settings.accumulation
+        half = self.settings.precision == "bf16"
+        rows: list[dict[str, Tensor]] = []
+        for images, draw in zip(batch.chunk(pieces), noise.chunk(pieces), strict=True):
+            waits = len(rows) < pieces - 1
+            with self.processes.unsynchronised(self._wrapped) if waits else nullcontext():
+                with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
+                    loss, means = self._wrapped(images, draw, beta=beta, warm_up=warm_up)
+                (loss / pieces).backward()
+            rows.append(means)
+        return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+
+    def _kernel_norm(self) -> list[Tensor]:
+        network = self.objective.kernel_network
+        if network is None:
+            return []
+        return [
+            nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        ]
+
+    def _skip(self, batch: Tensor) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.settings.max_skipped:
+            raise InputError(
+                f"{self.skipped_in_a_row} batches in a row without a finite loss and gradient "
+                f"(training.max_skipped {self.settings.max_skipped}): {self._cause(batch)}"
+            )
+
+    def _cause(self, batch: Tensor) -> str:
+        """What is the likely cause, and the way out."""
+        if not batch.isfinite().all():
+            return "the images are not finite: prepare the store again"
+        if not all(p.isfinite().all() for p in self.objective.parameters()):
+            return "the weights are not finite: train anew with --restart true"
+        if any(p.grad is not None and p.grad.isfinite().all() for p in self.objective.parameters()):
+            where = "a gradient overflows"
+        else:
+            where = "the loss overflows"
+        if self.settings.precision == "bf16":
+            where += " in bf16 (try training.precision float32)"
+        return (
+            f"{where}: lower training.learning_rate or raise likelihood.constant, then give the "
+            "same command with another RUN, or with --restart true"
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights by name, and everything else that a step depends on."""
+        weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
+        weights |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        kernel_optimizer = self.kernel_optimizer
+        return weights, {
+            "averaged_steps": int(self._averaged.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "kernel_optimizer": kernel_optimizer.state_dict() if kernel_optimizer else None,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def resume(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.objective.load_state_dict(part_of(weights, "objective"))
+        self.averaged.load_state_dict(part_of(weights, "averaged"))
+        self._averaged.n_averaged.fill_(state["averaged_steps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.kernel_optimizer is not None:
+            self.kernel_optimizer.load_state_dict(state["kernel_optimizer"])
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+
+def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with `prefix.`, by the rest of their names."""
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in weights.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
+def _adam(module: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+
+
+def _averager(decay: float) -> Any:
+    """Exponential moving average whose memory grows with the number of steps at first."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        steps = float(count)
+        weight = min(decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(averaged, current, 1 - weight)
+
+    return update

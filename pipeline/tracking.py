@@ -118,7 +118,7 @@ class Tracker(NoTracker):
         """Log an image, uint8 (H,W,3), of a step."""
         if self._known is not None:
             files = self._client.list_artifacts(self.run_id, "images")
-            name = re.compile(rf"{re.escape(key)}([+%])step\1{step}\1")  # MLflow's, of 3.x
+            name = re.compile(rf"{re.escape(key)}[+%]step[+%]{step}[+%]")  # MLflow's, of 3.x
             if any(name.match(Path(file.path).name) for file in files):
                 return
         self._client.log_image(self.run_id, image, key=key, step=step)

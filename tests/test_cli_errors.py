@@ -5,14 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from data_prep.store import Store
 from pipeline.__main__ import main
+from pipeline.training.checkpoint import mark_best, save_checkpoint
 
 Fail = Callable[..., str]
 
@@ -165,26 +164,37 @@ def test_an_unknown_run(fail: Fail) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"], ids=str)
 def test_an_unreadable_checkpoint(fail: Fail, work: Path, content: bytes | None) -> None:
-    run = work / "runs/mine"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"store": "tiny"}}))
-    for name in ("best.pt", "last.pt"):
-        if content is not None:
-            (run / "checkpoints" / name).write_bytes(content)
+    checkpoints = work / "runs/mine/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (work / "runs/mine/config.yaml").write_text(yaml.safe_dump({"data": {"store": "tiny"}}))
+    if content is not None:
+        _checkpoint(checkpoints, content)
     said = fail("evaluate", "--run", "mine")
-    assert ".pt" in said and "train" in said
+    assert "runs/mine/checkpoints" in said and "train" in said
+
+
+def test_a_damaged_best_checkpoint_is_not_replaced_by_another(fail: Fail, work: Path) -> None:
+    checkpoints = work / "runs/mine/checkpoints"
+    (work / "runs/mine").mkdir(parents=True)
+    (work / "runs/mine/config.yaml").write_text(yaml.safe_dump({"data": {"store": "tiny"}}))
+    save_checkpoint(checkpoints, 9, {}, {})
+    _checkpoint(checkpoints, b"damaged")
+    mark_best(checkpoints, 3)
+    assert "step-00000003" in fail("evaluate", "--run", "mine")
+
+
+def _checkpoint(folder: Path, manifest: bytes) -> None:
+    (folder / "step-00000003").mkdir(parents=True)
+    (folder / "step-00000003/manifest.json").write_bytes(manifest)
 
 
 def test_an_unreadable_checkpoint_to_go_on_from(
     fail: Fail, work: Path, store_writer: Callable[..., Store]
 ) -> None:
     store_writer(work)
-    last = work / "runs/tiny/checkpoints/last.pt"
-    last.parent.mkdir(parents=True)
-    state: dict[str, Any] = {"schema_version": 0}
-    torch.save(state, last)
+    _checkpoint(work / "runs/tiny/checkpoints", b'{"schema_version": 0}')
     said = fail("train", "--data.store", "tiny")
-    assert "last.pt" in said and "schema version 0" in said
+    assert "runs/tiny/checkpoints" in said and "--restart true" in said
 
 
 def test_a_damaged_run_configuration(fail: Fail, work: Path) -> None:

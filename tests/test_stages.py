@@ -22,12 +22,17 @@ from pipeline.__main__ import main
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
 from pipeline.tracking import NoTracker
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer
 
 FILES = """
-checkpoints/best.pt
-checkpoints/last.pt
+checkpoints/best.json
+checkpoints/step-00000006/manifest.json
+checkpoints/step-00000006/state.pt
+checkpoints/step-00000006/weights.safetensors
+checkpoints/step-00000009/manifest.json
+checkpoints/step-00000009/state.pt
+checkpoints/step-00000009/weights.safetensors
 config.yaml
 evaluation/figures/kernels.png
 evaluation/figures/reconstructions.png
@@ -76,7 +81,7 @@ class Trained:
     def tracked(self) -> tuple[Any, Any]:
         """The MLflow runs of training and of evaluation."""
         client = self.client()
-        parent = client.get_run(load_checkpoint(self.run / "checkpoints/last.pt")["tracking_run"])
+        parent = client.get_run(_last(self.run).state["tracking_run"])
         experiment = client.get_experiment_by_name("sharp-vae-mri")
         runs = client.search_runs(
             [experiment.experiment_id],
@@ -84,6 +89,10 @@ class Trained:
         )
         assert len(runs) == 1
         return parent, runs[0]
+
+
+def _last(run: Path) -> Checkpoint:
+    return find_checkpoint(run / "checkpoints", "last")
 
 
 def _run(work: Path, *words: object) -> str:
@@ -184,9 +193,7 @@ def test_the_saved_configuration_is_complete_and_alone_repeats_the_run(trained: 
         "--tracking.enabled", "false",
     )  # fmt: skip
     again = trained.work / "runs/again"
-    one, two = (
-        load_checkpoint(run / "checkpoints/last.pt")["averaged"] for run in (trained.run, again)
-    )
+    one, two = (_last(run).weights for run in (trained.run, again))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     repeated = yaml.safe_load((again / "config.yaml").read_text())
     repeated["tracking"]["enabled"] = True
@@ -343,7 +350,7 @@ def test_mlflow_holds_the_training_run(trained: Trained) -> None:
     assert sum(name.endswith(".png") for name in names) == 4  # step 0 and every epoch
     assert "config.yaml" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
     (entry,) = run.inputs.dataset_inputs
-    digest = load_checkpoint(trained.run / "checkpoints/last.pt")["store"]["digest"]
+    digest = _last(trained.run).state["store"]["digest"]
     assert entry.dataset.name == "tiny" and len(entry.dataset.digest) >= 16
     assert digest.startswith(entry.dataset.digest) and run.data.tags["store_digest"] == digest
     assert [tag.value for tag in entry.tags] == ["training"]
@@ -422,13 +429,10 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(
     assert main(arguments) == 130
     monkeypatch.setattr(Trainer, "_picture", picture)
     said = _run(trained.work, *arguments)
-    assert "going on after epoch 1" in said
+    assert "going on from step 3 in epoch 2" in said
     (run,) = trained.client().search_runs(["1"], "tags.`mlflow.runName` = 'halves'")
     assert run.info.status == "FINISHED"
-    whole, halves = (
-        load_checkpoint(trained.work / "runs" / name / "checkpoints/last.pt")["averaged"]
-        for name in ("tiny", "halves")
-    )
+    whole, halves = (_last(trained.work / "runs" / name).weights for name in ("tiny", "halves"))
     assert all(torch.equal(value, halves[key]) for key, value in whole.items())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,11 +52,16 @@ class Processes:
             self.device = self._accelerator.device
             self.rank = self._accelerator.process_index
             self.count = self._accelerator.num_processes
+        # Shapes never change: the fastest convolutions are worth looking for.
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"
 
     @property
     def main(self) -> bool:
         """Whether this one writes files, reports and tracks."""
         return self.rank == 0
+
+    def __str__(self) -> str:
+        return f"{self.device}" + (f" and {self.count - 1} more" if self.count > 1 else "")
 
     def share(self, batch: int) -> slice:
         """This process's rows of a global batch, whose size `count` divides."""
@@ -90,12 +95,10 @@ class Processes:
         """Element by element the mean over processes."""
         return mean_over_processes(values)
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
+    def __enter__(self) -> "Processes":
+        return self
 
-    def close(self) -> None:
-        """Part in order: a process group left open makes torch complain."""
-        if self._accelerator is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure the others may wait for this one: torchrun ends them, no farewell would.
+        if self._accelerator is not None and (kind is None or issubclass(kind, Stopped)):
             self._accelerator.end_training()

@@ -18,6 +18,7 @@ from pipeline.files import write_text
 from pipeline.processes import Processes, choose_device
 from pipeline.tracking import NoTracker, track
 from pipeline.training.checkpoint import (
+    Checkpoint,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -57,44 +58,46 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
     store = open_store(config.data.store, work_folder())
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    processes = Processes(config.training.device)
-    say = print if processes.main else _nothing
-    checkpoints = folder / "checkpoints"
-    found = None if restart else latest_checkpoint(checkpoints)
-    if found is not None:
-        _check_unchanged(found.state, config, store, run)
-        if found.state["finished"]:
-            say(f"run {run} is trained already ({found.state['epoch']} epochs): nothing to do")
-            processes.close()
-            return
-    # They may have looked at different moments: the main process's checkpoint counts.
-    step = processes.from_main(found.state["step"] if found else None)
-    if (found.state["step"] if found else None) != step:
-        found = load_checkpoint(path_of(checkpoints, step)) if step is not None else None
-    monitor = None
-    if processes.main:
-        from pipeline.evaluation.monitor import ValidationMonitor  # here, for it takes seconds
-
-        monitor = ValidationMonitor(store, processes.device)
-    trainer = Trainer(config, store, folder, monitor, processes)
-    tracking = config.tracking if processes.main else replace(config.tracking, enabled=False)
-    continued = found.state["tracking_run"] if found else None
-    with track(tracking, work_folder(), run, continued=continued) as tracker:
+    with Processes(config.training.device) as processes:
+        say = print if processes.main else _nothing
+        found = None if restart else _latest(folder / "checkpoints", processes)
         if found is not None:
-            trainer.resume(found)
-            say(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
-        elif processes.main:
-            _begin(config, store, folder, tracker)
-        parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
-        say(
-            f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from store "
-            f"{store.name}, {parameters / 1e6:.2f} M parameters, on {trainer.device}"
-            + (f" and {processes.count - 1} more" if processes.count > 1 else "")
-        )
-        metrics = trainer.fit(tracker)
-    processes.close()
-    say(f"run {run} is trained: {summary(metrics)}")
-    say(f"checkpoints: {checkpoints}")
+            _check_unchanged(found.state, config, store, run)
+            if found.state["finished"]:
+                done = found.state["epoch"]
+                say(f"run {run} is trained already ({done} epochs): nothing to do")
+                return
+        monitor = None
+        if processes.main:
+            from pipeline.evaluation.monitor import ValidationMonitor  # it takes seconds
+
+            monitor = ValidationMonitor(store, processes.device)
+        trainer = Trainer(config, store, folder, monitor, processes)
+        tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
+        continued = found.state["tracking_run"] if found else None
+        with track(tracking, work_folder(), run, continued=continued) as tracker:
+            if found is not None:
+                trainer.resume(found)
+                say(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
+            elif processes.main:
+                _begin(config, store, folder, tracker)
+            parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
+            say(
+                f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from "
+                f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
+            )
+            metrics = trainer.fit(tracker)
+        say(f"run {run} is trained: {summary(metrics)}")
+        say(f"checkpoints: {folder / 'checkpoints'}")
+
+
+def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
+    """The checkpoint to go on from: the main process's choice, which all of them read."""
+    found = latest_checkpoint(folder) if processes.main else None
+    step = processes.from_main(found.state["step"] if found else None)
+    if found is not None or step is None:
+        return found
+    return load_checkpoint(path_of(folder, step))
 
 
 def _nothing(_: str) -> None: ...

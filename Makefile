@@ -17,6 +17,9 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 REQUIREMENTS := pyproject.toml constraints.txt
 
+UV_INSTALL := env -u UV_SYSTEM_PYTHON $(PY) -m uv pip install --quiet --python $(PY) \
+  --constraint constraints.txt --build-constraint constraints.txt --editable
+
 # STORE names the prepared store in every stage, RUN the run; both default to the config's name.
 stage = --config "$(CONFIG)" $(if $(STORE),--prepare.name "$(STORE)")
 run = $(if $(RUN),--run "$(RUN)")
@@ -27,7 +30,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate ui test test-all lint clean
+.PHONY: help prepare train evaluate bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
@@ -48,6 +51,11 @@ train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
 
 evaluate: $(INSTALLED) ## Score a run on people it has not seen
 	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
+
+bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
+	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }
+	$(UV_INSTALL) '.[$(EXTRAS),bench]'
+	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" $(ARGS)
 
 ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	@case "$$MLFLOW_TRACKING_URI" in \
@@ -98,7 +106,6 @@ $(INSTALLED): $(REQUIREMENTS)
 	fi; \
 	echo "installing into $(VENV)"; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; \
-	env -u UV_SYSTEM_PYTHON $(PY) -m uv pip install --quiet --python $(PY) \
-	  --constraint constraints.txt --build-constraint constraints.txt --editable '.[$(EXTRAS)]'; \
+	$(UV_INSTALL) '.[$(EXTRAS)]'; \
 	cat $(REQUIREMENTS) > $@.part; \
 	mv $@.part $@

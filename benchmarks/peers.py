@@ -4,23 +4,30 @@ Each peer keeps the loss and the optimiser that it customarily comes with; the n
 from where. Batches, augmentation and batch size are the same for all.
 """
 
+import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.models.vae import Posterior
+from pipeline.processes import Processes
+from pipeline.training.step import TrainingStep, build_objective
 
 Shape = tuple[int, int, int]
 
-# What has a chance within minutes on a CPU, and what the tutorial takes, one level deeper so that
-# all spatial latents are of one size.
-MONAI_CHANNELS = (32, 64, 128, 128)
+PROJECT = "this project"
+
+# What has a chance within minutes on a CPU (of the widths tried, this one was furthest after equal
+# time), and what the tutorial takes, one level deeper so that all spatial latents are of one size.
+MONAI_CHANNELS = (16, 32, 32, 64)
 MONAI_FULL_CHANNELS = (128, 256, 384, 384)
 # Batches of 64 in an epoch of CelebA's 162,770 training images, which PyTorch-VAE was tuned on.
 CELEBA_EPOCH = 2543
@@ -49,13 +56,13 @@ def count(network: nn.Module) -> int:
 
 
 class Peer(ABC):
-    """A network with one optimiser and one loss."""
+    """Somebody else's network with its one optimiser and its loss."""
 
     name: str
     notes: str
 
-    def __init__(self, network: nn.Module, learning_rate: float) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, learning_rate: float, device: torch.device) -> None:
+        self.network = network.to(device)
         # Fused is the same arithmetic in fewer passes: peers shall not lose time by the optimiser.
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
 
@@ -95,14 +102,16 @@ class MonaiAutoencoderKL(Peer):
 
     Source: Project-MONAI/tutorials, generation/2d_autoencoderkl: L1 (mean over pixels) + 1e-6 · KL
     (sum over the latent), Adam at 1e-4, one residual block a level, attention at the last level,
-    GroupNorm of 32. The tutorial adds a perceptual loss (weight 0.001) and an adversarial one
-    (0.01), and has three levels of (128, 256, 384) channels with a latent of 8 channels at a
-    quarter of the image's side.
+    GroupNorm of 32 (fewer where a level has fewer channels). The tutorial adds a perceptual loss
+    (weight 0.001) and an adversarial one (0.01), and has three levels of (128, 256, 384) channels
+    with a latent of 8 channels at a quarter of the image's side.
     """
 
     name = "MONAI AutoencoderKL"
 
-    def __init__(self, shape: Shape, channels: Sequence[int] = MONAI_CHANNELS) -> None:
+    def __init__(
+        self, shape: Shape, device: torch.device, channels: Sequence[int] = MONAI_CHANNELS
+    ) -> None:
         from monai.networks.nets import AutoencoderKL  # here, for it takes seconds
 
         network = AutoencoderKL(
@@ -115,10 +124,11 @@ class MonaiAutoencoderKL(Peer):
             norm_num_groups=min(32, *channels),
             attention_levels=(*[False] * (len(channels) - 1), True),
         )
-        super().__init__(network, learning_rate=1e-4)
+        super().__init__(network, 1e-4, device)
+        part = 2 ** (len(channels) - 1)
         self.notes = (
-            f"MONAI's 2-D tutorial: L1 + 1e-6·KL, Adam 1e-4, no perceptual and no adversarial "
-            f"loss; channels {tuple(channels)}, latent of 16 channels at an eighth of the side"
+            "MONAI's 2-D tutorial: L1 + 1e-6·KL, Adam 1e-4, without its perceptual and adversarial "
+            f"losses; channels {tuple(channels)}, latent of 16 channels at 1/{part} of the side"
         )
 
     def loss(self, batch: Tensor) -> Tensor:
@@ -139,8 +149,8 @@ class PythaeVAE(Peer):
 
     Source: pythae 0.1.2, models.VAE and models.nn.benchmarks.celeba; clementchadebec/benchmark_VAE,
     examples/scripts/configs/celeba: latent of 64, ½·squared error + KL, Adam at 1e-4 (also the
-    default of its trainer). The networks take 3 channels of 64x64: grey images are repeated, and
-    the channels of the output averaged, in the loss too, which each channel then enters alike.
+    default of its trainer). The networks take 3 channels of 64x64: grey images are repeated, each
+    channel enters the loss, and reconstructions are the mean of the three.
     """
 
     name = "pythae VAE"
@@ -149,7 +159,7 @@ class PythaeVAE(Peer):
         "its 3 channels are the grey image thrice, averaged afterwards"
     )
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device) -> None:
         from pythae.models import VAE, VAEConfig
         from pythae.models.nn.benchmarks.celeba import (
             Decoder_Conv_AE_CELEBA,
@@ -160,7 +170,7 @@ class PythaeVAE(Peer):
             raise InputError(f"pythae's CelebA networks take images of 64x64, not {shape}")
         config = VAEConfig(input_dim=(3, 64, 64), latent_dim=64, reconstruction_loss="mse")
         network = VAE(config, Encoder_Conv_VAE_CELEBA(config), Decoder_Conv_AE_CELEBA(config))
-        super().__init__(network, learning_rate=1e-4)
+        super().__init__(network, 1e-4, device)
         self.channels = shape[0]
 
     @staticmethod
@@ -226,15 +236,13 @@ class ClassicVAE(Peer):
         f"Adam 0.005, decay 0.95 every {CELEBA_EPOCH} steps (its epoch)"
     )
 
-    def __init__(self, shape: Shape, latent: int = 128) -> None:
-        super().__init__(ClassicNetwork(shape, latent), learning_rate=5e-3)
+    def __init__(self, shape: Shape, device: torch.device, latent: int = 128) -> None:
+        super().__init__(ClassicNetwork(shape, latent), 5e-3, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, CELEBA_EPOCH, gamma=0.95)
 
     def loss(self, batch: Tensor) -> Tensor:
         posterior = self.encode(batch)
-        reconstruction = self.network.up(
-            posterior.mean + (0.5 * posterior.log_variance).exp() * torch.randn_like(posterior.mean)
-        )
+        reconstruction = self.network.up(posterior.sample())
         return F.mse_loss(reconstruction, 2 * batch - 1) + 0.00025 * posterior.rate().mean()
 
     def step(self, batch: Tensor) -> Tensor:
@@ -247,3 +255,61 @@ class ClassicVAE(Peer):
 
     def decode(self, latent: Tensor) -> Tensor:
         return (self.network.up(latent) + 1) / 2
+
+
+class Project:
+    """This project's training step on a configuration; the blur term as after its warm-up."""
+
+    name = PROJECT
+
+    def __init__(self, shape: Shape, processes: Processes, config: Config) -> None:
+        self.objective = build_objective(config, shape)
+        self.training_step = TrainingStep(self.objective, config.training, processes)
+        self.notes = project_notes(config)
+
+    @property
+    def parameters(self) -> int:
+        return count(self.objective)
+
+    def step(self, batch: Tensor) -> Tensor:
+        shape = (len(batch), *self.objective.vae.latent_shape)
+        found = self.training_step(batch, torch.randn(shape, device=batch.device))
+        return torch.tensor(found.get("kernel_loss", 0.0) - found.get("elbo", math.nan))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.objective.vae.encode(images)
+        return self.objective.vae.decode(posterior.mean), posterior.rate()
+
+
+def project_notes(config: Config) -> str:
+    term, model, training = config.likelihood, config.model, config.training
+    form = f", {term.form}, C = {term.constant:g}" if term.term == "blur" else ""
+    return (
+        f"−ELBO (β = {training.beta:g}) under the {term.term} term{form}, latent {model.latent}, "
+        f"width {model.width}, Adam {training.learning_rate:g} with cosine decay by the clock, "
+        "averaged weights"
+    )
+
+
+def peers(
+    shape: Shape, device: torch.device, monai_channels: Sequence[int] = MONAI_CHANNELS
+) -> dict[str, Callable[[], Contestant]]:
+    """The peers that can take images of `shape`, by name, each built when it is called.
+
+    Raises InputError where a package is missing, or MONAI can't have the channels.
+    """
+    if any(width < 1 or width % min(32, *monai_channels) for width in monai_channels):
+        raise InputError(
+            f"MONAI's channels must be multiples of 32, or of the least: {list(monai_channels)}"
+        )
+    # MONAI's attention needs einops, which does not come with it.
+    for package in ("einops", "pythae"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is not installed: make bench installs it")
+    found: dict[str, Callable[[], Contestant]] = {
+        MonaiAutoencoderKL.name: partial(MonaiAutoencoderKL, shape, device, monai_channels)
+    }
+    if PythaeVAE.fits(shape):
+        found[PythaeVAE.name] = partial(PythaeVAE, shape, device)
+    return found | {ClassicVAE.name: partial(ClassicVAE, shape, device)}

@@ -1,0 +1,316 @@
+"""Time to quality: how good reconstructions of unseen people are after so many seconds.
+
+Every model trains on the same slices, in the same order, with the same augmentation and batch
+size. The clock of a peer stands still while it is scored; this project's runs on, for its scores
+are taken by the real training loop.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import synchronise
+from peers import PROJECT, Contestant, count, project_notes
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.data.augmentation import augment
+from pipeline.data.loading import Batches, EpochSampler
+from pipeline.data.slices import SliceDataset, Store
+from pipeline.errors import InputError
+from pipeline.evaluation.fidelity import psnr
+from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
+from pipeline.evaluation.sharpness import high_frequency_ratio
+from pipeline.randomness import Stream, generator
+from pipeline.tracking import NoTracker
+from pipeline.training.loop import Trainer
+from pipeline.training.objective import Objective
+
+Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+METRICS = ("lpips_alex", "psnr", "high_frequency_ratio")
+LIMIT = 16
+"""Slices scored of each person, as ValidationMonitor does."""
+FIRST_SCORES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
+INTERVAL = 20.0
+# No clock and no slow machine comes near: time alone ends a run.
+ENDLESS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """Scores after so many seconds and steps; rate in nats, psnr in dB."""
+
+    seconds: float
+    step: int
+    lpips_alex: float
+    psnr: float
+    high_frequency_ratio: float
+    rate: float
+
+
+@dataclass
+class Run:
+    """What a model did in its time."""
+
+    name: str
+    notes: str
+    parameters: int
+    curve: list[Point] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Which of two points is better in a metric.
+
+    LPIPS: the lower one, PSNR: the higher one, high-frequency ratio: the one nearer 1. The last
+    counts only where PSNR is above `floor`, that of the mean training slice as reconstruction: an
+    untrained network's noise has high frequencies, too.
+    """
+
+    floor: float
+
+    def goodness(self, point: Point, metric: str) -> float:
+        """Higher is better; −inf where the point does not count."""
+        value = getattr(point, metric)
+        if metric == "psnr":
+            return value
+        if metric == "lpips_alex":
+            return -value
+        if point.psnr <= self.floor or value <= 0:
+            return -math.inf
+        return -abs(math.log(value))
+
+    def best(self, curve: Sequence[Point], metric: str) -> Point | None:
+        """The best point of a run, the first of equals; None where none counts."""
+        found = max(curve, key=lambda point: self.goodness(point, metric), default=None)
+        if found is None or self.goodness(found, metric) == -math.inf:
+            return None
+        return found
+
+    def first_reached(self, curve: Sequence[Point], targets: dict[str, Point]) -> Point | None:
+        """The first point that is at least as good as every metric's target at once."""
+        for point in curve:
+            if all(
+                self.goodness(point, metric) >= self.goodness(target, metric)
+                for metric, target in targets.items()
+            ):
+                return point
+        return None
+
+
+class Schedule:
+    """When to score: after FIRST_SCORES seconds, then every INTERVAL."""
+
+    def __init__(self) -> None:
+        self._times = itertools.chain(
+            FIRST_SCORES, itertools.count(FIRST_SCORES[-1] + INTERVAL, INTERVAL)
+        )
+        self._next = next(self._times)
+
+    def due(self, seconds: float) -> bool:
+        """Whether a score is due; times that were missed are not made up for."""
+        due = seconds >= self._next
+        while seconds >= self._next:
+            self._next = next(self._times)
+        return due
+
+
+class Scorer:
+    """Scores reconstructions of the validation people: means over people of means over slices."""
+
+    def __init__(self, store: Store, device: torch.device, limit: int = LIMIT) -> None:
+        """Raises InputError where there is nobody to score on, or no weights for LPIPS."""
+        data = SliceDataset(store, store.subjects("validation"))
+        if not len(data):
+            raise InputError(f"store {store.name} has no validation people: see prepare.split")
+        self.people = [
+            thinned(data.of_subject(index), limit).to(device) for index in range(len(data.subjects))
+        ]
+        try:
+            self.distance = PerceptualDistance("alex")
+        except WeightsNotFound as error:
+            raise InputError(str(error)) from error
+        mean = training_slices(store, 1024).mean(dim=0, keepdim=True).to(device)
+        self.floor = float(np.mean([psnr(x, mean.expand_as(x)).mean().item() for x in self.people]))
+        """PSNR of the mean training slice as everybody's reconstruction, dB."""
+
+    def __call__(self, reconstruct: Reconstruct) -> dict[str, float] | None:
+        """The scores by name; None where a reconstruction is not finite."""
+        rows = []
+        for images in self.people:
+            found, rate = reconstruct(images)
+            if not found.isfinite().all():
+                return None
+            found = found.float().clamp(0.0, 1.0).contiguous()
+            rows.append(
+                {
+                    "lpips_alex": self.distance(images, found).mean().item(),
+                    "psnr": psnr(images, found).mean().item(),
+                    "high_frequency_ratio": high_frequency_ratio(images, found),
+                    "rate": rate.mean().item(),
+                }
+            )
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def training_slices(store: Store, limit: int) -> Tensor:
+    """At most `limit` training slices (n,C,H,W), evenly spread."""
+    data = SliceDataset(store, store.subjects("train"))
+    if not len(data):
+        raise InputError(f"store {store.name} has no training slices: see prepare.split")
+    wanted = np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int)
+    return data.__getitems__(wanted.tolist())
+
+
+def thinned(slices: Tensor, limit: int) -> Tensor:
+    """At most `limit` of (n,C,H,W), evenly spread."""
+    if len(slices) <= limit:
+        return slices
+    return slices[np.linspace(0, len(slices) - 1, limit).round().astype(int)]
+
+
+def augmented_batches(config: Config, store: Store, device: torch.device) -> Iterator[Tensor]:
+    """The batches (B,C,H,W) that the project's own loop trains on, epoch after epoch."""
+    settings = config.training
+    data = SliceDataset(store, store.subjects("train"))
+    sampler = EpochSampler(len(data), settings.batch_size, settings.seed)
+    batches = Batches(data, sampler, config.data, device)
+    flip = config.data.flip and store.plane != "sagittal"
+    steps = itertools.count()
+    for epoch in itertools.count():
+        sampler.epoch = epoch
+        for images in batches:
+            random = generator(settings.seed, Stream.AUGMENTATION, next(steps))
+            yield augment(images, config.data.augmentation, flip, random)
+
+
+def train_peer(
+    build: Callable[[], Contestant], config: Config, store: Store, scorer: Scorer, seconds: float
+) -> Run:
+    """Train for so many seconds, scoring time not counted; a run that diverges ends early."""
+    device = scorer.people[0].device
+    torch.manual_seed(config.training.seed)
+    contestant = build()
+    run = Run(contestant.name, contestant.notes, contestant.parameters)
+    schedule, images = Schedule(), 0
+    batches = augmented_batches(config, store, device)
+    while run.seconds < seconds and not run.diverged:
+        began = time.perf_counter()
+        batch = next(batches)
+        contestant.step(batch)
+        synchronise(device)
+        run.seconds += time.perf_counter() - began
+        run.steps += 1
+        images += len(batch)
+        if schedule.due(run.seconds) or run.seconds >= seconds:
+            run.diverged = not record(run, scorer(contestant.reconstruct))
+    run.images_per_second = images / run.seconds
+    return run
+
+
+def record(run: Run, scores: dict[str, float] | None) -> bool:
+    """Note scores at the run's present second and step; False where there are none."""
+    if scores is None:
+        print(f"quality, {run.name}: not finite after {run.steps} steps", flush=True)
+        return False
+    point = Point(seconds=run.seconds, step=run.steps, **scores)
+    run.curve.append(point)
+    print(
+        f"quality, {run.name}: {point.seconds:.0f} s, {point.step} steps, "
+        f"LPIPS {point.lpips_alex:.4f}, PSNR {point.psnr:.2f} dB, "
+        f"high frequencies {point.high_frequency_ratio:.3f}, rate {point.rate:.0f} nats",
+        flush=True,
+    )
+    return True
+
+
+class ScoringMonitor:
+    """A monitor that scores when it is due, and has no pictures."""
+
+    def __init__(self, scorer: Scorer, run: Run, seconds: float) -> None:
+        self.images = scorer.people[0][:1]
+        self.trainer: Trainer | None = None
+        self._scorer, self._run, self._seconds = scorer, run, seconds
+        self._schedule = Schedule()
+
+    @torch.no_grad()
+    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
+        assert self.trainer is not None
+        run = self._run
+        run.seconds, run.steps = self.trainer.seconds, self.trainer.step
+        if not self._schedule.due(run.seconds) and run.seconds < self._seconds:
+            return {}
+
+        def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = objective.vae.encode(images)
+            return objective.vae.decode(posterior.mean), posterior.rate()
+
+        scores = self._scorer(reconstruct)
+        run.diverged = not record(run, scores)
+        return scores or {}
+
+    def picture(self, objective: Objective) -> np.ndarray:
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def kernels(self, objective: Objective) -> None:
+        return None
+
+
+def train_project(
+    config: Config, store: Store, scorer: Scorer, seconds: float, folder: Path
+) -> Run:
+    """The real training loop for so many seconds, the time of its scores included."""
+    training = replace(config.training, max_minutes=seconds / 60, epochs=ENDLESS, validate_every=1)
+    config = replace(config, training=training)
+    run = Run(PROJECT, project_notes(config), parameters=0)
+    monitor = ScoringMonitor(scorer, run, 60 * training.max_minutes)
+    trainer = monitor.trainer = Trainer(config, store, folder, monitor)
+    run.parameters = count(trainer.objective)
+    trainer.fit(NoTracker())
+    run.images_per_second = run.steps * trainer.sampler.batch_size / run.seconds
+    return run
+
+
+def compare(runs: Sequence[Run], judge: Judge, seconds: float) -> dict[str, Any]:
+    """When this project reached the best that any peer reached in the whole time, per metric.
+
+    `all` is about the first point at which it holds for all metrics at once.
+    """
+    (project,) = (run for run in runs if run.name == PROJECT)
+    rows: dict[str, Any] = {}
+    targets: dict[str, Point] = {}
+    for metric in METRICS:
+        bests = {
+            run.name: point
+            for run in runs
+            if run is not project and (point := judge.best(run.curve, metric))
+        }
+        if not bests:
+            continue
+        name = max(bests, key=lambda name: judge.goodness(bests[name], metric))
+        targets[metric] = bests[name]
+        reached = judge.first_reached(project.curve, {metric: bests[name]})
+        rows[metric] = {
+            "peer": name,
+            "value": getattr(bests[name], metric),
+            "peer_seconds": bests[name].seconds,
+            "seconds": reached.seconds if reached else None,
+            "within_a_fifth": reached is not None and reached.seconds <= seconds / 5,
+        }
+    reached = judge.first_reached(project.curve, targets) if targets else None
+    rows["all"] = {
+        "seconds": reached.seconds if reached else None,
+        "within_a_fifth": reached is not None and reached.seconds <= seconds / 5,
+    }
+    return rows

@@ -1,5 +1,6 @@
 """Command line: python -m pipeline train|evaluate --config C.yaml [--run RUN] [--key value …]"""
 
+import errno
 import logging
 import re
 import sys
@@ -173,6 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command(argv[1:])
     except (InputError, ArgumentError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}: make room, then give the same command again", file=sys.stderr)
         return 2
     except Stopped as error:
         print(f"{error}, state saved: the same command goes on from there", file=sys.stderr)

@@ -54,6 +54,22 @@ class NoTracker:
     def tag(self, name: str, value: str) -> None: ...
 
 
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Within it, a failure of MLflow is an InputError: a full disk, a server that is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "Error" in line), lines[0])
+        raise InputError(
+            f"MLflow's database or artifacts can't be written ({reason[:200]}): make room, or see "
+            "that the server is there, then give the same command again"
+        ) from error
+
+
 class Tracker(NoTracker):
     """One MLflow run, new or continued.
 
@@ -67,6 +83,7 @@ class Tracker(NoTracker):
         self._pending: list[Any] = []
         self._known: dict[str, set[int]] | None = {} if continued else None
 
+    @_telling()
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested sections flattened to dotted names."""
         from mlflow.entities import Param
@@ -91,6 +108,7 @@ class Tracker(NoTracker):
         if len(self._pending) >= METRICS_PER_BATCH:
             self.flush()
 
+    @_telling()
     def _steps(self, key: str) -> set[int]:
         """Steps of a metric that a continued run has already."""
         if self._known is None:
@@ -100,20 +118,24 @@ class Tracker(NoTracker):
             self._known[key] = {metric.step for metric in history}
         return self._known[key]
 
+    @_telling()
     def flush(self) -> None:
         """Send what was noted."""
         pending, self._pending = self._pending, []
         for start in range(0, len(pending), METRICS_PER_BATCH):
             self._client.log_batch(self.run_id, metrics=pending[start : start + METRICS_PER_BATCH])
 
+    @_telling()
     def text(self, content: str, name: str) -> None:
         """Log a text as an artifact."""
         self._client.log_text(self.run_id, content, name)
 
+    @_telling()
     def figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact."""
         self._client.log_figure(self.run_id, figure, name)
 
+    @_telling()
     def image(self, image: Any, key: str, step: int) -> None:
         """Log an image, uint8 (H,W,3), of a step."""
         if self._known is not None:
@@ -123,6 +145,7 @@ class Tracker(NoTracker):
                 return
         self._client.log_image(self.run_id, image, key=key, step=step)
 
+    @_telling()
     def dataset(self, name: str, digest: str, path: Path, context: str) -> None:
         """Log a prepared store as the run's data set; context is training or evaluation."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -140,6 +163,7 @@ class Tracker(NoTracker):
             self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), [tag])]
         )
 
+    @_telling()
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         self._client.set_tag(self.run_id, name, value)
@@ -168,18 +192,22 @@ def track(
         tags = {"mlflow.runName": name}
         if parent_id := _known(client, parent):
             tags["mlflow.parentRunId"] = parent_id
-        run_id = client.create_run(experiment, tags=tags).info.run_id
-    client.update_run(run_id, status="RUNNING")
+        with _telling():
+            run_id = client.create_run(experiment, tags=tags).info.run_id
+    with _telling():
+        client.update_run(run_id, status="RUNNING")
     tracker = Tracker(client, run_id, continued=known is not None)
     try:
         yield tracker
     except BaseException as error:
-        tracker.flush()
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
-        client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+        with contextlib.suppress(Exception):  # what happened must not be hidden by what follows
+            tracker.flush()
+            client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
         raise
     tracker.flush()
-    client.set_terminated(run_id, "FINISHED")
+    with _telling():
+        client.set_terminated(run_id, "FINISHED")
 
 
 def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
@@ -189,8 +217,8 @@ def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import logging
 
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised, too
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.blur.spectrum import half_spectrum_sum
+from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, power
 
 
 def kernel_loss(image: Tensor, reconstruction: Tensor, transfer: Tensor) -> Tensor:
@@ -11,13 +11,14 @@ def kernel_loss(image: Tensor, reconstruction: Tensor, transfer: Tensor) -> Tens
 
     image, reconstruction (B,C,H,W); transfer K (B,1,H,W//2+1). Returns (B,), intensity².
     """
-    with torch.autocast(image.device.type, enabled=False):
-        dtype = transfer.real.dtype
-        image_spectrum = torch.fft.rfft2(image.to(dtype), norm="ortho")
-        spectrum = torch.fft.rfft2(reconstruction.to(dtype), norm="ortho")
-        difference = transfer * image_spectrum - spectrum
-        power = difference.real.square() + difference.imag.square()
-        return half_spectrum_sum(power, image.shape[-1]).sum(dim=1)
+    difference = transfer * half_spectrum(image) - half_spectrum(reconstruction)
+    return half_spectrum_sum(power(difference), image.shape[-1]).sum(dim=1)
+
+
+def kernel_loss_of_residual(image: Tensor, spectrum: Tensor, transfer: Tensor) -> Tensor:
+    """`kernel_loss` where the half spectrum E of x − x̂ is known: k ∗ x − x̂ = (k − δ) ∗ x + e."""
+    difference = (transfer - 1) * half_spectrum(image) + spectrum
+    return half_spectrum_sum(power(difference), image.shape[-1]).sum(dim=1)
 
 
 def kernel_width(kernel: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.blur.spectrum import half_spectrum_sum, residual_power
+from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, power
 
 
-def _check(residual: Tensor, precision: Tensor) -> None:
-    height, width = residual.shape[-2:]
+def _check(height: int, width: int, precision: Tensor) -> None:
     if precision.ndim != 4 or precision.shape[1:] != (1, height, width // 2 + 1):
         raise ValueError(
             f"precision must be (B,1,{height},{width // 2 + 1}) for residuals of "
@@ -21,13 +20,13 @@ def _check(residual: Tensor, precision: Tensor) -> None:
         )
 
 
-def quadratic_form(residual: Tensor, precision: Tensor) -> Tensor:
-    """Σ λ|E|² of each image: residual (B,C,H,W), precision (B or 1,1,H,W//2+1) -> (B,).
+def quadratic_form(spectrum: Tensor, precision: Tensor, width: int) -> Tensor:
+    """Σ λ|E|² of each image: E (B,C,H,width//2+1), λ (B or 1,1,H,width//2+1) -> (B,).
 
-    Raises ValueError where the precision does not fit the residual.
+    Raises ValueError where the precision does not fit the spectrum.
     """
-    _check(residual, precision)
-    return half_spectrum_sum(residual_power(residual) * precision, residual.shape[-1]).sum(dim=1)
+    _check(spectrum.shape[-2], width, precision)
+    return half_spectrum_sum(power(spectrum) * precision, width).sum(dim=1)
 
 
 def log_determinant(precision: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -61,7 +60,7 @@ def gaussian_nll(residual: Tensor, precision: Tensor, scale: Tensor | float) -> 
     """
     channels, height, width = residual.shape[1:]
     return nll(
-        quadratic_form(residual, precision),
+        quadratic_form(half_spectrum(residual), precision, width),
         log_determinant(precision, (channels, height, width)),
         residual[0].numel(),
         scale,

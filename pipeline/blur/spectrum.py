@@ -44,11 +44,11 @@ def precision(transfer: Tensor, constant: float, form: Form = "wiener") -> Tenso
     """
     if constant <= 0:
         raise ValueError(f"constant must be positive, not {constant}")
-    power = (transfer.real.square() + transfer.imag.square()).clamp_min(POWER_FLOOR)
+    kept = power(transfer).clamp_min(POWER_FLOOR)
     if form == "wiener":
-        return power / (power + constant).square()
+        return kept / (kept + constant).square()
     if form == "positive_definite":
-        return 1.0 / (power + constant)
+        return 1.0 / (kept + constant)
     raise ValueError(f"form must be wiener or positive_definite, not {form!r}")
 
 
@@ -69,13 +69,17 @@ def half_spectrum_sum(values: Tensor, width: int) -> Tensor:
     return (values.sum(dim=-2) * half_spectrum_weights(width, values)).sum(dim=-1)
 
 
-def residual_power(residual: Tensor) -> Tensor:
-    """|E|² of a real image's orthonormal half spectrum: (B,C,H,W) -> (B,C,H,W//2+1).
+def half_spectrum(image: Tensor) -> Tensor:
+    """Orthonormal half spectrum of a real image: (B,C,H,W) -> complex (B,C,H,W//2+1).
 
     Never below float32, and outside autocast: half precision loses the weak high frequencies that
     the likelihood exists for.
     """
-    with torch.autocast(residual.device.type, enabled=False):
-        wide = residual if residual.dtype == torch.float64 else residual.float()
-        spectrum = torch.fft.rfft2(wide, norm="ortho")
-        return spectrum.real.square() + spectrum.imag.square()
+    with torch.autocast(image.device.type, enabled=False):
+        wide = image.to(torch.promote_types(image.dtype, torch.float32))
+        return torch.fft.rfft2(wide, norm="ortho")
+
+
+def power(spectrum: Tensor) -> Tensor:
+    """|E|² of a complex spectrum, real and of its shape."""
+    return spectrum.real.square() + spectrum.imag.square()

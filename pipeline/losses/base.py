@@ -12,26 +12,30 @@ from pipeline.processes import mean_over_processes
 
 @dataclass(frozen=True)
 class Distortion:
-    """A term's value for each image (B,), and the σ it was taken at (), intensity units."""
+    """A term's value for each image (B,), and the σ it was taken at (), intensity units.
+
+    spectrum: the residual's half spectrum (B,C,H,W//2+1), where the term has taken it.
+    """
 
     value: Tensor
     scale: Tensor
+    spectrum: Tensor | None = None
 
 
 class ReconstructionTerm(nn.Module, ABC):
     """Distortion between images and reconstructions.
 
     `density` says whether the value is a negative log-likelihood in nats; `needs_kernel` whether
-    a kernel network is trained beside the VAE and its kernel handed to `forward`, from the end
-    of the warm-up on.
+    a kernel network is trained beside the VAE and its kernel's transfer function handed to
+    `forward`, from the end of the warm-up on.
     """
 
     density: ClassVar[bool]
     needs_kernel: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None) -> Distortion:
-        """image, reconstruction (B,C,H,W); kernel (B,1,s,s) or None -> distortion of (B,)."""
+    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+        """image, reconstruction (B,C,H,W); transfer (B,1,H,W//2+1) or None -> that of (B,)."""
 
 
 class Scale(nn.Module):
@@ -63,7 +67,5 @@ class Scale(nn.Module):
         optimal = mean_over_processes(optimal.square()).sqrt()
         new = (2 * optimal.log()).to(self.running.dtype)
         old = torch.where(self.running.isnan(), new, self.running)
-        # A batch that is not finite is skipped, and must leave no trace.
-        mean = torch.where(new.isfinite(), old.lerp(new, 1 - self.momentum), self.running)
-        self.running.copy_(mean)
+        self.running.copy_(old.lerp(new, 1 - self.momentum))
         return optimal

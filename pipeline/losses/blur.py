@@ -1,11 +1,13 @@
 """The blur-minimising likelihood (Bredell et al. 2023)."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from pipeline.blur.likelihood import log_determinant, quadratic_form
-from pipeline.blur.spectrum import precision, transfer_function
+from pipeline.blur.spectrum import half_spectrum, precision
+from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
 
@@ -23,12 +25,15 @@ class Blur(Gaussian):
         self.constant = config.constant
         self.form = config.form
 
-    def quadratic(
-        self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None
-    ) -> tuple[Tensor, Tensor | float]:
-        if kernel is None:
-            return super().quadratic(image, reconstruction, kernel)
+    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+        if transfer is None:
+            return super().forward(image, reconstruction, transfer)
         channels, height, width = image.shape[1:]
-        spectrum = precision(transfer_function(kernel, (height, width)), self.constant, self.form)
-        quadratic = quadratic_form(image - reconstruction, spectrum)
-        return quadratic, log_determinant(spectrum, (channels, height, width))
+        weights = precision(transfer, self.constant, self.form)
+        spectrum = half_spectrum(image - reconstruction)
+        found = self.distortion(
+            quadratic_form(spectrum, weights, width),
+            image[0],
+            log_determinant(weights, (channels, height, width)),
+        )
+        return replace(found, spectrum=spectrum)

@@ -18,14 +18,12 @@ class Gaussian(ReconstructionTerm):
         super().__init__()
         self.scale = Scale(config.scale)
 
-    def quadratic(
-        self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None
-    ) -> tuple[Tensor, Tensor | float]:
-        """The quadratic form of the residual, (B,), and the log-determinant of the precision."""
-        return (image - reconstruction).square().sum(dim=(1, 2, 3)), 0.0
+    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+        return self.distortion((image - reconstruction).square().sum(dim=(1, 2, 3)), image[0])
 
-    def forward(self, image: Tensor, reconstruction: Tensor, kernel: Tensor | None) -> Distortion:
-        quadratic, log_determinant = self.quadratic(image, reconstruction, kernel)
-        values = image[0].numel()
-        scale = self.scale(optimal_scale(quadratic, values))
-        return Distortion(nll(quadratic, log_determinant, values, scale), scale)
+    def distortion(
+        self, quadratic: Tensor, image: Tensor, log_determinant: Tensor | float = 0.0
+    ) -> Distortion:
+        """From the residual's quadratic form and the precision's log-determinant, (B,) each."""
+        scale = self.scale(optimal_scale(quadratic, image.numel()))
+        return Distortion(nll(quadratic, log_determinant, image.numel(), scale), scale)

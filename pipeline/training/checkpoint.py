@@ -142,9 +142,13 @@ def mark_best(folder: Path, step: int, **why: float) -> None:
     write_text(folder / BEST, json.dumps({"step": step, **why}, indent=1) + "\n")
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Delete all but the latest `keep` checkpoints and the best, and what a crash left behind."""
-    kept = {path.name for path in _paths(folder)[-keep:]}
+def remove_old(folder: Path, keep: int, latest: int | None = None) -> None:
+    """Delete all but the latest `keep` checkpoints and the best, and what a crash left behind.
+
+    latest: the step that was just saved; those after it could not be read, and do not count.
+    """
+    sound = [path for path in _paths(folder) if latest is None or _step(path) <= latest]
+    kept = {path.name for path in sound[-keep:]}
     best = best_step(folder)
     if best is not None:
         kept.add(path_of(folder, best).name)
@@ -159,4 +163,9 @@ def remove_old(folder: Path, keep: int) -> None:
 def _paths(folder: Path) -> list[Path]:
     """Checkpoints that were written to their end, by step."""
     found = [path.parent for path in folder.glob(f"step-*/{MANIFEST}")]
-    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+    plain = (path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(plain, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

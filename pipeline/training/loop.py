@@ -287,7 +287,7 @@ class Trainer:
         save_checkpoint(folder, self.step, weights, state | self._state(finished))
         if best:
             mark_best(folder, **self.best)
-        remove_old(folder, self.config.training.keep_checkpoints)
+        remove_old(folder, self.config.training.keep_checkpoints, self.step)
 
     def _state(self, finished: bool) -> dict[str, Any]:
         """Where the run is, and what evaluation must know: tensors and plain values.

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.blur.kernel_loss import kernel_loss, kernel_width
+from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual, kernel_width
 from pipeline.blur.spectrum import transfer_function
+from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
@@ -25,11 +26,20 @@ from pipeline.models.vae import VAE, Posterior
 class ElboParts:
     """Named parts of the ELBO and what they were made of; values are per image (B,), nats."""
 
-    distortion: Tensor
+    term: Distortion
     rate: Tensor
-    scale: Tensor
     reconstruction: Tensor
     latent: Tensor
+
+    @property
+    def distortion(self) -> Tensor:
+        """The reconstruction term's value (B,)."""
+        return self.term.value
+
+    @property
+    def scale(self) -> Tensor:
+        """σ, (), intensity units."""
+        return self.term.scale
 
     @property
     def elbo(self) -> Tensor:
@@ -76,19 +86,14 @@ class Objective(nn.Module):
         posterior = self.vae.encode(image)
         latent = posterior.mean if mean_latent else posterior.sample(generator)
         kernel = None if warm_up else self._frozen_kernel(latent)
-        return self._parts(image, posterior, latent, kernel)
+        return self._parts(image, posterior, latent, _transfer(kernel, image))
 
     def _parts(
-        self, image: Tensor, posterior: Posterior, latent: Tensor, kernel: Tensor | None
+        self, image: Tensor, posterior: Posterior, latent: Tensor, transfer: Tensor | None
     ) -> ElboParts:
         reconstruction = self.vae.decode(latent)
-        distortion = self.term(image, reconstruction, kernel)
         return ElboParts(
-            distortion=distortion.value,
-            rate=posterior.rate(),
-            scale=distortion.scale,
-            reconstruction=reconstruction,
-            latent=latent,
+            self.term(image, reconstruction, transfer), posterior.rate(), reconstruction, latent
         )
 
     def forward(
@@ -103,10 +108,13 @@ class Objective(nn.Module):
         """
         posterior = self.vae.encode(image)
         latent = posterior.at(noise)
-        live = self.kernel(latent.detach())
+        kernel = self.kernel(latent.detach())
+        live = _transfer(kernel, image)
         frozen = None
         if live is not None and not warm_up:
-            frozen = live.detach() if self.detach_kernel else self._frozen_kernel(latent)
+            frozen = live.detach()
+            if not self.detach_kernel:
+                frozen = _transfer(self._frozen_kernel(latent), image)
         parts = self._parts(image, posterior, latent, frozen)
         loss = (parts.distortion + beta * parts.rate).mean()
         means = {
@@ -115,10 +123,10 @@ class Objective(nn.Module):
             "rate": parts.rate.mean(),
             "scale": parts.scale,
         }
-        if live is not None:
-            blur = self.kernel_loss(image, parts.reconstruction, live).mean()
+        if kernel is not None and live is not None:
+            blur = self.kernel_loss(image, parts, live).mean()
             loss = loss + blur
-            means |= {"kernel_width": kernel_width(live).mean(), "kernel_loss": blur}
+            means |= {"kernel_width": kernel_width(kernel).mean(), "kernel_loss": blur}
         return loss / image[0].numel(), {name: value.detach() for name, value in means.items()}
 
     def _frozen_kernel(self, latent: Tensor) -> Tensor | None:
@@ -134,7 +142,16 @@ class Objective(nn.Module):
         return torch.func.functional_call(self.kernel_network, parameters, (latent,))
 
     @staticmethod
-    def kernel_loss(image: Tensor, reconstruction: Tensor, kernel: Tensor) -> Tensor:
-        """Step (B)'s loss (B,), intensity²; the reconstruction gets no gradient."""
-        transfer = transfer_function(kernel, (image.shape[-2], image.shape[-1]))
-        return kernel_loss(image, reconstruction.detach(), transfer)
+    def kernel_loss(image: Tensor, parts: ElboParts, transfer: Tensor) -> Tensor:
+        """Step (B)'s loss (B,), intensity²; only the kernel's transfer function gets a gradient."""
+        spectrum = parts.term.spectrum
+        if spectrum is None:
+            return kernel_loss(image, parts.reconstruction.detach(), transfer)
+        return kernel_loss_of_residual(image, spectrum.detach(), transfer)
+
+
+def _transfer(kernel: Tensor | None, image: Tensor) -> Tensor | None:
+    """The kernel's transfer function on images of this size."""
+    if kernel is None:
+        return None
+    return transfer_function(kernel, (image.shape[-2], image.shape[-1]))

@@ -67,6 +67,7 @@ class TrainingStep:
         objective, settings = self.objective, self.settings
         objective.train()
         objective.zero_grad(set_to_none=True)
+        before = [buffer.clone() for buffer in objective.buffers()]  # the forward pass moves σ
         means = self._accumulate(
             batch.contiguous(memory_format=torch.channels_last), noise, beta, warm_up
         )
@@ -77,7 +78,9 @@ class TrainingStep:
         # The one point at which the processor waits for a GPU.
         found = self.processes.mean(row).tolist()
         if not all(map(math.isfinite, found)):
-            self._skip(batch)
+            for buffer, old in zip(objective.buffers(), before, strict=True):
+                buffer.copy_(old)
+            self._skip(batch, found[: len(means)])
             return {}
         self.skipped_in_a_row = 0
         self.optimizer.step()
@@ -110,25 +113,23 @@ class TrainingStep:
             nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         ]
 
-    def _skip(self, batch: Tensor) -> None:
+    def _skip(self, batch: Tensor, losses: list[float]) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.settings.max_skipped:
             raise InputError(
                 f"{self.skipped_in_a_row} batches in a row without a finite loss and gradient "
-                f"(training.max_skipped {self.settings.max_skipped}): {self._cause(batch)}"
+                f"(training.max_skipped {self.settings.max_skipped}): {self._cause(batch, losses)}"
             )
 
-    def _cause(self, batch: Tensor) -> str:
+    def _cause(self, batch: Tensor, losses: list[float]) -> str:
         """What is the likely cause, and the way out."""
         if not batch.isfinite().all():
             return "the images are not finite: prepare the store again"
         if not all(p.isfinite().all() for p in self.objective.parameters()):
             return "the weights are not finite: train anew with --restart true"
-        if any(p.grad is not None and p.grad.isfinite().all() for p in self.objective.parameters()):
-            where = "a gradient overflows"
-        else:
-            where = "the loss overflows"
+        where = "a gradient" if all(map(math.isfinite, losses)) else "the loss"
+        where += " overflows"
         if self.settings.precision == "bf16":
             where += " in bf16 (try training.precision float32)"
         return (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.blur.kernel_loss import kernel_loss, kernel_width
-from pipeline.blur.spectrum import transfer_function
+from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual, kernel_width
+from pipeline.blur.spectrum import half_spectrum, transfer_function
 
 
 def _kernel(side: int, batch: int = 1) -> torch.Tensor:
@@ -35,6 +35,9 @@ def test_it_is_the_error_of_a_circular_convolution(
     reconstruction = torch.rand_like(image)
     found = kernel_loss(image, reconstruction, transfer_function(kernel, shape))
     expected = (_convolve(kernel, image) - reconstruction).square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    residual = half_spectrum(image - reconstruction)
+    found = kernel_loss_of_residual(image, residual, transfer_function(kernel, shape))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
 
 

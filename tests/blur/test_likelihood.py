@@ -15,11 +15,22 @@ from pipeline.blur.likelihood import (
     quadratic_form,
     sample_residual,
 )
-from pipeline.blur.spectrum import Form, half_spectrum_weights, precision, transfer_function
+from pipeline.blur.spectrum import (
+    Form,
+    half_spectrum,
+    half_spectrum_weights,
+    precision,
+    transfer_function,
+)
 
 SHAPES = [(8, 8), (7, 6), (6, 7), (5, 9)]
 FORMS: list[Form] = ["wiener", "positive_definite"]
 C = 0.025
+
+
+def _optimal_scale(residual: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
+    quadratic = quadratic_form(half_spectrum(residual), spectrum, residual.shape[-1])
+    return optimal_scale(quadratic, residual[0].numel())
 
 
 def _kernel(side: int, seed: int = 0) -> torch.Tensor:
@@ -81,7 +92,9 @@ def test_it_is_the_dense_multivariate_normal(
     fixed = gaussian_nll(residual, spectrum, 0.07)
     torch.testing.assert_close(fixed, _dense_nll(residual, dense, 0.07), rtol=1e-10, atol=0)
 
-    sigma = optimal_scale(quadratic_form(residual, spectrum), residual[0].numel())
+    sigma = optimal_scale(
+        quadratic_form(half_spectrum(residual), spectrum, residual.shape[-1]), residual[0].numel()
+    )
     flat = residual.flatten(2).numpy()
     expected = math.sqrt(np.einsum("bci,ij,bcj->", flat, dense, flat) / residual.numel())
     assert sigma.item() == pytest.approx(expected, rel=1e-10)
@@ -131,7 +144,9 @@ def test_half_and_full_spectrum_agree(shape: tuple[int, int], form: Form) -> Non
 def test_no_other_scale_is_likelier_than_the_optimal_one(form: Form) -> None:
     residual = 0.1 * torch.randn(4, 1, 8, 8, dtype=torch.float64)
     spectrum = precision(transfer_function(_kernel(3), (8, 8)), C, form)
-    sigma = optimal_scale(quadratic_form(residual, spectrum), residual[0].numel())
+    sigma = optimal_scale(
+        quadratic_form(half_spectrum(residual), spectrum, residual.shape[-1]), residual[0].numel()
+    )
     least = gaussian_nll(residual, spectrum, sigma).mean()
     for factor in (0.9, 0.99, 1.01, 1.1):
         assert gaussian_nll(residual, spectrum, factor * sigma).mean() > least
@@ -206,7 +221,7 @@ def test_a_precision_of_another_shape_is_refused(shape: tuple[int, ...]) -> None
     with pytest.raises(ValueError, match=r"\(B,1,8,5\)"):
         gaussian_nll(residual, torch.ones(shape), 1.0)
     with pytest.raises(ValueError, match=r"\(B,1,8,5\)"):
-        quadratic_form(residual, torch.ones(shape))
+        quadratic_form(half_spectrum(residual), torch.ones(shape), 8)
 
 
 def test_samples_of_another_width_are_refused() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pipeline.blur.spectrum import transfer_function
 from pipeline.losses.base import ReconstructionTerm, Scale
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS, build_term
@@ -40,6 +41,10 @@ def _kernel() -> Tensor:
     return logits.softmax(dim=1).reshape(2, 1, 3, 3)
 
 
+def _transfer() -> Tensor:
+    return transfer_function(_kernel(), (8, 8))
+
+
 def _term(term: str, form: str = "wiener", scale: str = "optimal") -> ReconstructionTerm:
     value = scale if scale == "optimal" else float(scale)
     config = LikelihoodConfig(term=term, form=form, scale=value, constant=0.025)  # type: ignore[arg-type]
@@ -49,7 +54,7 @@ def _term(term: str, form: str = "wiener", scale: str = "optimal") -> Reconstruc
 @pytest.mark.parametrize("line", GOLDEN.strip().splitlines())
 def test_golden_values(line: str) -> None:
     term, form, scale, *expected = line.split()
-    found = _term(term, form, scale)(*_pair(), _kernel()).value
+    found = _term(term, form, scale)(*_pair(), _transfer()).value
     assert found.tolist() == pytest.approx([float(word) for word in expected], abs=2e-6)
 
 
@@ -79,7 +84,7 @@ def test_blur_without_a_kernel_is_gaussian(form: str, scale: str) -> None:
 
 
 def test_gaussian_does_not_look_at_a_kernel() -> None:
-    one, two = (_term("gaussian")(*_pair(), kernel) for kernel in (None, _kernel()))
+    one, two = (_term("gaussian")(*_pair(), kernel) for kernel in (None, _transfer()))
     assert torch.equal(one.value, two.value)
 
 
@@ -87,7 +92,7 @@ def test_a_kernel_that_does_not_blur_gives_gaussian_up_to_the_scale() -> None:
     """λ is then the same everywhere, and the optimal σ takes it up."""
     delta = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
     delta[..., 1, 1] = 1.0
-    blur = _term("blur")(*_pair(), delta)
+    blur = _term("blur")(*_pair(), transfer_function(delta, (8, 8)))
     gaussian = _term("gaussian")(*_pair(), None)
     torch.testing.assert_close(blur.value, gaussian.value, rtol=1e-10, atol=0)
     assert (blur.scale / gaussian.scale).item() == pytest.approx(1 / 1.025)
@@ -99,7 +104,8 @@ def test_the_same_error_costs_more_where_the_model_blurs() -> None:
     term = _term("blur", "positive_definite", "0.1")
     coarse = torch.ones(1, 1, 8, 8, dtype=torch.float64)
     fine = coarse * torch.tensor([1.0, -1.0]).repeat(4)
-    low, high = (term(0.1 * e, torch.zeros_like(e), kernel).value.item() for e in (coarse, fine))
+    transfer = transfer_function(kernel, (8, 8))
+    low, high = (term(0.1 * e, torch.zeros_like(e), transfer).value.item() for e in (coarse, fine))
     assert high > low
 
 
@@ -163,10 +169,10 @@ def test_the_gradient_at_the_optimal_scale_is_that_of_the_fitted_one(term: str) 
     """σ̂ as a constant: its own gradient vanishes at the optimum, of the batch's sum."""
     images, reconstructions = _pair()
     left = reconstructions.clone().requires_grad_()
-    found = _term(term)(images, left, _kernel())
+    found = _term(term)(images, left, _transfer())
     found.value.sum().backward()
     right = reconstructions.clone().requires_grad_()
     fixed = _term(term, scale=str(found.scale.item()))
-    fixed(images, right, _kernel()).value.sum().backward()
+    fixed(images, right, _transfer()).value.sum().backward()
     assert left.grad is not None and right.grad is not None
     torch.testing.assert_close(left.grad, right.grad, rtol=1e-6, atol=1e-9)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.blur.kernel_loss import kernel_loss
 from pipeline.blur.spectrum import transfer_function
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
@@ -31,6 +32,14 @@ def _elbo(objective: Objective, warm_up: bool = False) -> ElboParts:
     return objective.elbo(_images(), torch.Generator().manual_seed(2), warm_up=warm_up)
 
 
+def _kernel_loss(objective: Objective, parts: ElboParts) -> Tensor:
+    """Step (B) by its definition."""
+    kernel = objective.kernel(parts.latent.detach())
+    assert kernel is not None
+    transfer = transfer_function(kernel, (32, 32))
+    return kernel_loss(_images(), parts.reconstruction.detach(), transfer)
+
+
 def _gradients(module: nn.Module) -> list[Tensor | None]:
     return [parameter.grad for parameter in module.parameters()]
 
@@ -51,9 +60,7 @@ def test_step_b_leaves_encoder_and_decoder_without_gradient(detach: bool) -> Non
     objective = _objective(detach=detach)
     assert objective.kernel_network is not None
     parts = _elbo(objective)
-    kernel = objective.kernel(parts.latent.detach())
-    assert kernel is not None
-    loss = objective.kernel_loss(_images(), parts.reconstruction, kernel)
+    loss = _kernel_loss(objective, parts)
     assert loss.shape == (3,)
     loss.sum().backward()
     assert all(gradient is None for gradient in _gradients(objective.vae))
@@ -72,9 +79,7 @@ def test_one_backward_pass_gives_each_step_its_gradients(detach: bool, warm_up: 
 
     parts = apart.elbo(_images(), torch.Generator().manual_seed(2), warm_up=warm_up)
     ((parts.distortion + 0.7 * parts.rate).mean() / 1024).backward()
-    kernel = apart.kernel(parts.latent.detach())
-    assert kernel is not None
-    kernel_loss = apart.kernel_loss(_images(), parts.reconstruction, kernel).mean()
+    kernel_loss = _kernel_loss(apart, parts).mean()
     (kernel_loss / 1024).backward()
     for one, two in zip(_gradients(together), _gradients(apart), strict=True):
         assert one is not None and two is not None
@@ -169,7 +174,7 @@ def test_step_b_recovers_a_known_kernel() -> None:
     batches = list(zip(images.split(16), reconstruction.split(16), strict=True))
     for step in range(500):
         batch, blurred = batches[step % len(batches)]
-        loss = objective.kernel_loss(batch, blurred, network(latent))
+        loss = kernel_loss(batch, blurred, transfer_function(network(latent), (32, 32)))
         optimizer.zero_grad()
         (loss.mean() / 1024).backward()
         optimizer.step()

@@ -1,51 +1,24 @@
-"""The loop: the same again gives the same, and an interruption changes nothing."""
+"""The loop: what it does in an epoch, and what it tells of it."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trainers import FixedMonitor, config
 
 import pipeline.training.loop as loop
 from data_prep.store import Store
-from pipeline.config import Config, TrainingConfig
-from pipeline.data.augmentation import AugmentationConfig
-from pipeline.data.slices import DataConfig
+from pipeline.config import TrainingConfig
 from pipeline.errors import InputError
-from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
 from pipeline.processes import choose_device
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer, load_objective, summary
 from pipeline.training.objective import Objective
-
-
-class FixedMonitor:
-    """Says what it was told to say, and may interrupt the run in an epoch."""
-
-    def __init__(self, psnr: list[float] | None = None, stop_in: int | None = None) -> None:
-        self.images = torch.zeros(2, 1, 32, 32)
-        self.psnr = psnr or [20.0, 21.0, 22.0, 23.0, 24.0, 25.0]
-        self.stop_in = stop_in
-        self.seen: list[Objective] = []
-
-    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
-        self.seen.append(objective)
-        if self.stop_in == len(self.seen):
-            raise KeyboardInterrupt
-        return {"psnr": self.psnr[min(len(self.seen), len(self.psnr)) - 1]}
-
-    def picture(self, objective: Objective) -> np.ndarray:
-        return np.zeros((4, 4, 3), np.uint8)
-
-    def kernels(self, objective: Objective) -> Tensor | None:
-        return objective.kernel(objective.vae.encode(self.images).mean.detach())
 
 
 class ListTracker(NoTracker):
@@ -59,27 +32,10 @@ class ListTracker(NoTracker):
         self.rows.append(dict(values))
 
 
-def _config(**changes: Any) -> Config:
-    """`section__key=value` changes a key of the tiny configuration."""
-    config = Config(
-        data=DataConfig(store="tiny", augmentation=AugmentationConfig()),
-        model=ModelConfig(
-            latent=[4, 4, 4], width=4, max_width=8, residual_blocks=0, kernel_hidden=8
-        ),
-        likelihood=LikelihoodConfig(kernel_size=5, warmup_epochs=1),
-        training=TrainingConfig(epochs=4, batch_size=6, lr_warmup_steps=2, device="cpu"),
-    )
-    for name, value in changes.items():
-        section, key = name.split("__")
-        part = dataclasses.replace(getattr(config, section), **{key: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config
-
-
 def _trainer(
     store: Store, folder: Path, monitor: FixedMonitor | None = None, **changes: Any
 ) -> Trainer:
-    return Trainer(_config(**changes), store, folder, monitor or FixedMonitor())
+    return Trainer(config(**changes), store, folder, monitor or FixedMonitor())
 
 
 def _rows(trainer: Trainer) -> list[dict[str, float]]:
@@ -91,53 +47,8 @@ def _rows(trainer: Trainer) -> list[dict[str, float]]:
     ]
 
 
-def _weights(trainer: Trainer) -> dict[str, Tensor]:
-    parts = {"now": trainer.objective, "averaged": trainer.smoothed}
-    return {
-        f"{part}.{key}": value
-        for part, module in parts.items()
-        for key, value in module.state_dict().items()
-    }
-
-
 def _last(folder: Path) -> Checkpoint:
     return find_checkpoint(folder / "checkpoints", "last")
-
-
-def _assert_same_weights(one: Trainer, two: Trainer) -> None:
-    left, right = _weights(one), _weights(two)
-    assert left.keys() == right.keys()
-    different = [key for key, value in left.items() if not torch.equal(value, right[key])]
-    assert not different
-
-
-@pytest.mark.parametrize("target", [None, 30.0], ids=["fixed beta", "rate target"])
-@pytest.mark.parametrize("term", ["blur", "gaussian"])
-def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
-    tiny_store: Store, tmp_path: Path, term: str, target: float | None
-) -> None:
-    changes: dict[str, Any] = {"likelihood__term": term, "training__rate_target": target}
-    whole = _trainer(tiny_store, tmp_path / "whole", **changes)
-    whole.fit(ListTracker())
-
-    first = _trainer(tiny_store, tmp_path / "parts", FixedMonitor(stop_in=3), **changes)
-    with pytest.raises(KeyboardInterrupt):
-        first.fit(ListTracker())
-    found = _last(tmp_path / "parts")
-    assert found.state["epoch"] == 2 and not found.state["finished"]
-    torch.manual_seed(12345)  # nothing hangs on the global generator after the start
-    second = _trainer(tiny_store, tmp_path / "parts", **changes)
-    tracker = ListTracker()
-    tracker.rows = [{}, {}]
-    second.resume(found)
-    second.fit(tracker)
-
-    _assert_same_weights(whole, second)
-    ends = [{k: v for k, v in _rows(t)[-1].items() if "psnr" not in k} for t in (whole, second)]
-    assert ends[0] == ends[1]
-    assert list(second.kernel_history) == list(whole.kernel_history)
-    final = _last(tmp_path / "parts").state
-    assert final["finished"] and final["epoch"] == 4
 
 
 def test_the_same_seed_gives_the_same_losses(tiny_store: Store, tmp_path: Path) -> None:
@@ -340,7 +251,7 @@ def test_an_unknown_device_is_refused_by_name() -> None:
 def test_a_checkpoint_of_another_model_is_refused(tiny_store: Store, tmp_path: Path) -> None:
     _trainer(tiny_store, tmp_path, training__epochs=1).fit(ListTracker())
     with pytest.raises(InputError, match="does not fit"):
-        load_objective(_last(tmp_path), _config(model__width=8))
+        load_objective(_last(tmp_path), config(model__width=8))
 
 
 @pytest.mark.parametrize(

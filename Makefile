@@ -55,7 +55,8 @@ evaluate: $(INSTALLED) ## Score a run on people it has not seen
 bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
 	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }
 	$(UV_INSTALL) '.[$(EXTRAS),bench]'
-	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" $(ARGS)
+	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" \
+	  $(if $(filter file,$(origin CONFIG)),,--config "$(CONFIG)") $(ARGS)
 
 ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	@case "$$MLFLOW_TRACKING_URI" in \

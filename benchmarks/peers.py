@@ -19,7 +19,8 @@ from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.models.vae import Posterior
 from pipeline.processes import Processes
-from pipeline.training.step import TrainingStep, build_objective
+from pipeline.training.objective import build_objective
+from pipeline.training.step import TrainingStep
 
 Shape = tuple[int, int, int]
 

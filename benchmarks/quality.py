@@ -25,6 +25,7 @@ from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.errors import InputError
 from pipeline.evaluation.fidelity import psnr
+from pipeline.evaluation.monitor import thinned
 from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
 from pipeline.evaluation.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
@@ -35,6 +36,7 @@ from pipeline.training.objective import Objective
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 METRICS = ("lpips_alex", "psnr", "high_frequency_ratio")
+KEPT = 0.5
 LIMIT = 16
 """Slices scored of each person, as ValidationMonitor does."""
 FIRST_SCORES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
@@ -69,44 +71,32 @@ class Run:
     diverged: bool = False
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Which of two points is better in a metric.
+def goodness(point: Point, metric: str) -> float:
+    """Higher is better: LPIPS the lower, PSNR the higher, high-frequency ratio the nearer 1."""
+    value = getattr(point, metric)
+    if metric == "psnr":
+        return value
+    return -value if metric == "lpips_alex" else -abs(math.log(max(value, 1e-9)))
 
-    LPIPS: the lower one, PSNR: the higher one, high-frequency ratio: the one nearer 1. The last
-    counts only where PSNR is above `floor`, that of the mean training slice as reconstruction: an
-    untrained network's noise has high frequencies, too.
+
+def best(curve: Sequence[Point], metric: str) -> Point | None:
+    """The best point of a run, the first of equals; None where there is none.
+
+    High frequencies count only at points that one would keep, with a PSNR within KEPT dB of the
+    run's best: the noise of a network that has hardly learned has high frequencies, too.
     """
+    if metric == "high_frequency_ratio" and curve:
+        highest = max(point.psnr for point in curve)
+        curve = [point for point in curve if point.psnr >= highest - KEPT]
+    return max(curve, key=lambda point: goodness(point, metric), default=None)
 
-    floor: float
 
-    def goodness(self, point: Point, metric: str) -> float:
-        """Higher is better; −inf where the point does not count."""
-        value = getattr(point, metric)
-        if metric == "psnr":
-            return value
-        if metric == "lpips_alex":
-            return -value
-        if point.psnr <= self.floor or value <= 0:
-            return -math.inf
-        return -abs(math.log(value))
-
-    def best(self, curve: Sequence[Point], metric: str) -> Point | None:
-        """The best point of a run, the first of equals; None where none counts."""
-        found = max(curve, key=lambda point: self.goodness(point, metric), default=None)
-        if found is None or self.goodness(found, metric) == -math.inf:
-            return None
-        return found
-
-    def first_reached(self, curve: Sequence[Point], targets: dict[str, Point]) -> Point | None:
-        """The first point that is at least as good as every metric's target at once."""
-        for point in curve:
-            if all(
-                self.goodness(point, metric) >= self.goodness(target, metric)
-                for metric, target in targets.items()
-            ):
-                return point
-        return None
+def first_reached(curve: Sequence[Point], targets: dict[str, Point]) -> Point | None:
+    """The first point that is at least as good as every metric's target at once."""
+    for point in curve:
+        if all(goodness(point, name) >= goodness(target, name) for name, target in targets.items()):
+            return point
+    return None
 
 
 class Schedule:
@@ -141,9 +131,6 @@ class Scorer:
             self.distance = PerceptualDistance("alex")
         except WeightsNotFound as error:
             raise InputError(str(error)) from error
-        mean = training_slices(store, 1024).mean(dim=0, keepdim=True).to(device)
-        self.floor = float(np.mean([psnr(x, mean.expand_as(x)).mean().item() for x in self.people]))
-        """PSNR of the mean training slice as everybody's reconstruction, dB."""
 
     def __call__(self, reconstruct: Reconstruct) -> dict[str, float] | None:
         """The scores by name; None where a reconstruction is not finite."""
@@ -171,13 +158,6 @@ def training_slices(store: Store, limit: int) -> Tensor:
         raise InputError(f"store {store.name} has no training slices: see prepare.split")
     wanted = np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int)
     return data.__getitems__(wanted.tolist())
-
-
-def thinned(slices: Tensor, limit: int) -> Tensor:
-    """At most `limit` of (n,C,H,W), evenly spread."""
-    if len(slices) <= limit:
-        return slices
-    return slices[np.linspace(0, len(slices) - 1, limit).round().astype(int)]
 
 
 def augmented_batches(config: Config, store: Store, device: torch.device) -> Iterator[Tensor]:
@@ -282,7 +262,7 @@ def train_project(
     return run
 
 
-def compare(runs: Sequence[Run], judge: Judge, seconds: float) -> dict[str, Any]:
+def compare(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
     """When this project reached the best that any peer reached in the whole time, per metric.
 
     `all` is about the first point at which it holds for all metrics at once.
@@ -294,13 +274,13 @@ def compare(runs: Sequence[Run], judge: Judge, seconds: float) -> dict[str, Any]
         bests = {
             run.name: point
             for run in runs
-            if run is not project and (point := judge.best(run.curve, metric))
+            if run is not project and (point := best(run.curve, metric))
         }
         if not bests:
             continue
-        name = max(bests, key=lambda name: judge.goodness(bests[name], metric))
+        name = max(bests, key=lambda name: goodness(bests[name], metric))
         targets[metric] = bests[name]
-        reached = judge.first_reached(project.curve, {metric: bests[name]})
+        reached = first_reached(project.curve, {metric: bests[name]})
         rows[metric] = {
             "peer": name,
             "value": getattr(bests[name], metric),
@@ -308,7 +288,7 @@ def compare(runs: Sequence[Run], judge: Judge, seconds: float) -> dict[str, Any]
             "seconds": reached.seconds if reached else None,
             "within_a_fifth": reached is not None and reached.seconds <= seconds / 5,
         }
-    reached = judge.first_reached(project.curve, targets) if targets else None
+    reached = first_reached(project.curve, targets) if targets else None
     rows["all"] = {
         "seconds": reached.seconds if reached else None,
         "within_a_fifth": reached is not None and reached.seconds <= seconds / 5,

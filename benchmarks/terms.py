@@ -16,8 +16,8 @@ from pipeline.config import Config
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.processes import Processes
-from pipeline.training.objective import Objective
-from pipeline.training.step import TrainingStep, build_objective
+from pipeline.training.objective import Objective, build_objective
+from pipeline.training.step import TrainingStep
 
 TERMS = ("gaussian", "blur", "straightforward")
 

@@ -26,7 +26,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from measure import machine
 from peers import MONAI_CHANNELS, MONAI_FULL_CHANNELS, PROJECT, Project, PythaeVAE, peers
-from quality import METRICS, Judge, Scorer, compare, train_peer, train_project, training_slices
+from quality import METRICS, Run, Scorer, best, compare, train_peer, train_project, training_slices
 from report import figure, markdown
 from terms import CASES, measure_terms
 from throughput import LARGE_BATCH, measure_gpu, measure_reading, measure_throughput
@@ -36,7 +36,7 @@ from data_prep.store import Store, StoreError
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.processes import Processes
-from pipeline.training.step import build_objective
+from pipeline.training.objective import build_objective
 
 PARTS = ("terms", "quality", "throughput", "reading")
 
@@ -55,6 +55,23 @@ def read_config(path: Path) -> Config:
         return Config(**vars(instantiate(values)))
     except (ArgumentError, YAMLError, ValueError, TypeError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def judged(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
+    """The part `quality` of training.json: curves, their best points, who was first."""
+    bests = {
+        run.name: {
+            metric: asdict(point) if (point := best(run.curve, metric)) else None
+            for metric in METRICS
+        }
+        for run in runs
+    }
+    return {
+        "seconds": seconds,
+        "runs": [asdict(run) for run in runs],
+        "best": bests,
+        "comparison": compare(runs, seconds),
+    }
 
 
 def open_store(path: Path) -> Store:
@@ -123,20 +140,7 @@ class Benchmark:
         runs = [project]
         for build in self.peers.values():
             runs.append(train_peer(build, self.config, self.store, self.scorer, seconds))
-        judge = Judge(self.scorer.floor)
-        best = {
-            run.name: {
-                metric: asdict(point) if (point := judge.best(run.curve, metric)) else None
-                for metric in METRICS
-            }
-            for run in runs
-        }
-        return {
-            "seconds": seconds,
-            "floor": judge.floor,
-            "runs": [asdict(run) for run in runs],
-            "best": best,
-            "comparison": compare(runs, judge, seconds),
+        return judged(runs, seconds) | {
             "left_out": []
             if PythaeVAE.name in self.peers
             else [f"{PythaeVAE.name} is left out: its networks take images of 64×64 only."],

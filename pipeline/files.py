@@ -24,17 +24,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(stream.name)
             raise
-    with contextlib.suppress(OSError):  # not every file system can
-        _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power loss, as the files' contents do."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,17 +42,24 @@ class Processes:
 
     def __init__(self, device: str = "auto") -> None:
         """device: the setting training.device. Raises InputError where it is not there."""
-        self.device = choose_device(device)
         self.rank, self.count = 0, 1
         self._accelerator: Any = None
-        if "LOCAL_RANK" in os.environ:  # torchrun's mark
+        launched = os.environ.get("LOCAL_RANK")  # torchrun's mark
+        if launched is None:
+            self.device = choose_device(device)
+        else:
+            if ":" in device:
+                raise InputError(f"training.device {device}: under torchrun give cuda, cpu or auto")
+            if torch.cuda.is_available():  # or each would have a context on the first GPU, too
+                torch.cuda.set_device(int(launched) % torch.cuda.device_count())
+            self.device = choose_device(device)
             from accelerate import Accelerator
 
             self._accelerator = Accelerator(cpu=self.device.type == "cpu")
             self.device = self._accelerator.device
             self.rank = self._accelerator.process_index
             self.count = self._accelerator.num_processes
-        # Shapes never change: the fastest convolutions are worth looking for.
+        # Few shapes, over and over: the fastest convolutions are worth looking for.
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
 
     @property
@@ -101,4 +108,5 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After a failure the others may wait for this one: torchrun ends them, no farewell would.
         if self._accelerator is not None and (kind is None or issubclass(kind, Stopped)):
+            self._accelerator.wait_for_everyone()  # the main one may still be writing
             self._accelerator.end_training()

@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import (
     path_of,
 )
 from pipeline.training.loop import Trainer, load_objective, summary
+from pipeline.training.signals import StopSignals
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "likelihood", "training")
@@ -75,18 +76,23 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         trainer = Trainer(config, store, folder, monitor, processes)
         tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
         continued = found.state["tracking_run"] if found else None
-        with track(tracking, work_folder(), run, continued=continued) as tracker:
+        with (
+            StopSignals() as signals,
+            track(tracking, work_folder(), run, continued=continued) as tracker,
+        ):
             if found is not None:
                 trainer.resume(found)
                 say(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
             elif processes.main:
-                _begin(config, store, folder, tracker)
+                _begin(config, folder)
+            if tracker.run_id != continued:  # a new one, or in place of one that was deleted
+                _describe(config, store, tracker)
             parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
             say(
                 f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from "
                 f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
             )
-            metrics = trainer.fit(tracker)
+            metrics = trainer.fit(tracker, signals)
         say(f"run {run} is trained: {summary(metrics)}")
         say(f"checkpoints: {folder / 'checkpoints'}")
 
@@ -114,13 +120,20 @@ def _check_unchanged(state: dict[str, Any], config: Config, store: Store, run: s
         )
 
 
-def _begin(config: Config, store: Store, folder: Path, tracker: NoTracker) -> None:
+def _begin(config: Config, folder: Path) -> None:
     """What a new run starts with: no checkpoints of an older one, its configuration on record."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    resolved = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    write_text(folder / "config.yaml", resolved)
+    write_text(folder / "config.yaml", _resolved(config))
+
+
+def _resolved(config: Config) -> str:
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _describe(config: Config, store: Store, tracker: NoTracker) -> None:
+    """What a new MLflow run says of itself."""
     tracker.parameters(asdict(config))
-    tracker.text(resolved, "config.yaml")
+    tracker.text(_resolved(config), "config.yaml")
     tracker.dataset(store.name, store.digest, store.path, "training")
     tracker.tag("store_digest", store.digest)
     tracker.tag("simulated", str(store.simulated).lower())

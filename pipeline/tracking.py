@@ -187,12 +187,13 @@ def track(
         yield NoTracker()
         return
     client, experiment = _connect(config, work)
-    run_id = known = _known(client, continued)
+    with _telling():
+        run_id = known = _known(client, continued)
     if run_id is None:
         tags = {"mlflow.runName": name}
-        if parent_id := _known(client, parent):
-            tags["mlflow.parentRunId"] = parent_id
         with _telling():
+            if parent_id := _known(client, parent):
+                tags["mlflow.parentRunId"] = parent_id
             run_id = client.create_run(experiment, tags=tags).info.run_id
     with _telling():
         client.update_run(run_id, status="RUNNING")
@@ -254,7 +255,9 @@ def _known(client: Any, run_id: str | None) -> str | None:
         return None
     try:
         run = client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise  # a server that is away for a moment must not cost the run its history
         return None
     return run_id if run.info.lifecycle_stage == "active" else None
 

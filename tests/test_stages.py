@@ -398,7 +398,7 @@ def test_the_given_tracking_server_wins(
 def test_a_training_that_breaks_off_says_so_in_mlflow(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
-    def breaks(self: Trainer, tracker: NoTracker) -> Any:
+    def breaks(self: Trainer, tracker: NoTracker, *_: Any) -> Any:
         raise error
 
     monkeypatch.setattr(Trainer, "fit", breaks)

@@ -16,7 +16,11 @@ def kernel_loss(image: Tensor, reconstruction: Tensor, transfer: Tensor) -> Tens
 
 
 def kernel_loss_of_residual(image: Tensor, spectrum: Tensor, transfer: Tensor) -> Tensor:
-    """`kernel_loss` where the half spectrum E of x − x̂ is known: k ∗ x − x̂ = (k − δ) ∗ x + e."""
+    """`kernel_loss` where the residual's half spectrum is known: k ∗ x − x̂ = (k − δ) ∗ x + e.
+
+    image (B,C,H,W); spectrum E of e = x − x̂ (B,C,H,W//2+1), orthonormal; transfer K
+    (B,1,H,W//2+1). Returns (B,), intensity².
+    """
     difference = (transfer - 1) * half_spectrum(image) + spectrum
     return half_spectrum_sum(power(difference), image.shape[-1]).sum(dim=1)
 

@@ -59,6 +59,7 @@ class Deformation:
         return Deformation(*(getattr(self, name)[rows] for name in vars(self)))
 
     def to(self, device: torch.device) -> "Deformation":
+        """The same on a device."""
         return Deformation(
             *(getattr(self, name).to(device, non_blocking=True) for name in vars(self))
         )

@@ -50,34 +50,37 @@ class EpochSampler(Sampler[list[int]]):
 class Batches:
     """Iterating gives the batches of the sampler's epoch on the device, float32 (b,C,H,W).
 
-    Slices are read from memory-mapped shards, by worker processes if there are any, and copied
-    from pinned memory while a GPU computes; or all of them lie on the device.
+    Slices are read from memory-mapped shards, ahead of time by worker processes if there are any,
+    and copied to a GPU from pinned memory; or all of them lie on the device.
     """
 
     def __init__(
         self, data: SliceDataset, sampler: EpochSampler, config: DataConfig, device: torch.device
     ) -> None:
+        """Raises InputError where a shard is damaged."""
         self.device = device
         self._sampler = sampler
-        self._slices = data.all_raw().to(device) if _resident(data, config, device) else None
-        self._loader: DataLoader = DataLoader(
-            data,
-            batch_sampler=sampler,
-            num_workers=config.workers if self._slices is None else 0,
-            collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda" and self._slices is None,
-            persistent_workers=config.workers > 0 and self._slices is None,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
+        self._slices = data.resident(device) if _resident(data, config, device) else None
+        self._loader: DataLoader | None = None
+        if self._slices is None:
+            self._loader = DataLoader(
+                data,
+                batch_sampler=sampler,
+                num_workers=config.workers,
+                collate_fn=_as_it_is,
+                pin_memory=device.type == "cuda",
+                persistent_workers=config.workers > 0,
+                worker_init_fn=_leave_signals_to_the_parent,
+            )
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self._slices is not None:
+        if self._loader is not None:
+            for batch in self._loader:
+                yield batch.to(self.device, non_blocking=True)
+        elif self._slices is not None:
             for indices in self._sampler:
                 chosen = torch.tensor(indices).to(self.device, non_blocking=True)
                 yield SliceDataset.intensity(self._slices[chosen])
-        else:
-            for batch in self._loader:
-                yield batch.to(self.device, non_blocking=True)
 
 
 def _resident(data: SliceDataset, config: DataConfig, device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -75,13 +76,16 @@ class SliceDataset(Dataset[Tensor]):
         """16 bits of the store -> float32 in [0,1]; torch has few operations on uint16."""
         return raw.int().bitwise_and(0xFFFF).float() / 65535.0
 
-    def all_raw(self) -> Tensor:
-        """All slices as the store's bits, int16 (n,C,H,W)."""
-        return self._raw(range(len(self)))
+    def resident(self, device: torch.device) -> Tensor:
+        """All slices as the store's bits, int16 (n,C,H,W), copied to the device shard by shard."""
+        found = torch.empty((len(self), *self.store.image_shape), dtype=torch.int16, device=device)
+        for start, stop in pairwise(self.first):
+            found[start:stop] = self._raw(range(start, stop)).to(device)
+        return found
 
     @property
     def bytes(self) -> int:
-        """What `all_raw` takes in memory."""
+        """What `resident` takes in memory."""
         return 2 * len(self) * math.prod(self.store.image_shape)
 
     def _raw(self, indices: Sequence[int]) -> Tensor:

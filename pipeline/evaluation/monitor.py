@@ -22,8 +22,7 @@ class ValidationMonitor:
     def __init__(self, store: Store, device: torch.device, limit: int = 16) -> None:
         data = SliceDataset(store, store.subjects("validation"))
         self._subjects = [
-            _thinned(data.of_subject(index), limit).to(device)
-            for index in range(len(data.subjects))
+            thinned(data.of_subject(index), limit).to(device) for index in range(len(data.subjects))
         ]
         shown = data
         if not self._subjects:  # a store without validation people still deserves pictures
@@ -72,7 +71,7 @@ class ValidationMonitor:
         return None if kernels is None else kernels.cpu()
 
 
-def _thinned(slices: Tensor, limit: int) -> Tensor:
+def thinned(slices: Tensor, limit: int) -> Tensor:
     """At most `limit` of (n,C,H,W), evenly spread."""
     if len(slices) <= limit:
         return slices

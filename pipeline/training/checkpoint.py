@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.files import replacing, write_text
+from pipeline.files import replacing, sync_folder, write_text
 
 SCHEMA_VERSION = 2
 WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.json", "best.json"
@@ -64,6 +64,7 @@ def save_checkpoint(
         for name, content in contents.items():
             with replacing(path / name) as file:
                 file.write(content)
+        sync_folder(folder)
     except OSError as error:
         raise InputError(
             f"checkpoint {path} can't be written ({error.strerror or error}): make room, then give "
@@ -105,6 +106,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises InputError where there are checkpoints, and none is valid.
     """
     paths = _paths(folder)
+    if not paths and list(folder.glob("*.pt")):
+        raise InputError(
+            f"checkpoints in {folder} are of an older version of this program: choose another "
+            "name (RUN= or --run), or train anew with --restart true"
+        )
     for path in reversed(paths):
         try:
             return load_checkpoint(path)

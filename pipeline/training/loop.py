@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,16 +21,19 @@ from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import (
+    BEST,
     Checkpoint,
     mark_best,
     path_of,
     remove_old,
     save_checkpoint,
 )
-from pipeline.training.objective import Objective
+from pipeline.training.objective import Objective, build_objective
 from pipeline.training.rate import RateController
 from pipeline.training.signals import StopSignals
-from pipeline.training.step import TrainingStep, build_objective, part_of
+from pipeline.training.step import TrainingStep, part_of
+
+NO_BEST = {"step": -1, "psnr": -math.inf}
 
 
 class Monitor(Protocol):
@@ -88,8 +92,8 @@ class Trainer:
         self.seconds = 0.0
         self.saved_at = 0.0
         self.images_per_second = 0.0
-        self.best: dict[str, Any] = {"step": -1, "psnr": -math.inf}
-        self.resumed = False
+        self.best: dict[str, Any] = dict(NO_BEST)
+        self.resumed = self.finished = False
         self.kernel_history: dict[int, Tensor] = {}
 
     def _sampler(self) -> EpochSampler:
@@ -108,9 +112,10 @@ class Trainer:
         """The objective with averaged weights."""
         return self.steps.averaged
 
-    def fit(self, tracker: NoTracker) -> dict[str, float]:
+    def fit(self, tracker: NoTracker, signals: StopSignals | None = None) -> dict[str, float]:
         """Train to the end, telling `tracker` about it. Returns the last epoch's metrics.
 
+        signals: of a block that the caller has entered, so that none is missed before.
         Raises Stopped, its state saved, where a signal asked for it.
         """
         self.tracker = tracker
@@ -119,8 +124,9 @@ class Trainer:
         if not self.resumed:
             self._picture()  # MLflow's viewer opens at step 0; the initial kernel tells, too
             self._save()  # a full disk, or a lost MLflow run, is known before hours are spent
-        with StopSignals() as self.signals, Reporter(self.processes.main) as self.reporter:
-            while self.epoch < self.config.training.epochs and not self._time_is_up():
+        noted = nullcontext(signals) if signals else StopSignals()
+        with noted as self.signals, Reporter(self.processes.main) as self.reporter:
+            while not self.finished:
                 metrics = self._epoch()
         return metrics
 
@@ -129,18 +135,19 @@ class Trainer:
         settings = self.config.training
         self._pass()
         metrics = self._epoch_metrics()
-        last = self.epoch == settings.epochs or self._time_is_up()
-        if last or self.epoch % settings.validate_every == 0:
+        # Decided once: a clock that runs out while the epoch is scored ends the next one.
+        self.finished = self.epoch == settings.epochs or self._time_is_up()
+        if self.finished or self.epoch % settings.validate_every == 0:
             metrics |= self._validate()
-        if last or self.epoch % settings.figure_every == 0:
+        if self.finished or self.epoch % settings.figure_every == 0:
             self._picture()
         self._agree()
         self.tracker.metrics(metrics, self.epoch)
         best = self._is_best(metrics)
-        if last or best or self.asked or self.epoch % settings.checkpoint_every == 0:
-            self._save(finished=last, best=best)
+        if self.finished or best or self.asked or self.epoch % settings.checkpoint_every == 0:
+            self._save(best)
         self._report(metrics)
-        if self.asked and not last:
+        if self.asked and not self.finished:
             raise Stopped(self.asked)
         return metrics
 
@@ -153,7 +160,7 @@ class Trainer:
             self._train_on(images)
             self._agree()
             self._report(self._means())
-            self.images_per_second = (self.images - before) / (time.monotonic() - began)
+            self.images_per_second = (self.images - before) / max(time.monotonic() - began, 1e-9)
             if self._time_is_up() or self.batch == len(self.sampler):
                 break
             if self.asked:
@@ -276,7 +283,7 @@ class Trainer:
         words = f"epoch {done:.1f}/{epochs}  {summary(metrics)}"
         self.reporter.update(self._progress(), words, self.seconds)
 
-    def _save(self, finished: bool = False, best: bool = False) -> None:
+    def _save(self, best: bool = False) -> None:
         """Write a checkpoint. What is tracked is sent first, so that no epoch is missing there."""
         self.saved_at = self.seconds
         if not self.processes.main:
@@ -284,12 +291,12 @@ class Trainer:
         self.tracker.flush()
         folder = self.folder / "checkpoints"
         weights, state = self.steps.state()
-        save_checkpoint(folder, self.step, weights, state | self._state(finished))
+        save_checkpoint(folder, self.step, weights, state | self._state())
         if best:
             mark_best(folder, **self.best)
         remove_old(folder, self.config.training.keep_checkpoints, self.step)
 
-    def _state(self, finished: bool) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Where the run is, and what evaluation must know: tensors and plain values.
 
         Random numbers need no state: they are functions of the seed, the epoch and the step.
@@ -304,7 +311,7 @@ class Trainer:
             "best": self.best,
             "kernel_history": self.kernel_history,
             "kernel_images": self.monitor.images.cpu() if self.monitor else None,
-            "finished": finished,
+            "finished": self.finished,
             "config": asdict(self.config),
             "image_shape": list(self.store.image_shape),
             "store": {"name": self.store.name, "digest": self.store.digest},
@@ -325,8 +332,17 @@ class Trainer:
         self.sums, self.images = state["sums"], state["images"]
         self.seconds = self.saved_at = state["seconds"]
         self.best, self.kernel_history = state["best"], state["kernel_history"]
-        if path_of(checkpoint.path.parent, self.best["step"]) == checkpoint.path:
-            mark_best(checkpoint.path.parent, **self.best)  # a crash may have come between
+        self._mark_best_again(checkpoint.path.parent)
+
+    def _mark_best_again(self, folder: Path) -> None:
+        """The best that this state knows of: a crash came before its mark, or damage after it."""
+        if not self.processes.main:
+            return
+        if path_of(folder, self.best["step"]).exists():
+            mark_best(folder, **self.best)
+        else:
+            (folder / BEST).unlink(missing_ok=True)
+            self.best = dict(NO_BEST)
 
 
 def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual, kernel_width
 from pipeline.blur.spectrum import transfer_function
+from pipeline.config import Config
+from pipeline.errors import InputError
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import build_term
@@ -155,3 +157,11 @@ def _transfer(kernel: Tensor | None, image: Tensor) -> Tensor | None:
     if kernel is None:
         return None
     return transfer_function(kernel, (image.shape[-2], image.shape[-1]))
+
+
+def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:
+    """The objective of a configuration. Raises InputError where it does not fit the store."""
+    try:
+        return Objective(image_shape, config.model, config.likelihood)
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -8,18 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.config import Config, TrainingConfig
+from pipeline.config import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.processes import Processes
 from pipeline.training.objective import Objective
-
-
-def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:
-    """The objective of a configuration. Raises InputError where it does not fit the store."""
-    try:
-        return Objective(image_shape, config.model, config.likelihood)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 class TrainingStep:
@@ -35,7 +27,8 @@ class TrainingStep:
         self.settings = settings
         self.processes = processes or Processes("cpu")
         self.objective = objective.to(self.processes.device).to(memory_format=torch.channels_last)
-        self._averaged = AveragedModel(objective, multi_avg_fn=_averager(settings.ema_decay))
+        self.averaged_steps = 0
+        self._averaged = AveragedModel(objective, multi_avg_fn=self._average)
         self.optimizer = _adam(objective.vae, settings.learning_rate)
         network = objective.kernel_network
         self.kernel_optimizer = _adam(network, settings.kernel_learning_rate) if network else None
@@ -74,19 +67,21 @@ class TrainingStep:
         norm = nn.utils.clip_grad_norm_(
             objective.vae.parameters(), settings.gradient_clip or math.inf
         )
-        row = torch.stack([*means.values(), norm, *self._kernel_norm()])
+        sound = batch.isfinite().all().to(norm.dtype)
+        row = torch.stack([*means.values(), norm, *self._kernel_norm(), sound])
         # The one point at which the processor waits for a GPU.
         found = self.processes.mean(row).tolist()
         if not all(map(math.isfinite, found)):
             for buffer, old in zip(objective.buffers(), before, strict=True):
                 buffer.copy_(old)
-            self._skip(batch, found[: len(means)])
+            self._skip(found[: len(means)], images_sound=found[-1] == 1)
             return {}
         self.skipped_in_a_row = 0
         self.optimizer.step()
         if self.kernel_optimizer is not None:
             self.kernel_optimizer.step()
         self._averaged.update_parameters(objective)
+        self.averaged_steps += 1
         return dict(zip([*means, "gradient_norm"], found, strict=False))
 
     def _accumulate(
@@ -105,6 +100,16 @@ class TrainingStep:
             rows.append(means)
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
+    @torch.no_grad()
+    def _average(self, averaged: Any, current: Any, _: Any) -> None:
+        """Exponential moving average whose memory grows with the number of steps at first.
+
+        Counted here: torch's own count lies on the device, and asking for it would wait for it.
+        """
+        steps = self.averaged_steps
+        weight = min(self.settings.ema_decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(averaged, current, 1 - weight)
+
     def _kernel_norm(self) -> list[Tensor]:
         network = self.objective.kernel_network
         if network is None:
@@ -113,18 +118,19 @@ class TrainingStep:
             nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         ]
 
-    def _skip(self, batch: Tensor, losses: list[float]) -> None:
+    def _skip(self, losses: list[float], images_sound: bool) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.settings.max_skipped:
             raise InputError(
                 f"{self.skipped_in_a_row} batches in a row without a finite loss and gradient "
-                f"(training.max_skipped {self.settings.max_skipped}): {self._cause(batch, losses)}"
+                f"(training.max_skipped {self.settings.max_skipped}): "
+                f"{self._cause(losses, images_sound)}"
             )
 
-    def _cause(self, batch: Tensor, losses: list[float]) -> str:
+    def _cause(self, losses: list[float], images_sound: bool) -> str:
         """What is the likely cause, and the way out."""
-        if not batch.isfinite().all():
+        if not images_sound:
             return "the images are not finite: prepare the store again"
         if not all(p.isfinite().all() for p in self.objective.parameters()):
             return "the weights are not finite: train anew with --restart true"
@@ -143,7 +149,7 @@ class TrainingStep:
         weights |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         kernel_optimizer = self.kernel_optimizer
         return weights, {
-            "averaged_steps": int(self._averaged.n_averaged),
+            "averaged_steps": self.averaged_steps,
             "optimizer": self.optimizer.state_dict(),
             "kernel_optimizer": kernel_optimizer.state_dict() if kernel_optimizer else None,
             "skipped": self.skipped,
@@ -154,7 +160,8 @@ class TrainingStep:
         """Go on from what `state` returned."""
         self.objective.load_state_dict(part_of(weights, "objective"))
         self.averaged.load_state_dict(part_of(weights, "averaged"))
-        self._averaged.n_averaged.fill_(state["averaged_steps"])
+        self.averaged_steps = state["averaged_steps"]
+        self._averaged.n_averaged.fill_(self.averaged_steps)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.kernel_optimizer is not None:
             self.kernel_optimizer.load_state_dict(state["kernel_optimizer"])
@@ -172,15 +179,3 @@ def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _adam(module: nn.Module, learning_rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
-
-
-def _averager(decay: float) -> Any:
-    """Exponential moving average whose memory grows with the number of steps at first."""
-
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        steps = float(count)
-        weight = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(averaged, current, 1 - weight)
-
-    return update

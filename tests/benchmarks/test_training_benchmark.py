@@ -19,7 +19,7 @@ import peers
 import terms
 import training
 from measure import Spread, alternate, processor, ratio
-from quality import Judge, Point, Run, Schedule, Scorer, compare
+from quality import Point, Run, Schedule, Scorer, best, compare
 from report import markdown
 
 from data_prep.store import Store
@@ -161,13 +161,11 @@ def _curve(*rows: tuple[float, float, float, float]) -> list[Point]:
 
 def test_noise_has_no_sharpness() -> None:
     curve = _curve((5, 0.5, 10, 0.99), (10, 0.4, 18, 0.02), (20, 0.3, 19, 0.05))
-    judge = Judge(floor=16.0)
-    best = {name: judge.best(curve, name) for name in ("psnr", "high_frequency_ratio")}
-    assert best == {"psnr": curve[2], "high_frequency_ratio": curve[2]}
-    assert judge.best(curve[:1], "high_frequency_ratio") is None
-    assert judge.best(curve[:1], "lpips_alex") == curve[0]
-    above = _curve((5, 0.5, 20, 1.5), (10, 0.5, 20, 0.8))
-    assert judge.best(above, "high_frequency_ratio") == above[1], "nearest 1, from either side"
+    assert best(curve, "psnr") == best(curve, "high_frequency_ratio") == curve[2]
+    assert best([], "high_frequency_ratio") is None
+    near = _curve((5, 0.5, 19.6, 1.5), (10, 0.5, 20, 0.8))
+    assert best(near, "high_frequency_ratio") == near[1], "nearest 1, from either side"
+    assert best(near, "lpips_alex") == near[0]
 
 
 def test_comparison_is_with_the_best_peer_of_each_metric() -> None:
@@ -177,7 +175,7 @@ def test_comparison_is_with_the_best_peer_of_each_metric() -> None:
         Run("a", "", 1, _curve((5, 0.5, 18, 0.05), (100, 0.3, 20, 0.06))),
         Run("b", "", 1, _curve((5, 0.7, 12, 0.9), (90, 0.4, 19, 0.2))),
     ]
-    found = compare(runs, Judge(floor=16.0), seconds=100.0)
+    found = compare(runs, seconds=100.0)
     assert {name: (row.get("peer"), row["seconds"]) for name, row in found.items()} == {
         "lpips_alex": ("a", 10),
         "psnr": ("a", 40),
@@ -187,7 +185,7 @@ def test_comparison_is_with_the_best_peer_of_each_metric() -> None:
     assert [row["within_a_fifth"] for row in found.values()] == [True, False, True, False]
     assert found["psnr"]["peer_seconds"] == 100
     runs[0].curve = mine[:1]
-    found = compare(runs, Judge(floor=16.0), seconds=100.0)
+    found = compare(runs, seconds=100.0)
     assert found["psnr"]["seconds"] is None and not found["all"]["within_a_fifth"]
 
 
@@ -209,7 +207,6 @@ def test_scored_slices_are_those_of_the_validation_monitor(store_writer: Any, wo
         "lpips_alex": 0.0, "psnr": 100.0, "high_frequency_ratio": 1.0, "rate": 1.0
     }  # fmt: skip
     assert scorer(lambda images: (images / 0, torch.ones(len(images)))) is None
-    assert 5 < scorer.floor < 30
 
 
 # The command

@@ -21,6 +21,7 @@ from torch.utils.data import get_worker_info
 import pipeline.data.loading as loading
 from data_prep.store import PrepareConfig, Store, SubjectEntry, write_manifest
 from pipeline.config import Config, TrainingConfig
+from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import DataConfig, SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
@@ -188,7 +189,7 @@ def test_slices_stay_in_a_device_s_memory_where_they_fit(
 ) -> None:
     """auto: a share of a GPU's free memory; always and never whatever the device."""
     data = SliceDataset(tiny_store, tiny_store.subjects("train"))
-    assert data.bytes == data.all_raw().nbytes == 18 * 32 * 32 * 2
+    assert data.bytes == data.resident(torch.device("cpu")).nbytes == 18 * 32 * 32 * 2
     for free, fits in ((data.bytes * 4, True), (data.bytes * 3, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
         cuda = torch.device("cuda")
@@ -277,3 +278,36 @@ def test_memory_does_not_grow_with_what_is_read(work: Path) -> None:
 
     assert _in_a_child(growth) < 20
     assert _in_a_child(kept) > 100  # what a leak would look like: the measure sees it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_on_a_large_store_keeps_its_memory(work: Path, workers: int) -> None:
+    store = _big_store(work, people=8, slices=100, side=256)
+    config = Config(
+        data=DataConfig(workers=workers, augmentation=AugmentationConfig(enabled=False)),
+        model=ModelConfig(latent=[4, 32, 32], width=4, max_width=8, kernel_hidden=8),
+        likelihood=LikelihoodConfig(term="gaussian"),
+        training=TrainingConfig(epochs=3, batch_size=16, device="cpu"),
+    )
+    sizes = []
+
+    class Watching:
+        images = torch.zeros(1, 1, 256, 256)
+
+        def validate(self, *_: Any, **__: Any) -> dict[str, float]:
+            sizes.append(_anonymous_megabytes())
+            return {}
+
+        def picture(self, _: Any) -> np.ndarray:
+            return np.zeros((4, 4, 3), np.uint8)
+
+        def kernels(self, _: Any) -> None:
+            return None
+
+    def growth() -> float:
+        Trainer(config, store, work / "run", Watching()).fit(NoTracker())
+        return max(sizes) - sizes[0]
+
+    assert _in_a_child(growth) < 20

@@ -196,6 +196,29 @@ def test_the_clock_stops_a_run_which_is_then_finished(
     assert _last(tmp_path).state["finished"]
 
 
+def test_a_clock_that_runs_out_in_validation_still_finishes_the_run(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch after it ends at once, is validated, and is the last."""
+    now = 0.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+
+    class Slow(FixedMonitor):
+        def validate(self, *rest: Any, **options: Any) -> dict[str, float]:
+            nonlocal now
+            now += 61.0
+            return super().validate(*rest, **options)
+
+    monitor = Slow()
+    trainer = _trainer(
+        tiny_store, tmp_path, monitor, training__epochs=1000, training__max_minutes=1.0,
+        training__validate_every=1, training__checkpoint_every=100,
+    )  # fmt: skip
+    last = trainer.fit(ListTracker())
+    assert trainer.epoch == 2 and len(monitor.seen) == 2 and "validation_psnr" in last
+    assert _last(tmp_path).state["finished"]
+
+
 def test_the_learning_rate_warms_up_and_decays_to_nothing(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,73 @@
+"""Progress: a bar on a terminal, plain lines elsewhere, the time left in both."""
+
+import os
+import pty
+import re
+import sys
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Reporter
+from pipeline.training.loop import summary
+
+METRICS = {"distortion": -5000.0, "rate": 321.0, "kernel_loss": 9.5, "images_per_second": 240.0}
+
+
+def _report(reporter: Reporter) -> None:
+    with reporter:
+        for done in (0.25, 0.5):
+            reporter.update(done, f"epoch {40 * done:.1f}/40  {summary(METRICS)}", 200 * done)
+
+
+def test_a_log_gets_plain_lines_with_losses_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _report(Reporter(seconds=0.0))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(" 25%  ? left  epoch 10.0/40")  # one point has no pace
+    assert second.startswith(" 50%  0:01:40 left  epoch 20.0/40")
+    for word in ("distortion -5000", "rate 321 nats", "kernel loss 9.50", "240 images/s"):
+        assert word in second
+    assert "\x1b" not in first + second
+
+
+def test_a_log_gets_a_line_in_so_many_seconds_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    reporter = Reporter(seconds=10.0)
+    for step in range(100):
+        now = float(step)
+        reporter.update(step / 100, "")
+    assert len(capsys.readouterr().out.splitlines()) == 9
+
+
+def test_a_silent_one_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    _report(Reporter(shown=False, seconds=0.0))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_bar_with_losses_rate_and_time_left() -> None:
+    child, terminal = pty.fork()
+    if child == 0:  # its standard output is the terminal's other end
+        os.environ.update(TERM="xterm", COLUMNS="160")
+        with open(1, "w", encoding="utf-8", closefd=False) as sys.stdout:
+            _report(Reporter())
+        os._exit(0)
+    said = b""
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        if not part:
+            break
+        said += part
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    text = said.decode()
+    assert "\x1b[" in text and "━" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    for word in ("50%", "0:01:40 left", "distortion -5000", "rate 321 nats", "240 images/s"):
+        assert word in plain

@@ -19,6 +19,7 @@ from measure import synchronise
 from peers import PROJECT, Contestant, count, project_notes
 from torch import Tensor
 
+from pipeline.backbones import WeightsNotFound
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler
@@ -26,7 +27,7 @@ from pipeline.data.slices import SliceDataset, Store
 from pipeline.errors import InputError
 from pipeline.evaluation.fidelity import psnr
 from pipeline.evaluation.monitor import thinned
-from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
+from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
 from pipeline.tracking import NoTracker

@@ -32,7 +32,7 @@ DECISIVE = ("data", "model", "likelihood", "training")
 INDIFFERENT = {
     "data.store", "data.workers", "data.on_device", "training.threads", "training.device",
     "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
-    "training.keep_checkpoints", "training.max_skipped",
+    "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
 }  # fmt: skip
 
 

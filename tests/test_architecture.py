@@ -15,6 +15,7 @@ FLOORS = {
     "pipeline.files": 0.0,
     "pipeline.progress": 0.0,
     "pipeline.randomness": 0.0,
+    "pipeline.backbones": 0.0,
     "pipeline.processes": 0.5,
     "pipeline.tracking": 1.0,
     "pipeline.blur": 1.0,

@@ -137,7 +137,7 @@ def test_a_store_of_another_schema_version(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--likelihood.term", "bluur"], ["likelihood.term", "blur, gaussian", "bluur"]),
+        (["--likelihood.term", "bluur"], ["likelihood.term", "gaussian, laplace", "bluur"]),
         (["--training.device", "gpu"], ["training.device", "gpu"]),
         (["--model.latent", "[4,32,32]"], ["model.latent"]),
         (["--likelihood.kernel_size", "33"], ["likelihood.kernel_size", "33"]),

@@ -44,6 +44,7 @@ def test_every_module_is_in_the_wheel(wheel: Path) -> None:
         names = archive.namelist()
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "pipeline/losses/watson_dft.json" in names
 
 
 def test_the_installed_commands_run(wheel: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import yaml
 from data_prep.store import Store
 from pipeline import stages
 from pipeline.__main__ import main
+from pipeline.backbones import WeightsNotFound
 from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
+from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer

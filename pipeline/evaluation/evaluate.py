@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.backbones import Network, WeightsNotFound
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
 from pipeline.evaluation import figures, sharpness
 from pipeline.evaluation.aggregate import aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
-from pipeline.evaluation.perceptual import Network, PerceptualDistance, WeightsNotFound
+from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.record import Evaluation
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
@@ -148,7 +149,6 @@ def evaluate(
         sharpness.blur_effect(sampled).numpy(), settings.bootstrap, settings.seed
     )
     if not objective.term.density:
-        metrics.pop("elbo_bits_per_dim")
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
     spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
@@ -168,9 +168,9 @@ def score_slices(
 ) -> dict[str, Tensor]:
     """Scores of each slice, (B,), and its `reconstruction` (B,C,H,W).
 
-    Reconstructions decode the posterior's mean; the ELBO is that of one draw, with the σ of
-    training. Bits per dimension are those of a density over intensities in [0,1]: add 8 to compare
-    with images of 256 levels.
+    Reconstructions decode the posterior's mean; the ELBO, absent where the term is no density, is
+    that of one draw, with the σ of training. Bits per dimension are those of a density over
+    intensities in [0,1]: add 8 to compare with images of 256 levels.
     """
     reconstruction = objective.vae.decode(objective.vae.encode(images).mean)
     parts = objective.elbo(images, generator)
@@ -181,8 +181,9 @@ def score_slices(
         "blur_effect": sharpness.blur_effect(reconstruction),
         "blur_effect_data": sharpness.blur_effect(images),
         "rate": parts.rate,
-        "elbo_bits_per_dim": -parts.elbo / (images[0].numel() * math.log(2)),
     }
+    if objective.term.density:
+        scores["elbo_bits_per_dim"] = -parts.elbo / (images[0].numel() * math.log(2))
     return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.blur.likelihood import log_determinant, quadratic_form
 from pipeline.blur.spectrum import half_spectrum, precision
-from pipeline.losses.base import Distortion
+from pipeline.losses.base import Distortion, Shape
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
 
@@ -20,14 +20,14 @@ class Blur(Gaussian):
 
     needs_kernel: ClassVar[bool] = True
 
-    def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
+        super().__init__(config, image_shape)
         self.constant = config.constant
         self.form = config.form
 
-    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         if transfer is None:
-            return super().forward(image, reconstruction, transfer)
+            return super().compare(image, reconstruction, transfer)
         channels, height, width = image.shape[1:]
         weights = precision(transfer, self.constant, self.form)
         spectrum = half_spectrum(image - reconstruction)

@@ -11,9 +11,11 @@ class LikelihoodConfig:
     """Which reconstruction term is trained, and its constants."""
 
     term: str = "blur"
-    """gaussian (L2) or blur (Bredell et al. 2023)."""
+    """blur, fourier_gaussian, gaussian, laplace, robust (densities), focal_frequency, ms_ssim,
+    ssim, vgg, watson_dft (distances)."""
     scale: Literal["optimal"] | float = "optimal"
-    """σ in intensity units: a number, or optimal: σ̂² = mean of λ|E|² over the batch."""
+    """Scale of a density in intensity units: a number, or optimal, the maximum-likelihood value of
+    each batch (gaussian and blur: σ̂² = mean of λ|E|²); robust learns it."""
     form: Form = "wiener"
     """Precision spectrum of the blur term: wiener (literal) or positive_definite."""
     constant: float = 0.025
@@ -24,6 +26,8 @@ class LikelihoodConfig:
     """Epochs under the plain Gaussian term while the kernel network finds its feet."""
     detach_kernel: bool = True
     """Whether the kernel is a constant to encoder and decoder (else it may be bent through z)."""
+    vgg_weights: str = ""
+    """VGG16 weights of the vgg term (torchvision's state dict); "" = look in the usual places."""
 
     def __post_init__(self) -> None:
         if self.scale != "optimal" and float(self.scale) <= 0:

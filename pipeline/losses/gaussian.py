@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pipeline.blur.likelihood import nll, optimal_scale
-from pipeline.losses.base import Distortion, ReconstructionTerm, Scale
+from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
 from pipeline.losses.config import LikelihoodConfig
 
 
@@ -14,11 +14,11 @@ class Gaussian(ReconstructionTerm):
 
     density: ClassVar[bool] = True
 
-    def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
+    def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
+        super().__init__(config, image_shape)
         self.scale = Scale(config.scale)
 
-    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         return self.distortion((image - reconstruction).square().sum(dim=(1, 2, 3)), image[0])
 
     def distortion(

@@ -26,7 +26,10 @@ from pipeline.models.vae import VAE, Posterior
 
 @dataclass(frozen=True)
 class ElboParts:
-    """Named parts of the ELBO and what they were made of; values are per image (B,), nats."""
+    """Named parts of the ELBO and what they were made of; values are per image (B,).
+
+    The rate is in nats, the distortion where the term is a density.
+    """
 
     term: Distortion
     rate: Tensor
@@ -39,8 +42,8 @@ class ElboParts:
         return self.term.value
 
     @property
-    def scale(self) -> Tensor:
-        """σ, (), intensity units."""
+    def scale(self) -> Tensor | None:
+        """The density's scale, (), intensity units."""
         return self.term.scale
 
     @property
@@ -58,7 +61,7 @@ class Objective(nn.Module):
         """image_shape (C,H,W). Raises ValueError where a configuration does not fit it."""
         super().__init__()
         self.vae = VAE(image_shape, model)
-        self.term = build_term(likelihood)
+        self.term = build_term(likelihood, image_shape)
         self.detach_kernel = likelihood.detach_kernel
         # Built last, so that every term starts from the same encoder and decoder.
         self.kernel_network: KernelNetwork | None = None
@@ -119,12 +122,11 @@ class Objective(nn.Module):
                 frozen = _transfer(self._frozen_kernel(latent), image)
         parts = self._parts(image, posterior, latent, frozen)
         loss = (parts.distortion + beta * parts.rate).mean()
-        means = {
-            "elbo": parts.elbo.mean(),
-            "distortion": parts.distortion.mean(),
-            "rate": parts.rate.mean(),
-            "scale": parts.scale,
-        }
+        means = {"distortion": parts.distortion.mean(), "rate": parts.rate.mean()}
+        if self.term.density:  # minus the sum is an ELBO of nothing else
+            means = {"elbo": parts.elbo.mean(), **means}
+        if parts.scale is not None:
+            means["scale"] = parts.scale
         if kernel is not None and live is not None:
             blur = self.kernel_loss(image, parts, live).mean()
             loss = loss + blur

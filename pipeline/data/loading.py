@@ -20,7 +20,7 @@ class EpochSampler(Sampler[list[int]]):
 
     What is left over waits for another epoch; fewer items than a batch make one batch of all.
     `epoch` and `start`, the batch to begin with, may be set between iterations. With several
-    processes each gets its own rows of every batch.
+    processes each gets its own `rows` of every batch.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class EpochSampler(Sampler[list[int]]):
         if not self.batch_size or self.batch_size % processes:
             raise ValueError(f"{processes} processes can't share a batch of {self.batch_size}")
         share = self.batch_size // processes
-        self._rows = slice(rank * share, (rank + 1) * share)
+        self.rows = slice(rank * share, (rank + 1) * share)
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class EpochSampler(Sampler[list[int]]):
         order = torch.randperm(self.count, generator=random).tolist()
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size
-            yield order[first : first + self.batch_size][self._rows]
+            yield order[first : first + self.batch_size][self.rows]
 
 
 class Batches:

@@ -196,9 +196,8 @@ class Trainer:
         if not settings.enabled:
             return images
         random = generator(self.config.training.seed, Stream.AUGMENTATION, self.step)
-        size = self.sampler.batch_size
-        drawn = draw(size, settings, self.flip, random)
-        return apply(images, drawn.part(self.processes.share(size)).to(self.device))
+        drawn = draw(self.sampler.batch_size, settings, self.flip, random)
+        return apply(images, drawn.part(self.sampler.rows).to(self.device))
 
     def _noise(self) -> Tensor:
         """The posterior's noise for this process's share of the batch."""
@@ -206,7 +205,7 @@ class Trainer:
         random = generator(seed, Stream.POSTERIOR, self.step, self.device)
         shape = (size, *self.objective.vae.latent_shape)
         noise = torch.randn(shape, generator=random, device=self.device)
-        return noise[self.processes.share(size)]
+        return noise[self.sampler.rows]
 
     def _means(self) -> dict[str, float]:
         return {name: value / max(self.images, 1) for name, value in self.sums.items()}

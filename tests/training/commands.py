@@ -87,6 +87,16 @@ def prepared_work(
     return work
 
 
+def work_with_a_run(
+    folder: Path, store_writer: Callable[..., Store], batch_size: int, run: str
+) -> Path:
+    """`prepared_work` with slices enough for epochs of many steps, and an uninterrupted run."""
+    work = prepared_work(folder, store_writer, batch_size, slices=8)
+    command = forked(work, words_of(work, run))
+    assert command.wait() == 0, command.said.read_text()
+    return work
+
+
 def words_of(work: Path, run: str, *more: str) -> Words:
     """Arguments that train a run."""
     return ("train", "--config", str(work / "tiny.yaml"), "--run", run, *more)

@@ -21,15 +21,16 @@ from commands import (
     history,
     interrupted,
     logged_images,
-    prepared_work,
     spawned,
     status,
     words_of,
+    work_with_a_run,
 )
 from torch import Tensor, nn
 from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
+from pipeline.data.loading import EpochSampler
 from pipeline.errors import InputError
 from pipeline.processes import Processes
 from pipeline.training.checkpoint import latest_checkpoint
@@ -48,10 +49,7 @@ def work_of_all(
     """A work folder with a store and the run `one` of one process, 3 epochs of 6 steps."""
     import accelerate  # noqa: F401  # once, not in every forked process
 
-    work = prepared_work(tmp_path_factory.mktemp("processes"), store_writer, 4, slices=8)
-    command = forked(work, words_of(work, "one"))
-    assert command.wait() == 0, command.said.read_text()
-    return work
+    return work_with_a_run(tmp_path_factory.mktemp("processes"), store_writer, 4, "one")
 
 
 def _ended(commands: list[Command]) -> list[str]:
@@ -190,7 +188,7 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
         assert processes.main and processes.count == 1 and str(processes) == "cpu"
         assert processes.wrap(module) is module
         assert processes.from_main(["x"]) == ["x"] and processes.largest([1.0, 2.0]) == [1.0, 2.0]
-        assert processes.share(7) == slice(0, 7)
+        assert EpochSampler(7, 7, 0, processes.rank, processes.count).rows == slice(0, 7)
         assert torch.equal(processes.mean(value), value)
         assert not processes.mean(value).requires_grad
         with processes.unsynchronised(module):

@@ -26,10 +26,10 @@ from commands import (
     history,
     interrupted,
     logged_images,
-    prepared_work,
     spawned,
     status,
     words_of,
+    work_with_a_run,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,10 +185,7 @@ def work_of_all(
     tmp_path_factory: pytest.TempPathFactory, store_writer: Callable[..., Store]
 ) -> Path:
     """A work folder with a store and an uninterrupted run, `whole`, of 3 epochs of 24 steps."""
-    work = prepared_work(tmp_path_factory.mktemp("survival"), store_writer, 1, slices=8)
-    command = forked(work, words_of(work, "whole"))
-    assert command.wait() == 0, command.said.read_text()
-    return work
+    return work_with_a_run(tmp_path_factory.mktemp("survival"), store_writer, 1, "whole")
 
 
 def assert_like_the_whole(work: Path, run: str) -> None:

@@ -15,7 +15,7 @@ from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfi
 from data_prep.errors import InputError
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
-OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "tracking")
+OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "compare", "tracking")
 
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 

@@ -1,4 +1,4 @@
-"""Command line: python -m pipeline train|evaluate --config C.yaml [--run RUN] [--key value …]"""
+"""Command line: python -m pipeline train|evaluate|compare --config C.yaml [--run RUN] [--key …]"""
 
 import errno
 import logging
@@ -21,13 +21,21 @@ USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [-
 commands:
   train      train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+  compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
 
 python -m pipeline COMMAND --help lists every configuration key."""
 
 
+DESCRIPTIONS = {
+    "train": "train a run",
+    "evaluate": "score a run",
+    "compare": "train and score every reconstruction term at one rate",
+}
+
+
 def _parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=f"python -m pipeline {command}", exit_on_error=False, description=f"{command} a run"
+        prog=f"python -m pipeline {command}", exit_on_error=False, description=DESCRIPTIONS[command]
     )
     parser.add_argument("--config", action="config", help="YAML file of the configuration")
     parser.add_argument(
@@ -106,7 +114,26 @@ def _evaluate(argv: Sequence[str]) -> None:
     evaluate_run(with_run_config(_config(parser, arguments), run_config), run)
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate}
+def _compare(argv: Sequence[str]) -> None:
+    parser = _parser("compare")
+    arguments = parser.parse_args(_switched(argv, "--compare.quick"))
+    stem = _stem(arguments)
+    config = _named(_config(parser, arguments), stem)
+    from pipeline.comparison.compare import compare
+
+    compare(config, arguments.run or stem or config.data.store, arguments.restart)
+
+
+def _switched(argv: Sequence[str], key: str) -> list[str]:
+    """The arguments with a bare `key` read as `key true`."""
+    follows = dict(enumerate(argv[1:]))
+    return [
+        f"{word}=true" if word == key and follows.get(i, "--").startswith("--") else word
+        for i, word in enumerate(argv)
+    ]
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "compare": _compare}
 
 # jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",

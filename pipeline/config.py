@@ -18,6 +18,9 @@ class TrainingConfig:
     """How long, how fast and with which seed."""
 
     epochs: int = 200
+    epoch_steps: int = 0
+    """Most steps of an epoch, which is then a random part of the slices; 0 = all slices once. With
+    many images, the rate is held and validation done more often."""
     max_minutes: float = 0.0
     """Stop by the clock after this many minutes; 0 = never. Where the clock is ahead of the epochs,
     the learning rate follows it, and a repeat can differ."""
@@ -67,7 +70,7 @@ class TrainingConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be positive, not {getattr(self, name)}")
         for name in ("max_minutes", "lr_warmup_steps", "gradient_clip", "threads", "seed",
-                     "max_skipped", "checkpoint_minutes"):  # fmt: skip
+                     "max_skipped", "checkpoint_minutes", "epoch_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -104,6 +107,31 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Which reconstruction terms are compared, and how."""
+
+    terms: tuple[str, ...] = ()
+    """Names of terms, `blur:positive_definite` for the blur term in that form; [] = all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rate_targets: tuple[float, ...] = ()
+    """Rates in nats that all terms are held at; [] = training.rate_target alone."""
+    jobs: int = 0
+    """Runs at once, sharing the cores; 0 = a run a core, on a GPU one."""
+    quick: bool = False
+    """One seed and 200 steps: a trial of the whole, whose scores mean little."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 0:
+            raise ValueError(f"compare.jobs must not be negative: {self.jobs}")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"compare.seeds must hold numbers from 0 on, not {list(self.seeds)}")
+        if any(not rate > 0 for rate in self.rate_targets):
+            raise ValueError(
+                f"compare.rate_targets must be positive, not {list(self.rate_targets)}"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""
 
@@ -113,6 +141,7 @@ class Config:
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

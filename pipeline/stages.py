@@ -63,7 +63,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         say = print if processes.main else _nothing
         found = None if restart else _latest(folder / "checkpoints", processes)
         if found is not None:
-            _check_unchanged(found.state, config, store, run)
+            check_unchanged(found.state, config, store, run)
             if found.state["finished"]:
                 done = found.state["epoch"]
                 say(f"run {run} is trained already ({done} epochs): nothing to do")
@@ -109,7 +109,8 @@ def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
 def _nothing(_: str) -> None: ...
 
 
-def _check_unchanged(state: dict[str, Any], config: Config, store: Store, run: str) -> None:
+def check_unchanged(state: dict[str, Any], config: Config, store: Store, run: str) -> None:
+    """Raise InputError where a checkpoint's run was made with another configuration or store."""
     changed = differences(state["config"], asdict(config))
     if state["store"]["digest"] != store.digest:
         changed.append("the prepared store")
@@ -154,6 +155,25 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
+def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
+    """The metrics of a trained run as it is now, if they are there; else None."""
+    folder, settings = run_folder(run), config.evaluation
+    checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
+    store = _store_to_score(config)
+    return read_evaluation(
+        folder / _evaluation_folder(config, store), fingerprint(checkpoint.path, store, settings)
+    )
+
+
+def _store_to_score(config: Config) -> Store:
+    return open_store(config.evaluation.store or config.data.store, work_folder())
+
+
+def _evaluation_folder(config: Config, store: Store) -> str:
+    external = config.evaluation.store
+    return f"evaluation-{store.path.resolve().name}" if external else "evaluation"
+
+
 def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     """Score a run; what was scored before from the same inputs is only shown again.
 
@@ -163,8 +183,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     folder = run_folder(run)
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     objective, state = load_objective(checkpoint, config), checkpoint.state
-    store = open_store(settings.store or config.data.store, work_folder())
-    elsewhere = f"evaluation-{store.path.resolve().name}" if settings.store else "evaluation"
+    store = _store_to_score(config)
+    elsewhere = _evaluation_folder(config, store)
     inputs = fingerprint(checkpoint.path, store, settings)
     metrics = read_evaluation(folder / elsewhere, inputs)
     if metrics is not None:

@@ -41,6 +41,8 @@ class NoTracker:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
 
+    def latest(self, values: Mapping[str, float]) -> None: ...
+
     def flush(self) -> None: ...
 
     def text(self, content: str, name: str) -> None: ...
@@ -107,6 +109,15 @@ class Tracker(NoTracker):
         ]
         if len(self._pending) >= METRICS_PER_BATCH:
             self.flush()
+
+    @_telling()
+    def latest(self, values: Mapping[str, float]) -> None:
+        """Log metrics without a step, in place of what was logged of that name before."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     @_telling()
     def _steps(self, key: str) -> set[int]:

@@ -27,8 +27,8 @@ FLOORS = {
     "pipeline.config": 3.0,
     "pipeline.training": 4.0,
     "pipeline.evaluation": 5.0,
+    "pipeline.stages": 5.5,
     "pipeline.comparison": 6.0,
-    "pipeline.stages": 6.5,
     "pipeline.__main__": 7.0,
 }
 

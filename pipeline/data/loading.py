@@ -24,20 +24,32 @@ class EpochSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        *,
+        longest: int = 0,
     ) -> None:
-        """Raises ValueError where the processes can't share a batch evenly."""
+        """longest: most batches of an epoch, a random part of the items then; 0 = no limit.
+
+        Raises ValueError where the processes can't share a batch evenly.
+        """
         self.count, self.seed = count, seed
         self.batch_size = min(batch_size, count)
         if not self.batch_size or self.batch_size % processes:
             raise ValueError(f"{processes} processes can't share a batch of {self.batch_size}")
         share = self.batch_size // processes
         self.rows = slice(rank * share, (rank + 1) * share)
+        self.longest = longest
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        return self.count // self.batch_size
+        whole = self.count // self.batch_size
+        return min(whole, self.longest) if self.longest else whole
 
     def __iter__(self) -> Iterator[list[int]]:
         random = generator(self.seed, Stream.ORDER, self.epoch)

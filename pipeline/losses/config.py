@@ -23,7 +23,8 @@ class LikelihoodConfig:
     kernel_size: int = 11
     """Side of the blur kernel in pixels, odd: 11 at 64², 41 at 256²."""
     warmup_epochs: int = 10
-    """Epochs under the plain Gaussian term while the kernel network finds its feet."""
+    """Epochs under the plain Gaussian term, whatever the term: the kernel network finds its feet,
+    and no term starts from noise, where some of them never let the latent come to life."""
     detach_kernel: bool = True
     """Whether the kernel is a constant to encoder and decoder (else it may be bent through z)."""
     vgg_weights: str = ""

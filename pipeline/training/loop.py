@@ -105,7 +105,14 @@ class Trainer:
                 f"training.batch_size {size} can't be shared by {processes.count} processes in "
                 f"{settings.accumulation} pieces each: make it a multiple of {parts}"
             )
-        return EpochSampler(len(self.data), size, settings.seed, processes.rank, processes.count)
+        return EpochSampler(
+            len(self.data),
+            size,
+            settings.seed,
+            processes.rank,
+            processes.count,
+            longest=settings.epoch_steps,
+        )
 
     @property
     def smoothed(self) -> Objective:
@@ -171,12 +178,10 @@ class Trainer:
 
     def _train_on(self, images: Tensor) -> None:
         self.steps.set_learning_rate(self._learning_rate_factor())
-        found = self.steps(
-            self._augmented(images),
-            self._noise(),
-            beta=self.controller.beta,
-            warm_up=self.warm_up,
-        )
+        images, noise = self._augmented(images), self._noise()
+        if self.batch == 0 and self.epoch == self.config.likelihood.warmup_epochs > 0:
+            self.controller.reweight(self.objective.stiffening(images, noise))
+        found = self.steps(images, noise, beta=self.controller.beta, warm_up=self.warm_up)
         self.step += 1
         self.batch += 1
         size = self.sampler.batch_size

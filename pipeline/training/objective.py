@@ -18,10 +18,12 @@ from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
 from pipeline.models.vae import VAE, Posterior
+from pipeline.processes import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Objective(nn.Module):
         super().__init__()
         self.vae = VAE(image_shape, model)
         self.term = build_term(likelihood, image_shape)
+        # What the warm-up trains under; None where the term without a kernel is just that.
+        self.opening = (
+            None if isinstance(self.term, Gaussian) else Gaussian(likelihood, image_shape)
+        )
         self.detach_kernel = likelihood.detach_kernel
         # Built last, so that every term starts from the same encoder and decoder.
         self.kernel_network: KernelNetwork | None = None
@@ -84,22 +90,54 @@ class Objective(nn.Module):
         warm_up: bool = False,
         mean_latent: bool = False,
     ) -> ElboParts:
-        """Step (A)'s parts for images (B,C,H,W). `warm_up`: the plain Gaussian term.
+        """Step (A)'s parts for images (B,C,H,W). `warm_up`: under the plain Gaussian term.
 
         With `mean_latent` the posterior's mean is decoded instead of a draw.
         """
         posterior = self.vae.encode(image)
         latent = posterior.mean if mean_latent else posterior.sample(generator)
         kernel = None if warm_up else self._frozen_kernel(latent)
-        return self._parts(image, posterior, latent, _transfer(kernel, image))
+        return self._parts(image, posterior, latent, _transfer(kernel, image), warm_up)
 
     def _parts(
-        self, image: Tensor, posterior: Posterior, latent: Tensor, transfer: Tensor | None
+        self,
+        image: Tensor,
+        posterior: Posterior,
+        latent: Tensor,
+        transfer: Tensor | None,
+        warm_up: bool,
     ) -> ElboParts:
         reconstruction = self.vae.decode(latent)
-        return ElboParts(
-            self.term(image, reconstruction, transfer), posterior.rate(), reconstruction, latent
-        )
+        distortion = self._distortion(image, reconstruction, transfer, warm_up)
+        return ElboParts(distortion, posterior.rate(), reconstruction, latent)
+
+    def _distortion(
+        self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None, warm_up: bool
+    ) -> Distortion:
+        if warm_up:
+            return (self.opening or self.term)(image, reconstruction, None)
+        return self.term(image, reconstruction, transfer)
+
+    def stiffening(self, image: Tensor, noise: Tensor) -> float:
+        """How much harder the term pulls at the latent than the warm-up's Gaussian does.
+
+        The ratio of the root mean square of ∂ distortion/∂z over the images (B,C,H,W) of all
+        processes, each at its posterior's draw with this noise. At the end of the warm-up β times
+        this keeps distortion and rate about as they were balanced.
+        """
+        with torch.no_grad():
+            posterior = self.vae.encode(image)
+            latent = posterior.at(noise)
+            kernel = self.kernel(latent)
+        latent.requires_grad_()
+        reconstruction = self.vae.decode(latent)
+        pulls = []
+        for warm_up in (True, False):
+            transfer = None if warm_up else _transfer(kernel, image)
+            distortion = self._distortion(image, reconstruction, transfer, warm_up)
+            (gradient,) = torch.autograd.grad(distortion.value.sum(), latent, retain_graph=warm_up)
+            pulls.append(mean_over_processes(gradient.square().mean()).sqrt().item())
+        return pulls[1] / pulls[0]
 
     def forward(
         self, image: Tensor, noise: Tensor, *, beta: float, warm_up: bool
@@ -120,8 +158,10 @@ class Objective(nn.Module):
             frozen = live.detach()
             if not self.detach_kernel:
                 frozen = _transfer(self._frozen_kernel(latent), image)
-        parts = self._parts(image, posterior, latent, frozen)
+        parts = self._parts(image, posterior, latent, frozen, warm_up)
         loss = (parts.distortion + beta * parts.rate).mean()
+        if warm_up:  # processes that share a batch expect a gradient of every parameter
+            loss = loss + sum(0.0 * p.sum() for p in self.term.parameters())
         means = {"distortion": parts.distortion.mean(), "rate": parts.rate.mean()}
         if self.term.density:  # minus the sum is an ELBO of nothing else
             means = {"elbo": parts.elbo.mean(), **means}

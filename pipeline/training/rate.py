@@ -1,6 +1,8 @@
 """Holding the rate, so that terms are compared at equal nats."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from statistics import fmean
 
 
 @dataclass
@@ -18,15 +20,29 @@ class RateController:
     smallest: float = 1e-6
     largest: float = 1e6
     tolerance: float = 0.03
+    rates: list[float] = field(default_factory=list)
+    """Mean KL of every epoch so far, nats."""
 
     def update(self, mean_rate: float) -> float:
         """Take an epoch's mean KL in nats; returns the β of the next epoch."""
+        self.rates.append(mean_rate)
         if self.target is not None and mean_rate > 0:
             factor = (mean_rate / self.target) ** self.gain
-            factor = min(max(factor, 1 / self.largest_step), self.largest_step)
-            self.beta = min(max(self.beta * factor, self.smallest), self.largest)
+            self.reweight(min(max(factor, 1 / self.largest_step), self.largest_step))
         return self.beta
 
-    def settled(self, mean_rate: float) -> bool:
-        """Whether a rate is within the tolerance (3%) of the target; always, without one."""
-        return self.target is None or abs(mean_rate / self.target - 1) <= self.tolerance
+    def reweight(self, factor: float) -> None:
+        """Multiply β, where there is a target: the distortion's unit has changed by as much."""
+        if self.target is not None and math.isfinite(factor) and factor > 0:
+            self.beta = min(max(self.beta * factor, self.smallest), self.largest)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the rate of the last tenth of epochs is within 3% of the target, if there is one.
+
+        Of one epoch before there are ten; not settled before there is any.
+        """
+        if self.target is None:
+            return True
+        last = self.rates[-max(1, len(self.rates) // 10) :]
+        return bool(last) and abs(fmean(last) / self.target - 1) <= self.tolerance

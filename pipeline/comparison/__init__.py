@@ -1,0 +1,1 @@
+"""Many reconstruction terms, trained and scored alike, at one rate."""

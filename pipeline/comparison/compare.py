@@ -1,0 +1,246 @@
+"""The comparison stage: trains and scores what is missing, then writes the leaderboard."""
+
+import contextlib
+import fcntl
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
+from pipeline.comparison.leaderboard import Result, Row, markdown, rows_of, runs_csv, summary_csv
+from pipeline.comparison.plan import Entry, available_cores, jobs_at_once, plan
+from pipeline.comparison.workers import run_entries
+from pipeline.config import Config
+from pipeline.data.slices import SliceDataset, Store, open_store
+from pipeline.errors import InputError
+from pipeline.files import replacing, write_text
+from pipeline.stages import check_unchanged, earlier_scores, run_folder, work_folder
+from pipeline.tracking import NoTracker, track
+from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
+from pipeline.training.loop import load_objective
+from pipeline.training.rate import RateController
+
+SHOWN_PEOPLE = 6
+# The scores of the figures, and the axes' labels.
+PERCEPTUAL = {"lpips_alex": "LPIPS alex", "lpips_vgg": "LPIPS vgg", "kid_vgg16": "KID vgg16"}
+
+
+def compare(config: Config, name: str, restart: bool = False) -> Path:
+    """Train and score every term × rate × seed that is not done yet; returns the folder of results.
+
+    WORK/comparisons/NAME/ then holds leaderboard.md, leaderboard.csv, runs.csv, figures/ and logs/;
+    the runs are WORK/runs/NAME-TERM-rRATE-sSEED. Runs that were interrupted go on; ones that fail
+    are named in the leaderboard. Raises InputError for terms that can't be had, runs of these names
+    made with another configuration (unless `restart`), and where nothing succeeded.
+    """
+    work = work_folder()
+    store = open_store(config.data.store, work)
+    entries, absent = plan(config, name, store.image_shape)
+    title = f"{name}-quick" if config.compare.quick else name
+    folder = work / "comparisons" / title
+    with _alone(folder):
+        todo = [entry for entry in entries if restart or not _finished(entry, store)]
+        jobs = jobs_at_once(config)
+        for row, reason in absent.items():
+            print(f"{row} is left out: {reason}")
+        if todo:
+            print(
+                f"comparison {title}: {len(todo)} of {len(entries)} runs to do, {jobs} at once; "
+                f"logs: {folder / 'logs'}",
+                flush=True,
+            )
+        failed = run_entries(
+            todo, jobs, folder, done=len(entries) - len(todo), restart=restart, say=_say
+        )
+        made = [entry for entry in entries if entry.run not in failed]
+        first = next(iter(failed.items()), None)
+        if not made:
+            raise InputError(
+                f"no run of {title} came to its end; the first: {': '.join(first or ('none',))}"
+            )
+        results = [_result(entry, store) for entry in made]
+        rows = rows_of(results)
+        missing = [*absent.items(), *((f"run {run}", why) for run, why in failed.items())]
+        page = markdown(results, f"Comparison {title}", _conditions(entries, store), missing)
+        figures = _figures(rows, made, store)
+        tables = {"leaderboard.csv": summary_csv(results), "runs.csv": runs_csv(results),
+                  "leaderboard.md": page}  # fmt: skip
+        for file, figure in figures.items():
+            with replacing(folder / "figures" / file) as stream:
+                figure.savefig(stream, format="png", dpi=150)
+        for file, text in tables.items():
+            write_text(folder / file, text)
+        _track(config, title, folder, tables, figures, made, results)
+        print(page)
+        print(f"leaderboard, tables and figures: {folder}")
+        if first:
+            raise InputError(
+                f"{len(failed)} of {len(entries)} runs failed and are not in the leaderboard; the "
+                f"first: {': '.join(first)}"
+            )
+    return folder
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raise InputError where another process is at work on this comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is at work on {folder}: wait for it, or choose another RUN="
+            ) from error
+        yield
+
+
+def _finished(entry: Entry, store: Store) -> bool:
+    """Whether a run is trained and scored. Raises InputError where it was made otherwise."""
+    found = latest_checkpoint(run_folder(entry.run) / "checkpoints")
+    if found is None:
+        return False
+    check_unchanged(found.state, entry.config, store, entry.run)
+    return found.state["finished"] and earlier_scores(entry.config, entry.run) is not None
+
+
+def _result(entry: Entry, store: Store) -> Result:
+    scores = earlier_scores(entry.config, entry.run)
+    if scores is None:
+        raise InputError(f"run {entry.run} has lost its scores: give the same command again")
+    state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
+    controller = RateController(**state["controller"])
+    return Result(
+        entry.row,
+        entry.rate,
+        entry.seed,
+        {key: interval["mean"] for key, interval in scores.items()},
+        controller.beta,
+        controller.settled,
+    )
+
+
+def _conditions(entries: Sequence[Entry], store: Store) -> list[tuple[str, str]]:
+    """What all runs have in common, as a reader needs it to judge or to repeat them."""
+    config = entries[0].config
+    training, likelihood, model = config.training, config.likelihood, config.model
+    people = {split: store.subjects(split) for split in ("train", config.evaluation.split)}
+    counts = {
+        split: f"{sum(len(e.slice_indices) for e in found)} images of {len(found)} "
+        f"{'blocks' if store.plane == 'image' else 'people'}"
+        for split, found in people.items()
+    }
+    steps = f", of at most {training.epoch_steps} steps" if training.epoch_steps else ""
+    limit = config.evaluation.max_slices
+    return [
+        ("store", f"{store.name}, digest {store.digest[:12]}, images {store.image_shape}"
+         + (", SIMULATED people" if store.simulated else "")),
+        ("trained on", f"{counts['train']}"),
+        ("scored on", f"{config.evaluation.split}, {counts[config.evaluation.split]}"
+         + (f", at most {limit} of each" if limit else "") + "; the last checkpoint's averaged "
+         "weights"),
+        ("the same for every term", f"{training.epochs} epochs{steps} of batches of "
+         f"{training.batch_size}, the first {likelihood.warmup_epochs} epochs under the Gaussian "
+         f"term, learning rate {training.learning_rate:g}, latent {list(model.latent)}, width "
+         f"{model.width}, order, augmentation and noise by the seed"),
+        ("seeds", ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))),
+        ("blur", f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², form wiener "
+         "where no other is named" if likelihood.form == "wiener" else
+         f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², {likelihood.form}"),
+        ("machine", f"{platform.machine()}, {available_cores()} cores, threads a run: "
+         f"{training.threads}, torch {version('torch')}"),
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[str, Figure]:
+    """A picture a rate of the same slices under every term, and the trades between scores."""
+    config = made[0].config
+    people = store.subjects(config.evaluation.split)
+    chosen = np.unique(np.linspace(0, len(people) - 1, min(SHOWN_PEOPLE, len(people))).round())
+    data = SliceDataset(store, [people[int(index)] for index in chosen])
+    middle = [(a + b) // 2 for a, b in zip(data.first[:-1], data.first[1:], strict=True)]
+    images = torch.stack([data[int(index)] for index in middle])
+    subjects = [entry.subject for entry in data.subjects]
+    simulated = ", SIMULATED people" if store.simulated else ""
+    targets = list(dict.fromkeys(row.results[0].rate_target for row in rows))
+    figures: dict[str, Figure] = {}
+    for target in targets:
+        group = [row for row in rows if row.results[0].rate_target == target]
+        group.sort(key=lambda row: row.mean("lpips_alex"))
+        shown = {}
+        for row in group:
+            seed = row.results[0].seed
+            entry = next(e for e in made if (e.row, e.rate, e.seed) == (row.name, target, seed))
+            checkpoint = find_checkpoint(run_folder(entry.run) / "checkpoints", "last")
+            vae = load_objective(checkpoint, entry.config).vae
+            score = f"\nLPIPS {row.mean('lpips_alex'):.3f}" if row.values("lpips_alex") else ""
+            shown[row.name.replace(":", "\n") + score] = vae.decode(vae.encode(images).mean)
+        suffix = f"-{target:g}" if len(targets) > 1 else ""
+        figures[f"reconstructions{suffix}.png"] = side_by_side(
+            images, shown, subjects,
+            f"Reconstructions of unseen images at {target:g} nats, seed {made[0].seed}{simulated}",
+        )  # fmt: skip
+        for key, label in PERCEPTUAL.items():
+            if all(row.values(key) for row in group):
+                figures[f"psnr_{key}{suffix}.png"] = perception_distortion(
+                    group, key, label, f"Fidelity and perception at {target:g} nats{simulated}"
+                )
+    if len(targets) > 1:
+        keys = {"psnr": "PSNR (dB), higher is better"} | {
+            key: f"{label}, lower is better"
+            for key, label in PERCEPTUAL.items()
+            if all(row.values(key) for row in rows)
+        }
+        figures["rate_distortion.png"] = rate_distortion(
+            rows, keys, f"Scores against the rate spent{simulated}"
+        )
+    return figures
+
+
+def _track(
+    config: Config,
+    title: str,
+    folder: Path,
+    tables: dict[str, str],
+    figures: dict[str, Figure],
+    made: Sequence[Entry],
+    results: Sequence[Result],
+) -> None:
+    """One MLflow run for the comparison, with the training runs as its children."""
+    memory = folder / "mlflow_run.txt"
+    earlier = memory.read_text().strip() if memory.exists() else None
+    work = work_folder()
+    with track(config.tracking, work, f"compare {title}", continued=earlier) as parent:
+        if parent.run_id is None:
+            return
+        write_text(memory, f"{parent.run_id}\n")
+        if parent.run_id != earlier:
+            parent.parameters({"compare": asdict(config.compare)})
+        for file, text in tables.items():
+            parent.text(text, file)
+        for file, figure in figures.items():
+            parent.figure(figure, f"figures/{file}")
+        for entry, result in zip(made, results, strict=True):
+            state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
+            with track(config.tracking, work, entry.run, continued=state["tracking_run"]) as child:
+                _adopt(child, parent.run_id, result)
+
+
+def _adopt(child: NoTracker, parent: str, result: Result) -> None:
+    """Put a training run below the comparison, its test scores beside its curves."""
+    child.tag("mlflow.parentRunId", parent)
+    child.tag("compare.term", result.row)
+    child.tag("compare.rate_settled", str(result.settled).lower())
+    scores = {f"test_{key}": value for key, value in result.scores.items() if value is not None}
+    child.latest({**scores, "final_beta": result.beta})

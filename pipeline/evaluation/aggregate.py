@@ -60,6 +60,14 @@ def bootstrap(
     return {"mean": float(mean), "low": float(min(low, mean)), "high": float(max(high, mean))}
 
 
+def single(value: float | None) -> Interval:
+    """A number that belongs to a whole set of images, so that no interval over subjects exists.
+
+    Low and high are None, and the mean, too, where the number is undefined.
+    """
+    return {"mean": value, "low": None, "high": None}
+
+
 def aggregate(
     per_subject: Mapping[str, NDArray[np.floating]],
     samples: int = 2000,

@@ -1,26 +1,25 @@
 """The evaluation stage: a run's checkpoint and a store -> scores, tables, figures."""
 
-import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones import Network, WeightsNotFound
+from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
 from pipeline.evaluation import figures, sharpness
 from pipeline.evaluation.aggregate import aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
+from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.record import Evaluation
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
-
-log = logging.getLogger(__name__)
 
 # Real slices beside the prior's samples.
 SHOWN_SLICES = 24
@@ -46,27 +45,6 @@ def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> Non
             f"{len(seen)} of {len(entries)} subjects were trained on by this run ({shown}): "
             "score evaluation.split test, or a store of other people"
         )
-
-
-def perceptual_distances(
-    settings: EvaluationConfig,
-) -> tuple[dict[str, PerceptualDistance], dict[str, str]]:
-    """The LPIPS networks whose weights are here, and the reasons for those that are not."""
-    found: dict[str, PerceptualDistance] = {}
-    absent: dict[str, str] = {}
-    networks: dict[Network, str] = {
-        "alex": settings.lpips_alex_weights,
-        "vgg": settings.lpips_vgg_weights,
-    }
-    for network, weights in networks.items():
-        try:
-            found[f"lpips_{network}"] = PerceptualDistance(network, weights, settings.download)
-        except WeightsNotFound as error:
-            if weights:  # asked for by name: going on without would hide the mistake
-                raise InputError(f"evaluation.lpips_{network}_weights: {error}") from error
-            absent[f"lpips_{network}"] = str(error)
-            log.warning("lpips_%s is left out: %s", network, error)
-    return found, absent
 
 
 def people_to_score(
@@ -95,38 +73,53 @@ def evaluate(
     state: dict[str, Any],
     store: Store,
     entries: list[SubjectEntry],
-    distances: dict[str, PerceptualDistance],
+    networks: Networks,
     config: Config,
 ) -> Evaluation:
     """Score a trained objective on some people of a store.
 
-    objective: averaged weights in evaluation mode; state: its checkpoint's; distances: from
-    `perceptual_distances`.
+    objective: averaged weights in evaluation mode; state: its checkpoint's; networks: from
+    `load_networks`.
     """
     settings = config.evaluation
-    absent: dict[str, str] = {}
     device = next(objective.parameters()).device
     data = SliceDataset(store, entries)
     generator = torch.Generator(device).manual_seed(settings.seed)
     sampled = _decode_prior(objective, settings, generator)
     sample_power = sharpness.radial_power(sampled).mean(dim=0)
+    sample_detail = {key: measure(sampled) for key, measure in sharpness.RATIOS.items()}
+    sets = networks.image_sets()
 
     rows: list[dict[str, Any]] = []
     powers: dict[str, list[Tensor]] = {"data": [], "reconstruction": []}
     shown: list[tuple[Tensor, Tensor]] = []
+    counts = [len(entry.slice_indices) for entry in entries]
+    if settings.max_slices:
+        counts = [min(count, settings.max_slices) for count in counts]
     with Reporter() as reporter:
+        work = _Work(reporter, sum(counts) + (len(sampled) if sets else 0), settings.batch_size)
+        if sets:
+            for batch in work.batches(sampled, "prior samples"):
+                for compared in sets:
+                    compared.add("sample", batch.to(device))
         for index, entry in enumerate(entries):
-            images = data.of_subject(index)
-            parts = [
-                score_slices(objective, batch.to(device), distances, generator)
-                for batch in images.split(settings.batch_size)
-            ]
+            images = data.of_subject(index, settings.max_slices)
+            parts = []
+            for batch in work.batches(images, f"subject {index + 1}/{len(entries)}"):
+                batch = batch.to(device)
+                part = score_slices(objective, batch, networks.distances, generator)
+                for compared in sets:
+                    compared.add("data", batch)
+                    compared.add("reconstruction", part["reconstruction"])
+                parts.append(part)
             reconstruction = torch.cat([part.pop("reconstruction") for part in parts]).cpu()
             row = {key: float(torch.cat([p[key] for p in parts]).mean()) for key in parts[0]}
             power, power_rec = (sharpness.radial_power(x) for x in (images, reconstruction))
-            row["high_frequency_ratio"] = sharpness.high_frequency_ratio(images, reconstruction)
+            for key, measure in sharpness.RATIOS.items():
+                detail = measure(images)
+                row[key] = sharpness.ratio_of_means(detail, measure(reconstruction))
+                row[f"sample_{key}"] = sharpness.ratio_of_means(detail, sample_detail[key])
             row["spectrum_error"] = sharpness.spectrum_error(power, power_rec)
-            row["sample_high_frequency_ratio"] = sharpness.high_frequency_ratio(images, sampled)
             row["sample_spectrum_error"] = sharpness.spectrum_error(power, sample_power[None])
             powers["data"].append(power.mean(dim=0))
             powers["reconstruction"].append(power_rec.mean(dim=0))
@@ -141,15 +134,19 @@ def evaluate(
                     **row,
                 }
             )
-            reporter.update((index + 1) / len(entries), f"subject {index + 1}/{len(entries)}")
     scored = [key for key in rows[0] if key not in ("subject", "family", "split", "slices")]
     values = {key: np.array([row[key] for row in rows]) for key in scored}
     metrics = aggregate(values, settings.bootstrap, settings.seed)
     metrics["sample_blur_effect"] = bootstrap(
         sharpness.blur_effect(sampled).numpy(), settings.bootstrap, settings.seed
     )
+    for compared in sets:
+        metrics |= compared.scores(settings.seed)
+    absent = dict(networks.absent)
     if not objective.term.density:
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
+    if objective.kernel_network is None:
+        absent["kernel_width"] = f"{config.likelihood.term} has no kernel network"
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
     spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
     real = torch.stack([data[int(index)] for index in spread])
@@ -158,6 +155,23 @@ def evaluate(
         sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
     )
     return Evaluation(metrics, rows, drawn, absent)
+
+
+class _Work:
+    """How many of all images are done: subjects can hold ten slices or ten thousand."""
+
+    def __init__(self, reporter: Reporter, total: int, batch_size: int) -> None:
+        self._reporter = reporter
+        self._total = total
+        self._batch_size = batch_size
+        self._done = 0
+
+    def batches(self, images: Tensor, note: str) -> Iterator[Tensor]:
+        """The images in batches, each counted when it is done with."""
+        for batch in images.split(self._batch_size):
+            yield batch
+            self._done += len(batch)
+            self._reporter.update(self._done / self._total, note)
 
 
 def score_slices(
@@ -170,9 +184,12 @@ def score_slices(
 
     Reconstructions decode the posterior's mean; the ELBO, absent where the term is no density, is
     that of one draw, with the σ of training. Bits per dimension are those of a density over
-    intensities in [0,1]: add 8 to compare with images of 256 levels.
+    intensities in [0,1]: add 8 to compare with images of 256 levels. The kernel's width is what
+    the kernel network says of the blur at the posterior's mean, in pixels; absent without one.
     """
-    reconstruction = objective.vae.decode(objective.vae.encode(images).mean)
+    latent = objective.vae.encode(images).mean
+    reconstruction = objective.vae.decode(latent)
+    kernel = objective.kernel(latent)
     parts = objective.elbo(images, generator)
     scores = {
         "psnr": psnr(images, reconstruction),
@@ -182,6 +199,8 @@ def score_slices(
         "blur_effect_data": sharpness.blur_effect(images),
         "rate": parts.rate,
     }
+    if kernel is not None:
+        scores["kernel_width"] = kernel_width(kernel)
     if objective.term.density:
         scores["elbo_bits_per_dim"] = -parts.elbo / (images[0].numel() * math.log(2))
     return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}

@@ -22,7 +22,7 @@ class ValidationMonitor:
     def __init__(self, store: Store, device: torch.device, limit: int = 16) -> None:
         data = SliceDataset(store, store.subjects("validation"))
         self._subjects = [
-            thinned(data.of_subject(index), limit).to(device) for index in range(len(data.subjects))
+            data.of_subject(index, limit).to(device) for index in range(len(data.subjects))
         ]
         shown = data
         if not self._subjects:  # a store without validation people still deserves pictures
@@ -69,10 +69,3 @@ class ValidationMonitor:
         """Kernels of the fixed images, (SHOWN,1,s,s) on the CPU; None without a network."""
         kernels = objective.kernel(objective.vae.encode(self.images).mean)
         return None if kernels is None else kernels.cpu()
-
-
-def thinned(slices: Tensor, limit: int) -> Tensor:
-    """At most `limit` of (n,C,H,W), evenly spread."""
-    if len(slices) <= limit:
-        return slices
-    return slices[np.linspace(0, len(slices) - 1, limit).round().astype(int)]

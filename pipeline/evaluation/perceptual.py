@@ -1,4 +1,4 @@
-"""LPIPS with real backbone weights, wherever this machine has them, or not at all."""
+"""LPIPS, and features, with real backbone weights wherever this machine has them, or not at all."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbones import Network, WeightsNotFound, backbone_state, explain, probe
-from pipeline.evaluation.fidelity import check_pair
+from pipeline.evaluation.fidelity import check_images, check_pair
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class PerceptualDistance:
 
     Attributes:
         source: where the backbone weights came from, for the record of a run.
+        size: how many numbers `features` gives for an image.
     """
 
     def __init__(self, network: Network, weights: str = "", allow_download: bool = False) -> None:
@@ -62,6 +63,7 @@ class PerceptualDistance:
             raise WeightsNotFound(explain(network, reason)) from error
         self.network = network
         self._model = model.eval().requires_grad_(False)
+        self.size = int(model.chns[-1])
         distance = self(*probe()).item()
         if not abs(distance - _PROBE_DISTANCE[network]) < 1e-3:
             reason = (
@@ -87,16 +89,45 @@ class PerceptualDistance:
             ValueError: from `check_pair`, or another number of channels.
         """
         check_pair(image, reconstruction)
-        if image.shape[1] not in (1, 3):
-            raise ValueError(f"LPIPS takes 1 or 3 channels, got {image.shape[1]}")
         self._model.to(image.device)
-        height, width = image.shape[-2:]
-        chunk = max(1, _CHUNK_PIXELS // max(height * width, MIN_SIDE**2))
-        distances = [
-            self._model(_prepare(left), _prepare(right), normalize=True).flatten()
-            for left, right in zip(image.split(chunk), reconstruction.split(chunk), strict=True)
-        ]
-        return torch.cat(distances)
+        chunks = zip(self._chunks(image), self._chunks(reconstruction), strict=True)
+        return torch.cat(
+            [
+                self._model(_prepare(left), _prepare(right), normalize=True).flatten()
+                for left, right in chunks
+            ]
+        )
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Spatial mean of the last layer that LPIPS compares (VGG16: relu5_3) for each image.
+
+        Args:
+            images: (B,C,H,W) in [0,1], C 1 (repeated to 3) or 3, small ones enlarged as above;
+                intensities are normalised as ImageNet's.
+
+        Returns:
+            (B,size) float32, without unit, on the device of the images.
+
+        Raises:
+            ValueError: from `check_images`, or another number of channels.
+        """
+        check_images(images)
+        self._model.to(images.device)
+        found = []
+        for chunk in self._chunks(images):
+            # LPIPS scales [-1,1], which comes to ImageNet's mean and deviation on [0,1].
+            layers = self._model.net(self._model.scaling_layer(2 * _prepare(chunk) - 1))
+            found.append(layers[-1].mean(dim=(2, 3)))
+        return torch.cat(found)
+
+    @staticmethod
+    def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+        """What goes through the network at once. Raises ValueError for 2 or over 3 channels."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"AlexNet and VGG16 take 1 or 3 channels, got {images.shape[1]}")
+        height, width = images.shape[-2:]
+        return images.split(max(1, _CHUNK_PIXELS // max(height * width, MIN_SIDE**2)))
 
 
 def _prepare(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import EvaluationConfig
 from pipeline.data.slices import Store
 from pipeline.evaluation.aggregate import Interval
@@ -57,7 +58,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
 def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval] | None:
     """The metrics written before, if they were made from the same inputs; else None.
 
-    None, too, where LPIPS was left out: its weights may have come since.
+    None, too, where metrics were left out whose weights may have come since.
     """
     try:
         if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
@@ -65,4 +66,19 @@ def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval]
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
         return None
-    return metrics if {"lpips_alex", "lpips_vgg"} <= metrics.keys() else None
+    return None if _may_be_had_now(metrics, inputs["evaluation"]) else metrics
+
+
+def _may_be_had_now(metrics: dict[str, Interval], settings: dict[str, Any]) -> bool:
+    """Whether scoring again could give more metrics."""
+    if not {"lpips_alex", "lpips_vgg", "kid_vgg16", "fd_vgg16"} <= metrics.keys():
+        return True
+    if "fid" in metrics:
+        return False
+    if settings["download"]:
+        return True
+    try:  # few have these weights: without them what is finished must count as such
+        inception_weights(settings["inception_weights"])
+    except WeightsNotFound:
+        return bool(settings["inception_weights"])  # to be told of
+    return True

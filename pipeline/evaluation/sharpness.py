@@ -1,4 +1,4 @@
-"""How sharp images are: blur effect and power spectra.
+"""How sharp images are: blur effect, gradients and power spectra.
 
 Power here is |fft2(x, norm="ortho")|^2 in intensity^2, so that the power of all frequencies sums
 to the sum of squares of the pixels (Parseval) and white noise of variance v has power v at every
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from skimage.measure import blur_effect as skimage_blur_effect
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.blur.spectrum import half_spectrum_weights
 from pipeline.evaluation.fidelity import check_images
@@ -143,15 +144,79 @@ def high_frequency_ratio(images: Tensor, reconstructions: Tensor) -> float:
     Raises:
         ValueError: from `check_images`, images of another size, or data without such power.
     """
+    _check_sizes(images, reconstructions)
+    return ratio_of_means(high_frequency_power(images), high_frequency_power(reconstructions))
+
+
+@torch.no_grad()
+def gradient_magnitude(images: Tensor) -> Tensor:
+    """Mean length of the intensity gradient, by Sobel's 3x3 operator.
+
+    The outermost pixels, whose neighbourhood the image does not hold, are left out. Channels are
+    averaged last, so that edges of opposite sign in two of them do not cancel.
+
+    Args:
+        images: (B,C,H,W) in [0,1], H and W at least 3.
+
+    Returns:
+        (B,) intensity per pixel, float64: a ramp of slope s has s.
+
+    Raises:
+        ValueError: from `check_images`, or images smaller than 3x3.
+    """
+    check_images(images)
+    if min(images.shape[-2:]) < 3:
+        raise ValueError(f"gradients need at least 3x3 pixels, got {tuple(images.shape[-2:])}")
+    smooth, slope = torch.tensor(
+        [[0.25, 0.5, 0.25], [-0.5, 0.0, 0.5]], dtype=torch.float64, device=images.device
+    )
+    kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+    planes = images.double().flatten(0, 1)[:, None]
+    length = F.conv2d(planes, kernels).square().sum(dim=1).sqrt().mean(dim=(1, 2))
+    return length.unflatten(0, images.shape[:2]).mean(dim=1)
+
+
+def gradient_magnitude_ratio(images: Tensor, reconstructions: Tensor) -> float:
+    """Mean gradient magnitude of the reconstructions over that of the data: 1 is as sharp.
+
+    Blur lowers it, and so does lost detail; noise raises it. The slices of one subject together,
+    and batches of unequal size, as in `high_frequency_ratio`.
+
+    Args:
+        images: (B,C,H,W) in [0,1].
+        reconstructions: (B',C,H,W) in [0,1].
+
+    Returns:
+        A ratio without unit, at least 0.
+
+    Raises:
+        ValueError: from `gradient_magnitude`, images of another size, or data without edges.
+    """
+    _check_sizes(images, reconstructions)
+    return ratio_of_means(gradient_magnitude(images), gradient_magnitude(reconstructions))
+
+
+def ratio_of_means(data: Tensor, found: Tensor) -> float:
+    """Mean of `found` (B',) over mean of `data` (B,); ValueError where the data have nothing."""
+    mean = data.mean().item()
+    if mean <= 0.0:
+        raise ValueError("the data have no such detail: the ratio is undefined")
+    return found.mean().item() / mean
+
+
+def _check_sizes(images: Tensor, reconstructions: Tensor) -> None:
     if images.shape[1:] != reconstructions.shape[1:]:
         raise ValueError(
             f"images of one size are needed, got {tuple(images.shape[1:])} "
             f"and {tuple(reconstructions.shape[1:])}"
         )
-    data = high_frequency_power(images).mean().item()
-    if data <= 0.0:
-        raise ValueError("the data have no power at high frequencies: the ratio is undefined")
-    return high_frequency_power(reconstructions).mean().item() / data
+
+
+# Ratios of a subject's sum over images to the data's, by the measure of one image.
+RATIOS = {
+    "high_frequency_ratio": high_frequency_power,
+    "gradient_magnitude_ratio": gradient_magnitude,
+}
 
 
 def spectrum_error(power_data: Tensor, power_reconstruction: Tensor) -> float:

@@ -1,0 +1,72 @@
+"""The pretrained networks that judge images, as far as their weights are here."""
+
+import logging
+from dataclasses import dataclass, field
+
+from pipeline.backbones import Network, WeightsNotFound, inception_weights
+from pipeline.config import EvaluationConfig
+from pipeline.errors import InputError
+from pipeline.evaluation.distribution import ImageSets
+from pipeline.evaluation.inception import InceptionFeatures
+from pipeline.evaluation.perceptual import PerceptualDistance
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Networks:
+    """LPIPS by metric name, networks whose features are compared, and what is not here, and why."""
+
+    distances: dict[str, PerceptualDistance] = field(default_factory=dict)
+    inception: InceptionFeatures | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def image_sets(self) -> list[ImageSets]:
+        """Empty sets of images, one for each network whose features are compared."""
+        sets = []
+        if vgg := self.distances.get("lpips_vgg"):
+            sets.append(ImageSets(vgg, {"kid": "kid_vgg16", "frechet": "fd_vgg16"}))
+        if self.inception:
+            sets.append(ImageSets(self.inception, {"frechet": "fid"}))
+        return sets
+
+    def leave_out(self, keys: list[str], reason: str) -> None:
+        """Note that metrics can't be had, and say so."""
+        log.warning(
+            "%s %s left out: %s", ", ".join(keys), "is" if len(keys) == 1 else "are", reason
+        )
+        self.absent |= dict.fromkeys(keys, reason)
+
+
+def load_networks(settings: EvaluationConfig) -> Networks:
+    """The networks whose weights are here.
+
+    Raises InputError, naming the key, where weights that were asked for by path can't be used:
+    going on without would hide the mistake.
+    """
+    found = Networks()
+    paths: dict[Network, str] = {
+        "alex": settings.lpips_alex_weights,
+        "vgg": settings.lpips_vgg_weights,
+    }
+    for network, weights in paths.items():
+        name = f"lpips_{network}"
+        try:
+            found.distances[name] = PerceptualDistance(network, weights, settings.download)
+        except WeightsNotFound as error:
+            if weights:
+                raise InputError(f"evaluation.{name}_weights: {error}") from error
+            others = _with_samples("kid_vgg16", "fd_vgg16") if network == "vgg" else []
+            found.leave_out([name, *others], str(error))
+    try:
+        path = inception_weights(settings.inception_weights, settings.download)
+        found.inception = InceptionFeatures(path)
+    except WeightsNotFound as error:
+        if settings.inception_weights:
+            raise InputError(f"evaluation.inception_weights: {error}") from error
+        found.leave_out(_with_samples("fid"), str(error))
+    return found
+
+
+def _with_samples(*names: str) -> list[str]:
+    return [*names, *(f"sample_{name}" for name in names)]

@@ -51,14 +51,15 @@ SAMPLES = (
 )
 DENSITY = (Metric("elbo_bits_per_dim", "−ELBO, bits per pixel value ↓", "down", 3),)
 
-LPIPS, VGG16 = {"lpips_alex", "lpips_vgg"}, {"lpips_vgg", "kid_vgg16", "fd_vgg16"}
+LPIPS = {"lpips_alex", "lpips_vgg"}
+VGG16 = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
 # Metrics that judge by what a term was trained on, and why.
 FAVOURED: dict[str, tuple[set[str], str]] = {
     "gaussian": ({"psnr"}, "PSNR is the mean squared error that it minimises"),
     "ssim": ({"ssim"}, "it is trained on SSIM"),
     "ms_ssim": ({"ssim"}, "it is trained on SSIM at several scales"),
     "vgg": (
-        LPIPS | VGG16 | {f"sample_{key}" for key in VGG16},
+        LPIPS | VGG16,
         "LPIPS vgg, KID and FD use the very features that it is trained on; those of LPIPS alex "
         "are of the same kind",
     ),
@@ -225,9 +226,10 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
         f"Each cell: mean over people of the mean over their slices; {spread}. **Bold**: best of "
         "the column, among the rows whose rate was held. β: weight of the rate at the end."
     ]
-    favoured = {row.term: FAVOURED[row.term][1] for row in rows if row.term in FAVOURED}
+    terms = {row.term for row in rows}
+    favoured = [f"{term}: {why}" for term, (_, why) in FAVOURED.items() if term in terms]
     if favoured:
-        reasons = "; ".join(f"{term}: {why}" for term, why in favoured.items())
+        reasons = "; ".join(favoured)
         notes.append(
             f"\n‡ the metric favours the term ({reasons}). *Italic*: best of the terms that the "
             "metric does not favour."

@@ -26,7 +26,7 @@ def test_it_meets_the_target_whatever_the_slope(
         rate = at_one * controller.beta**-elasticity
         controller.update(rate)
     assert rate == pytest.approx(target, rel=0.03)
-    assert controller.settled(rate)
+    assert controller.settled
 
 
 @given(target=st.floats(30, 300), start=st.floats(0.1, 10), lag=st.floats(0.2, 1.0))
@@ -48,7 +48,7 @@ def test_it_meets_the_target_of_a_model_that_follows_slowly(
 def test_without_a_target_the_weight_stays(beta: float, rates: list[float]) -> None:
     controller = RateController(beta=beta)
     assert all(controller.update(rate) == beta for rate in rates)
-    assert controller.settled(123.0)
+    assert controller.settled
 
 
 @given(st.floats(1e-3, 1e9), st.floats(1, 1e4))
@@ -67,6 +67,35 @@ def test_a_collapsed_posterior_does_not_break_it() -> None:
     assert controller.beta == controller.smallest
 
 
-def test_settled_means_within_three_percent() -> None:
-    controller = RateController(target=100.0)
-    assert [controller.settled(r) for r in (96.9, 97.1, 102.9, 103.1)] == [False, True, True, False]
+@pytest.mark.parametrize(
+    ("rates", "settled"),
+    [
+        ([], False),
+        ([96.9], False),
+        ([97.1], True),
+        ([102.9], True),
+        ([103.1], False),
+        ([500.0] * 18 + [94.0, 105.0], True),  # of 20 epochs the last two count, together
+        ([100.0] * 18 + [94.0, 95.0], False),
+    ],
+)
+def test_settled_means_within_three_percent(rates: list[float], settled: bool) -> None:
+    assert RateController(target=100.0, rates=rates).settled == settled
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_reweighting_multiplies_the_weight_where_there_is_a_target(
+    beta: float, factor: float
+) -> None:
+    held, free = RateController(beta=beta, target=100.0), RateController(beta=beta)
+    for controller in (held, free):
+        controller.reweight(factor)
+    assert held.beta == pytest.approx(min(max(beta * factor, 1e-6), 1e6))
+    assert free.beta == beta
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0])
+def test_a_factor_that_means_nothing_leaves_the_weight(factor: float) -> None:
+    controller = RateController(beta=0.7, target=100.0)
+    controller.reweight(factor)
+    assert controller.beta == 0.7

@@ -33,12 +33,17 @@ METRICS = {
     "lpips_vgg": "down",
     "blur_effect": "down",
     "high_frequency_ratio": "up",
+    "gradient_magnitude_ratio": "up",
     "spectrum_error": "down",
+    "kid_vgg16": "down",
+    "fd_vgg16": "down",
     "rate": "",
     "elbo_bits_per_dim": "down",
     "sample_blur_effect": "",
     "sample_high_frequency_ratio": "",
     "sample_spectrum_error": "down",
+    "sample_kid_vgg16": "down",
+    "sample_fd_vgg16": "down",
 }
 Scores = dict[str, float]
 

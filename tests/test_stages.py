@@ -20,7 +20,8 @@ from data_prep.store import Store
 from pipeline import stages
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
-from pipeline.evaluation import evaluate as evaluation
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import networks, record
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
@@ -43,13 +44,16 @@ evaluation/inputs.json
 evaluation/metrics.json
 evaluation/per_subject.csv
 """
-# The design's keys, but for kid, fd and fid, which a later issue brings.
+# The design's keys that need no weights.
 KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
     "rate", "elbo_bits_per_dim", "sample_blur_effect", "sample_high_frequency_ratio",
-    "sample_spectrum_error",
+    "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
+    "kernel_width",
 }  # fmt: skip
-LPIPS = {"lpips_alex", "lpips_vgg"}
+SETS = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
+FID = {"fid", "sample_fid"}
+WEIGHTED = {"lpips_alex", "lpips_vgg", *SETS}
 CONFIG: dict[str, Any] = {
     "prepare": {"size": 32},
     "model": {
@@ -160,10 +164,14 @@ def test_the_files_are_those_of_the_design(trained: Trained) -> None:
 
 def test_the_metrics_are_those_of_the_design(trained: Trained) -> None:
     metrics = _metrics(trained.run / "evaluation")
-    assert set(metrics) == KEYS | (LPIPS if _has_weights() else set())
-    for interval in metrics.values():
+    assert set(metrics) - FID == KEYS | (WEIGHTED if _has_weights() else set())
+    for key, interval in metrics.items():
         assert list(interval) == ["mean", "low", "high"]
-        assert interval["low"] <= interval["mean"] <= interval["high"]
+        if key in SETS | FID:
+            assert interval["low"] is None and interval["high"] is None
+            assert f"{key:30s} {interval['mean']:10.4f}\n" in trained.scored
+        else:
+            assert interval["low"] <= interval["mean"] <= interval["high"]
 
 
 def test_the_table_has_a_row_for_each_test_subject_and_the_metrics_are_its_means(
@@ -175,7 +183,7 @@ def test_the_table_has_a_row_for_each_test_subject_and_the_metrics_are_its_means
         ("p04", "test", "6"), ("p05", "test", "6"),
     ]  # fmt: skip
     for key, interval in _metrics(trained.run / "evaluation").items():
-        if key != "sample_blur_effect":
+        if key not in {"sample_blur_effect", *SETS, *FID}:
             mean = sum(float(row[key]) for row in rows) / len(rows)
             assert mean == pytest.approx(interval["mean"])
 
@@ -252,12 +260,13 @@ def test_a_changed_store_is_refused(
 
 @pytest.fixture
 def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which no LPIPS weights are found."""
+    """A machine on which no weights are found."""
 
     def nowhere(network: str, *_: object) -> Any:
         raise WeightsNotFound(f"no weights for {network} anywhere")
 
-    monkeypatch.setattr(evaluation, "PerceptualDistance", nowhere)
+    monkeypatch.setattr(networks, "PerceptualDistance", nowhere)
+    monkeypatch.setattr(networks, "inception_weights", lambda *_: nowhere("FID"))
 
 
 def test_another_store_is_scored_in_a_folder_of_its_own(
@@ -273,6 +282,45 @@ def test_another_store_is_scored_in_a_folder_of_its_own(
     assert [row.split(",")[0] for row in rows[1:]] == ["q00", "q01", "q02"]
     own = _metrics(trained.run / "evaluation")
     assert own["psnr"] != _metrics(folder)["psnr"]
+
+
+def test_the_same_seed_scores_the_same_and_few_slices_are_evenly_spread(
+    trained: Trained, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", "tiny", "--tracking.enabled", "false"]
+    evaluated = trained.run / "evaluation"
+    shutil.move(evaluated, tmp_path / "first")
+    try:
+        _run(trained.work, *words)
+        assert _metrics(evaluated) == _metrics(tmp_path / "first")
+        few = _run(trained.work, *words, "--evaluation.max_slices", "3")
+        assert "nothing to do" not in few
+        rows = list(csv.DictReader((evaluated / "per_subject.csv").open()))
+        assert [row["slices"] for row in rows] == ["3", "3"]
+        assert _metrics(evaluated)["psnr"] != _metrics(tmp_path / "first")["psnr"]
+    finally:
+        shutil.rmtree(evaluated)
+        shutil.move(tmp_path / "first", evaluated)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "here", "again"),
+    [(set(), False, False), ({"kid_vgg16"}, False, True), (set(), True, True)],
+)
+def test_what_was_left_out_is_scored_once_its_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: set[str], here: bool, again: bool
+) -> None:
+    def find(weights: str, download: bool = False) -> Path:
+        if not here:
+            raise WeightsNotFound("nowhere")
+        return Path("weights.pth")
+
+    monkeypatch.setattr(record, "inception_weights", find)
+    inputs = {"evaluation": asdict(EvaluationConfig())}
+    metrics = {key: {"mean": 1.0, "low": None, "high": None} for key in WEIGHTED - left_out}
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert record.read_evaluation(tmp_path, inputs) == (None if again else metrics)
 
 
 def test_people_of_the_training_split_are_refused(refused: Callable[..., str]) -> None:
@@ -323,14 +371,16 @@ def test_without_weights_lpips_is_absent_and_the_reason_is_logged(
     assert set(_metrics(trained.run / "evaluation-elsewhere")) == KEYS
     for network in ("alex", "vgg"):
         assert f"no weights for {network} anywhere" in caplog.text
-    assert trained.client().search_runs(["1"], "tags.`absent.lpips_alex` LIKE '%anywhere%'")
+    for key in ("lpips_alex", "kid_vgg16", "sample_fd_vgg16", "fid"):
+        assert trained.client().search_runs(["1"], f"tags.`absent.{key}` LIKE '%anywhere%'")
 
 
 def test_weights_that_were_asked_for_and_are_not_there_are_an_error(
     refused: Callable[..., str],
 ) -> None:
-    said = refused("evaluate", "--run", "tiny", "--evaluation.lpips_alex_weights", "nowhere.pth")
-    assert "evaluation.lpips_alex_weights" in said and "nowhere.pth" in said
+    for key in ("lpips_alex_weights", "inception_weights"):
+        said = refused("evaluate", "--run", "tiny", f"--evaluation.{key}", "nowhere.pth")
+        assert f"evaluation.{key}" in said and "nowhere.pth" in said
 
 
 def test_mlflow_holds_the_training_run(trained: Trained) -> None:
@@ -364,7 +414,10 @@ def test_mlflow_holds_the_evaluation_nested_in_the_training_run(trained: Trained
     metrics = _metrics(trained.run / "evaluation")
     for key, interval in metrics.items():
         assert run.data.metrics[key] == pytest.approx(interval["mean"])
-        assert run.data.metrics[f"{key}_low"] == pytest.approx(interval["low"])
+        if interval["low"] is None:
+            assert f"{key}_low" not in run.data.metrics
+        else:
+            assert run.data.metrics[f"{key}_low"] == pytest.approx(interval["low"])
     names = {a.path for a in trained.client().list_artifacts(run.info.run_id, "figures")}
     assert names == {
         f"figures/{n}.png" for n in ("kernels", "reconstructions", "samples", "spectra")
@@ -447,7 +500,7 @@ def test_a_gaussian_run_of_colour_images_passes_the_same_way(
     _run(work, "evaluate", "--run", "tiny")
     run = work / "runs/tiny"
     assert not (run / "evaluation/figures/kernels.png").exists()
-    assert set(_metrics(run / "evaluation")) == KEYS
+    assert set(_metrics(run / "evaluation")) == KEYS - {"kernel_width"}
 
 
 def test_every_decisive_key_is_compared() -> None:

@@ -26,6 +26,14 @@ def test_items_are_the_stored_numbers(tiny_store: Store) -> None:
     assert data[0].dtype == torch.float32 and data[0].shape == (1, 32, 32)
 
 
+def test_a_limit_spreads_over_all_slices_and_zero_is_none(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects("train"))
+    everything = data.of_subject(1)
+    assert torch.equal(data.of_subject(1, 3), everything[[0, 2, 5]])
+    for limit in (0, 6, 7):
+        assert torch.equal(data.of_subject(1, limit), everything)
+
+
 def test_a_pickled_data_set_carries_no_pixels(tiny_store: Store) -> None:
     data = SliceDataset(tiny_store, tiny_store.subjects())
     small = len(pickle.dumps(data))

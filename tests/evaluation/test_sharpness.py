@@ -160,3 +160,45 @@ def test_wrong_shapes_are_refused() -> None:
             metric(torch.full((1, 1, 8, 8), 2.0))
         with pytest.raises(ValueError, match="B,C,H,W"):
             metric(torch.zeros(8, 8))
+
+
+def test_the_gradient_of_a_ramp_is_its_slope_in_any_direction() -> None:
+    axis = torch.arange(9, dtype=torch.float64)
+    for down, right in ((0.05, 0.0), (0.0, 0.1), (0.03, 0.04)):
+        ramp = (down * axis[:, None] + right * axis[None, :])[None, None]
+        assert sharpness.gradient_magnitude(ramp).item() == pytest.approx(math.hypot(down, right))
+
+
+def test_gradients_agree_with_scikit_image_away_from_the_border() -> None:
+    from skimage.filters import sobel_h, sobel_v
+
+    images = _images(2, 3, 11, 14)
+    planes = images.numpy()
+    expected = [
+        np.mean([np.hypot(sobel_h(p), sobel_v(p))[1:-1, 1:-1].mean() for p in image])
+        for image in planes
+    ]
+    # scikit-image divides by 4 without the distance of 2 pixels between both sides.
+    np.testing.assert_allclose(sharpness.gradient_magnitude(images), np.array(expected) / 2)
+
+
+def test_gradient_ratio_is_one_for_the_data_falls_with_blur_and_scales_with_contrast() -> None:
+    images = _images(3, 1, 32, 32)
+    versions = [images, *(_blurred(images, sigma) for sigma in (0.5, 1.0, 2.0))]
+    ratios = [sharpness.gradient_magnitude_ratio(images, version) for version in versions]
+    assert ratios[0] == 1.0 and ratios == sorted(ratios, reverse=True) and len(set(ratios)) == 4
+    assert sharpness.gradient_magnitude_ratio(images, images / 2) == pytest.approx(0.5)
+    assert sharpness.gradient_magnitude_ratio(images, images.repeat(3, 1, 1, 1)) == pytest.approx(1)
+
+
+def test_gradient_ratio_refuses_what_has_none() -> None:
+    flat, images = torch.full((1, 1, 8, 8), 0.5), _images(1, 1, 8, 8).float()
+    assert sharpness.gradient_magnitude_ratio(images, flat) == 0.0
+    with pytest.raises(ValueError, match="undefined"):
+        sharpness.gradient_magnitude_ratio(flat, images)
+    with pytest.raises(ValueError, match="3x3"):
+        sharpness.gradient_magnitude(torch.zeros(1, 1, 2, 8))
+    with pytest.raises(ValueError, match="one size"):
+        sharpness.gradient_magnitude_ratio(images, torch.zeros(1, 1, 9, 9))
+    with pytest.raises(ValueError, match="0,1"):
+        sharpness.gradient_magnitude(torch.full((1, 1, 8, 8), 2.0))

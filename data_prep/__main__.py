@@ -60,7 +60,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
 
     parser = ArgumentParser(
         prog="python -m data_prep",
-        description="Raw NIfTI volumes become a prepared store. Sections other than `prepare`, and "
+        description="Raw images become a prepared store. Sections other than `prepare`, and "
         "overrides of them, are the pipeline's and are passed over. WORK in the environment moves "
         "what is generated (default: work).",
         exit_on_error=False,

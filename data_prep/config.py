@@ -2,12 +2,25 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 # Raised when the arithmetic from volume to slices changes: older shards are then made anew.
 TRANSFORM_VERSION = 1
+
+# Sources whose items are blocks of independent images with official splits, not people.
+IMAGE_SETS = ("celeba", "cifar10")
+
+# What each of them reads; every other key but these says something about volumes.
+_EVERYWHERE = ("name", "source", "root", "size", "workers", "max_quarantined")
+_OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "download")}
+
+# Keys that no source of volumes reads.
+_OF_IMAGE_SETS = ("crop", "validation_images", "download")
+
+# Width and height of CelebA's aligned images, pixels.
+CELEBA_SHAPE = (178, 218)
 
 # A name that is one plain file name on every system: no folders, no hidden files.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -64,12 +77,14 @@ class CohortConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How raw volumes become a prepared store.
+    """How raw images become a prepared store.
 
     Args:
         name: the store's name; empty means the name of the configuration file.
-        source: `hcp` reads files by a path template; `template_cohort` simulates people first.
-        root: the folder that the templates start from (source hcp).
+        source: `hcp` reads volumes by a path template; `template_cohort` simulates people first;
+            `celeba` and `cifar10` read those image sets, with their official splits, and know
+            only name, root, size, workers, max_quarantined, download and the key of their own.
+        root: the folder that the templates start from (hcp), or that holds the set's files.
         template: path of an image below root, with one or more {subject}.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
         subjects_table: csv with Subject and, if present, Family_ID; absolute or relative to root.
@@ -85,14 +100,19 @@ class PrepareConfig:
         split: shares of train, validation and test.
         cohort: the simulated cohort (source template_cohort).
         workers: worker processes; 0 means one a core.
-        max_quarantined: more unusable subjects than this make the exit code 3.
+        max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
+        crop: side of the central square of an image that is kept, pixels; 0 means the largest
+            (source celeba).
+        validation_images: how many of the last training images are for validation, as there is
+            no official validation set (source cifar10).
+        download: fetch what root lacks with torchvision's downloader (celeba, cifar10).
 
     Raises:
         ValueError: naming the key that is wrong.
     """
 
     name: str = ""
-    source: Literal["hcp", "template_cohort"] = "template_cohort"
+    source: Literal["hcp", "template_cohort", "celeba", "cifar10"] = "template_cohort"
     root: str = ""
     template: str = "{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
     mask_template: str = ""
@@ -110,6 +130,9 @@ class PrepareConfig:
     cohort: CohortConfig = field(default_factory=CohortConfig)
     workers: int = 0
     max_quarantined: int = 0
+    crop: int = 148
+    validation_images: int = 5000
+    download: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -117,8 +140,8 @@ class PrepareConfig:
             f"prepare.name must be a plain file name, got '{self.name}'",
         )
         _require(
-            self.source in ("hcp", "template_cohort"),
-            f"prepare.source must be hcp or template_cohort, got '{self.source}'",
+            self.source in ("hcp", "template_cohort", *IMAGE_SETS),
+            f"prepare.source must be hcp, template_cohort, celeba or cifar10, got '{self.source}'",
         )
         _require(
             self.plane in ("axial", "coronal", "sagittal"),
@@ -150,11 +173,41 @@ class PrepareConfig:
         for key in ("max_slices", "workers", "max_quarantined"):
             value = getattr(self, key)
             _require(value >= 0, f"prepare.{key} must not be negative, got {value}")
+        self._check_image_set()
+
+    def _check_image_set(self) -> None:
+        """Refuse keys that the source does not read: setting one would change nothing."""
+        image_set = self.source in IMAGE_SETS
+        read = (*_EVERYWHERE, *_OWN[self.source]) if image_set else ()
+        for key in fields(self):
+            foreign = key.name not in read if image_set else key.name in _OF_IMAGE_SETS
+            default = key.default if key.default_factory is MISSING else key.default_factory()
+            _require(
+                not foreign or getattr(self, key.name) == default,
+                f"prepare.{key.name} says nothing to the source {self.source}: leave it out"
+                + (" (the splits are the official ones)" if key.name == "split" else ""),
+            )
+        _require(
+            self.source != "cifar10" or self.size == 32,
+            f"prepare.size must be 32 for the source cifar10, got {self.size}",
+        )
+        _require(
+            0 <= self.crop <= min(CELEBA_SHAPE),
+            f"prepare.crop must be from 0 to {min(CELEBA_SHAPE)}, got {self.crop}",
+        )
+        _require(
+            self.validation_images > 0,
+            f"prepare.validation_images must be above 0, got {self.validation_images}",
+        )
 
     def recorded(self) -> dict[str, Any]:
         """The keys that decide what the store holds, as the manifest records them."""
         values = asdict(self)
-        for key in ("name", "workers", "max_quarantined"):
+        if self.source in IMAGE_SETS:
+            kept = ("source", "root", "size", *_OWN[self.source])
+            values = {key: values[key] for key in kept if key != "download"}
+            return values | {"transform_version": TRANSFORM_VERSION}
+        for key in ("name", "workers", "max_quarantined", *_OF_IMAGE_SETS):
             del values[key]
         if self.source == "template_cohort":
             # The simulated files stand at a fixed place in a fixed layout: these keys are not used.

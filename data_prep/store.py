@@ -5,6 +5,9 @@
 
 A shard's numbers are intensity x 65535, intensity in [0, 1]. A shard's affine maps
 (row, column, slice number) to RAS mm, the slice number being the one in `slice_indices`.
+
+In a set of photographs a subject is a block of images of one split, which stand in the order of the
+set; `slice_indices` are their numbers in it, the affine is the identity and the plane is "image".
 """
 
 import hashlib
@@ -52,6 +55,7 @@ class SubjectEntry:
 
     source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
     source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
+    labels: the class of each image, or empty where there are no classes.
     """
 
     subject: str
@@ -70,11 +74,15 @@ class SubjectEntry:
     slice_indices: tuple[int, ...]
     affine: tuple[tuple[float, ...], ...]
     cropped: bool
+    labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A subject that could not be prepared: a short reason code and the explanation."""
+    """A subject that could not be prepared: a short reason code and the explanation.
+
+    An image that is missing from its block has the name BLOCK/FILE, and the block's bytes and time.
+    """
 
     subject: str
     source: str
@@ -100,13 +108,19 @@ def configuration_digest(configuration: dict[str, Any]) -> str:
 
 
 def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]:
-    """Write (n, C, H, W) intensities in [0, 1] as a shard, atomically.
+    """Write (n, C, H, W) as a shard, atomically: intensities in [0, 1], or uint8.
+
+    255 x 257 is 65535, so bytes come back exactly: as the shard's numbers over 257.
 
     Returns the entry's keys shard, shard_sha256 and shard_bytes.
     """
+    if images.dtype == np.uint8:
+        scaled = images.astype(np.uint16) * np.uint16(SCALE // 255)
+    else:
+        scaled = np.round(np.asarray(images, np.float64) * SCALE).astype(np.uint16)
     stream = io.BytesIO()
-    np.save(stream, np.round(np.asarray(images, np.float64) * SCALE).astype(np.uint16))
-    content = stream.getvalue()
+    np.save(stream, scaled)
+    content = stream.getbuffer()
     shard = f"slices/{subject}.npy"
     with atomic_file(store / shard) as file:
         file.write(content)
@@ -142,7 +156,7 @@ def write_manifest(
         "spacing_mm": spacing_mm,
         "orientation": orientation,
         "plane": plane,
-        "subjects": [asdict(s) for s in sorted(subjects, key=lambda s: s.subject)],
+        "subjects": [_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
     with atomic_file(store / filename) as file:
@@ -282,10 +296,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _item(entry: SubjectEntry) -> dict[str, Any]:
+    """An entry as a manifest item; there are no labels where there are no classes."""
+    values = asdict(entry)
+    if not entry.labels:
+        del values["labels"]
+    return values
+
+
 def _entry(kind: Any, item: dict[str, Any]) -> Any:
     """A manifest item as its dataclass, lists turned into tuples."""
-    values = {field.name: item[field.name] for field in fields(kind)}
+    values = {f.name: item[f.name] for f in fields(kind) if f.name != "labels"}
     if kind is SubjectEntry:
+        values["labels"] = tuple(int(label) for label in item.get("labels", ()))
+        if len(values["labels"]) not in (0, len(values["slice_indices"])):
+            raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")
         values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
         values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
     return kind(**values)

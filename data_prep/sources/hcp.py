@@ -6,9 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.config import PLAIN_NAME, PrepareConfig
 from data_prep.errors import InputError
+from data_prep.split import split_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,23 @@ class Subject:
     source: str
     mask: str = ""
 
+    def placed(self, config: PrepareConfig) -> dict[str, Any]:
+        """The entry's keys that can change without rewriting a pixel: family and split."""
+        return {"family": self.family, "split": split_of(self.family, config.split)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Names, sizes and times of the files: equal ones count as unchanged."""
+        source, mask = _status(self.source_path), _status(self.mask_path)
+        return {
+            "subject": self.subject,
+            "source": self.source,
+            "source_bytes": source[0],
+            "source_mtime_ns": source[1],
+            "mask": self.mask,
+            "mask_bytes": mask[0],
+            "mask_mtime_ns": mask[1],
+        }
+
     @property
     def source_path(self) -> Path:
         return self.root / self.source
@@ -28,6 +47,14 @@ class Subject:
     @property
     def mask_path(self) -> Path | None:
         return self.root / self.mask if self.mask else None
+
+
+def _status(path: Path | None) -> tuple[int, int]:
+    try:
+        found = os.stat(path) if path else None
+    except OSError:
+        return -1, -1
+    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
 
 
 def discover(config: PrepareConfig) -> list[Subject]:

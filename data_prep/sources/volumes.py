@@ -1,0 +1,67 @@
+"""People's volumes as a source: those of a path template, or simulated ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.config import PrepareConfig
+from data_prep.errors import InputError, VolumeError
+from data_prep.slices import ORIENTATIONS, cut_slices
+from data_prep.sources import hcp, template_cohort
+from data_prep.sources.source import Job, Outcome, Source
+from data_prep.store import Quarantined, SubjectEntry, write_shard
+from data_prep.volume import load_volume, require_n4
+
+
+def find(config: PrepareConfig, raw: Path, say: Callable[[str], None]) -> Source:
+    """Everybody there is. raw: folder for simulated files.
+
+    Raises:
+        InputError: nobody there, or the optional package for N4 is missing.
+    """
+    if config.n4:
+        require_n4()
+    simulated = config.source == "template_cohort"
+    people = template_cohort.make(config, raw, say) if simulated else hcp.discover(config)
+    return Source(
+        people,
+        transform,
+        image_shape=(1, config.size, config.size),
+        spacing_mm=config.spacing_mm,
+        orientation=ORIENTATIONS[config.plane],
+        plane=config.plane,
+        simulated=simulated,
+    )
+
+
+def transform(job: Job) -> list[Outcome]:
+    """One subject from file to shard. What is wrong with it becomes a Quarantined, not an error."""
+    subject, config = job.item, job.config
+    # Taken before reading: a file that changes meanwhile is seen as changed next time.
+    found = subject.fingerprint()
+    try:
+        if subject.mask_path and not subject.mask_path.is_file():
+            raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
+        volume = load_volume(subject.source_path, subject.mask_path, config)
+        slices = cut_slices(volume, config)
+    except VolumeError as error:
+        return [Quarantined(**found, reason=error.reason, message=error.message)]
+    except MemoryError:
+        return [Quarantined(**found, reason="worker_died", message="memory ran out")]
+    except InputError:
+        raise
+    except Exception as error:  # whatever one file provokes must not cost the others
+        message = f"{type(error).__name__}: {error}"
+        return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
+    # Outside the try: a full disk is nobody's bad scan and ends the run.
+    shard = write_shard(job.store, subject.subject, slices.images)
+    return [
+        SubjectEntry(
+            **found,
+            **shard,
+            **subject.placed(config),
+            source_sha256=volume.source_sha256,
+            slice_indices=slices.indices,
+            affine=tuple(tuple(float(v) for v in row) for row in slices.affine),
+            cropped=slices.cropped,
+        )
+    ]

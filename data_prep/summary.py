@@ -1,0 +1,75 @@
+"""What a preparation tells people at its end."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.config import IMAGE_SETS
+from data_prep.split import SPLITS
+from data_prep.store import MANIFEST, Store
+
+# Of a set's quarantined images; half of a download would fill the screen.
+SHOWN_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: the finished store, how many items were made anew, and if any change."""
+
+    store: Store
+    made: int
+    changed: bool
+
+
+def counted(counts: Counter[str]) -> str:
+    """Reasons with their numbers: "2 corrupt, 1 empty"."""
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+
+
+def summary(report: Report, folder: Path) -> list[str]:
+    """Lines for people: what is in the store, what is not and why, and where it lies."""
+    store = report.store
+    images = store.manifest["configuration"]["source"] in IMAGE_SETS
+    items = "blocks" if images else "subjects"
+    lines = []
+    if not report.changed:
+        lines.append(f"nothing to do: {store.name} is up to date")
+    elif report.made < len(store.entries) + len(store.quarantined):
+        lines.append(f"{report.made} {items} prepared, the others kept as they were")
+    lines += _of_image_set(store) if images else _of_people(store)
+    reasons = Counter(q.reason for q in store.quarantined)
+    lines.append(
+        f"quarantined: {len(store.quarantined)}" + (f" ({counted(reasons)})" if reasons else "")
+    )
+    shown = store.quarantined[: SHOWN_IMAGES if images else None]
+    lines += [f"  {q.subject}: {q.reason}: {q.message}" for q in shown]
+    if len(shown) < len(store.quarantined):
+        lines.append(f"  and {len(store.quarantined) - len(shown)} more: see {folder / MANIFEST}")
+    if store.simulated:
+        lines.append("these people are SIMULATED: deformed copies of one template, not real scans")
+    lines.append(f"store: {folder}")
+    return lines
+
+
+def _of_people(store: Store) -> list[str]:
+    lines = []
+    for split in SPLITS:
+        entries = store.subjects(split)
+        slices = sum(len(entry.slice_indices) for entry in entries)
+        families = len({entry.family for entry in entries})
+        lines.append(f"{split}: {len(entries)} subjects of {families} families, {slices} slices")
+        if not entries and store.manifest["configuration"]["split"][split] > 0:
+            lines.append("  nobody fell here: another prepare.split.salt draws again")
+    cropped = sum(entry.cropped for entry in store.entries)
+    if cropped:
+        height, width = (n * store.spacing_mm for n in store.image_shape[1:])
+        lines.append(
+            f"{cropped} subjects have a brain larger than the {height:g} x {width:g} mm of a "
+            "slice: its rim is cut off"
+        )
+    return lines
+
+
+def _of_image_set(store: Store) -> list[str]:
+    counts = {split: [len(e.slice_indices) for e in store.subjects(split)] for split in SPLITS}
+    return [f"{split}: {sum(n)} images in {len(n)} blocks" for split, n in counts.items()]

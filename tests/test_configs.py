@@ -39,7 +39,9 @@ def write_celeba(root: Path) -> None:
 def test_it_is_read_by_both_programs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = configuration(["--config", str(path)])
     assert found is not None and found.name == path.stem
-    assert pipeline(["train", "--config", str(path), "--print_config"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        pipeline(["train", "--config", str(path), "--print_config"])
+    assert ended.value.code == 0
     assert f"source: {found.source}" in capsys.readouterr().out
 
 

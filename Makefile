@@ -30,7 +30,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate bench ui test test-all lint clean
+.PHONY: help prepare train evaluate compare bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
@@ -51,6 +51,9 @@ train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
 
 evaluate: $(INSTALLED) ## Score a run on people it has not seen
 	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
+
+compare: $(INSTALLED) ## Every reconstruction term at one rate -> WORK/comparisons/RUN
+	$(PY) -m pipeline compare $(stage) $(run) $(ARGS)
 
 bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
 	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }

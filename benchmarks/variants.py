@@ -1,15 +1,14 @@
 """Variants of a configuration on people that none of them has seen, at one rate.
 
-    python benchmarks/variants.py --config configs/hcp64.yaml --root /data/HCP_1200
-    python benchmarks/variants.py … --split validation --seeds 0 \
-        --variant spatial --variant vector model.latent=[256]
+    python benchmarks/variants.py --config configs/hcp64.yaml --root /data/HCP_1200 \
+        --split validation --seeds 0 --variant spatial --variant vector model.latent=[256]
 
 Prepares the store, trains every variant with every seed for the same number of epochs at the same
 rate in nats, scores the last checkpoint, and writes a table: mean over seeds ± standard deviation
 between seeds, and beside it the ratio to the first variant and in how many seeds it is better.
-Without --variant the Gaussian term and the blur term are compared. Runs that are finished are not
-repeated. `--jobs 2` trains two at once with one thread each. Any configuration key can be
-overridden behind these options (`--training.epochs=20`).
+Runs that are finished are not repeated. `--jobs 2` trains two at once with one thread each. Any
+configuration key can be overridden behind these options (`--training.epochs=20`). To compare
+reconstruction terms there is `python -m pipeline compare`.
 """
 
 import argparse
@@ -22,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-
-TERMS = [["gaussian", "likelihood.term=gaussian"], ["blur", "likelihood.term=blur"]]
 
 # Metric, and which way is better; none for what only describes.
 METRICS = {
@@ -122,6 +119,7 @@ def main() -> None:
         "--variant",
         nargs="+",
         action="append",
+        required=True,
         metavar=("NAME", "key=value"),
         help="a name and the configuration keys that make it; may be repeated",
     )
@@ -131,7 +129,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each")
     parser.add_argument("--prefix", default="compare", help="of the runs' names")
     options, options.overrides = parser.parse_known_args()
-    variants = options.variant or TERMS
+    variants = options.variant
     root = [f"--prepare.root={options.root}"] if options.root else []
     call("data_prep", f"--config={options.config}", *root, *options.overrides)
     runs = [(variant, seed) for seed in options.seeds for variant in variants]

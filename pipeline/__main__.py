@@ -35,7 +35,10 @@ DESCRIPTIONS = {
 
 def _parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=f"python -m pipeline {command}", exit_on_error=False, description=DESCRIPTIONS[command]
+        prog=f"python -m pipeline {command}",
+        description=DESCRIPTIONS[command],
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of the configuration")
     parser.add_argument(

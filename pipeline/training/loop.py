@@ -179,7 +179,7 @@ class Trainer:
     def _train_on(self, images: Tensor) -> None:
         self.steps.set_learning_rate(self._learning_rate_factor())
         images, noise = self._augmented(images), self._noise()
-        if self.batch == 0 and self.epoch == self.config.likelihood.warmup_epochs > 0:
+        if self._warm_up_just_ended and self.controller.target is not None:
             self.controller.reweight(self.objective.stiffening(images, noise))
         found = self.steps(images, noise, beta=self.controller.beta, warm_up=self.warm_up)
         self.step += 1
@@ -243,6 +243,10 @@ class Trainer:
     def warm_up(self) -> bool:
         """Whether this epoch is trained under the plain Gaussian term."""
         return self.epoch < self.config.likelihood.warmup_epochs
+
+    @property
+    def _warm_up_just_ended(self) -> bool:
+        return self.batch == 0 and self.epoch == self.config.likelihood.warmup_epochs > 0
 
     def _learning_rate_factor(self) -> float:
         """Linear warm-up, then cosine decay to zero."""

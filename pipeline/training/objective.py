@@ -7,6 +7,7 @@ Both are taken at the same weights, in one pass: neither step's gradient depends
 update but through the kernel of the next batch.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -123,21 +124,23 @@ class Objective(nn.Module):
 
         The ratio of the root mean square of ∂ distortion/∂z over the images (B,C,H,W) of all
         processes, each at its posterior's draw with this noise. At the end of the warm-up β times
-        this keeps distortion and rate about as they were balanced.
+        this keeps distortion and rate about as they were balanced. Changes nothing.
         """
+        before = [buffer.clone() for buffer in self.buffers()]  # a term in training notes its σ
         with torch.no_grad():
-            posterior = self.vae.encode(image)
-            latent = posterior.at(noise)
+            latent = self.vae.encode(image).at(noise)
             kernel = self.kernel(latent)
         latent.requires_grad_()
         reconstruction = self.vae.decode(latent)
         pulls = []
         for warm_up in (True, False):
             transfer = None if warm_up else _transfer(kernel, image)
-            distortion = self._distortion(image, reconstruction, transfer, warm_up)
-            (gradient,) = torch.autograd.grad(distortion.value.sum(), latent, retain_graph=warm_up)
+            value = self._distortion(image, reconstruction, transfer, warm_up).value.sum()
+            (gradient,) = torch.autograd.grad(value, latent, retain_graph=warm_up)
             pulls.append(mean_over_processes(gradient.square().mean()).sqrt().item())
-        return pulls[1] / pulls[0]
+        for buffer, old in zip(self.buffers(), before, strict=True):
+            buffer.copy_(old)
+        return pulls[1] / pulls[0] if pulls[0] else math.nan
 
     def forward(
         self, image: Tensor, noise: Tensor, *, beta: float, warm_up: bool

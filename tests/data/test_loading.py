@@ -80,6 +80,24 @@ def test_a_start_skips_exactly_the_first_batches(count: int, batch: int, start: 
     assert len(sampler) == len(whole)  # of the whole epoch, wherever it begins
 
 
+@given(count=COUNTS, batch=COUNTS, longest=st.integers(0, 40))
+def test_a_shorter_epoch_is_the_beginning_of_the_whole_one(
+    count: int, batch: int, longest: int
+) -> None:
+    whole, short = EpochSampler(count, batch, 1), EpochSampler(count, batch, 1, longest=longest)
+    expected = list(whole)[: longest or None]
+    assert list(short) == expected
+    assert len(short) == len(expected)
+
+
+def test_short_epochs_reach_every_item_in_the_end() -> None:
+    sampler = EpochSampler(40, 4, seed=0, longest=2)
+    seen = set()
+    for sampler.epoch in range(40):
+        seen |= {item for batch in sampler for item in batch}
+    assert seen == set(range(40))
+
+
 @given(share=st.integers(1, 6), processes=st.integers(1, 5), more=st.integers(0, 40))
 def test_the_shares_of_the_processes_are_the_batch_in_order(
     share: int, processes: int, more: int

@@ -111,6 +111,30 @@ def test_the_kernel_network_learns_from_the_first_step(tiny_store: Store, tmp_pa
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_the_weight_follows_the_term_s_unit_when_the_warm_up_ends(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    """With a rate target only: else β is the user's."""
+    for target in (None, 30.0):
+        trainer = _trainer(
+            tiny_store, tmp_path / str(target), training__epochs=2, training__rate_target=target,
+            likelihood__term="watson_dft", likelihood__warmup_epochs=1,
+        )  # fmt: skip
+        trainer.fit(ListTracker())
+        first, second = (row["beta"] for row in _rows(trainer))
+        if target is None:
+            assert first == second == 1.0
+        else:  # further than the controller goes by itself
+            assert not 0.4 < second / first < 2.1
+
+
+def test_an_epoch_has_as_many_steps_as_it_may(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=3, training__epoch_steps=2)
+    trainer.fit(ListTracker())
+    assert trainer.step == 6
+    assert trainer.finished
+
+
 def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
     trainer = _trainer(
         tiny_store, tmp_path, training__epochs=10, training__learning_rate=0.01,

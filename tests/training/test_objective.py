@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from pipeline.blur.kernel_loss import kernel_loss
 from pipeline.blur.spectrum import transfer_function
+from pipeline.errors import InputError
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.registry import TERMS
 from pipeline.models.config import ModelConfig
 from pipeline.training.objective import ElboParts, Objective
 
@@ -111,6 +113,45 @@ def test_the_warm_up_is_the_gaussian_term() -> None:
     blur, gaussian = _elbo(_objective(), warm_up=True), _elbo(_objective("gaussian"))
     assert torch.equal(blur.elbo, gaussian.elbo)
     assert not torch.equal(blur.elbo, _elbo(_objective()).elbo)
+
+
+@pytest.mark.parametrize("term", sorted(TERMS))
+def test_every_term_s_warm_up_is_that_of_the_gaussian(term: str) -> None:
+    """Loss and gradients, so that all terms leave it with the same encoder and decoder."""
+    try:
+        one, gaussian = _objective(term), _objective("gaussian")
+    except InputError as error:  # no weights
+        pytest.skip(str(error))
+    noise = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    for objective in (one, gaussian):
+        objective(_images(), noise, beta=0.7, warm_up=True)[0].backward()
+    for left, right in zip(one.vae.parameters(), gaussian.vae.parameters(), strict=True):
+        assert left.grad is not None and right.grad is not None
+        assert torch.equal(left.grad, right.grad)
+    # Processes that share a batch wait for a gradient of every parameter.
+    assert all(p.grad is not None and not p.grad.any() for p in one.term.parameters())
+
+
+@pytest.mark.parametrize("term", sorted({*TERMS} - {"vgg"}))
+def test_stiffening_is_the_ratio_of_the_pulls_at_the_latent_and_leaves_no_trace(term: str) -> None:
+    objective = _objective(term).train()
+    noise = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    found = objective.stiffening(_images(), noise)
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+    latent = objective.vae.encode(_images()).at(noise).detach().requires_grad_()
+    kernel = objective.kernel(latent.detach())
+    transfer = None if kernel is None else transfer_function(kernel, (32, 32))
+    gaussian = _objective("gaussian").train().term
+    pulls = []
+    for judge, given in ((gaussian, None), (objective.term, transfer)):
+        value = judge(_images(), objective.vae.decode(latent), given).value.sum()
+        pulls.append(torch.autograd.grad(value, latent)[0].norm().item())
+    assert found == pytest.approx(pulls[1] / pulls[0], rel=1e-4)
+    assert (term != "gaussian") == (abs(found - 1) > 1e-3)
 
 
 def test_terms_start_from_the_same_encoder_and_decoder() -> None:

@@ -17,6 +17,9 @@ from data_prep.errors import InputError
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "compare", "tracking")
 
+# Keys that mean true where no value follows.
+SWITCHES = ("--prepare.download",)
+
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -97,6 +100,8 @@ def _own(arguments: list[str], files: list[str]) -> Iterator[str]:
         argument = rest.pop(0)
         key, equals, value = argument.partition("=")
         section = key.removeprefix("--").split(".")[0] if key.startswith("--") else ""
+        if argument in SWITCHES and (not rest or rest[0].startswith("--")):
+            argument = f"{argument}=true"
         if section not in (*OTHER_SECTIONS, "run", "restart", "config"):
             yield argument
             continue

@@ -34,7 +34,7 @@ def summary(report: Report, folder: Path) -> list[str]:
     lines = []
     if not report.changed:
         lines.append(f"nothing to do: {store.name} is up to date")
-    elif report.made < len(store.entries) + len(store.quarantined):
+    elif report.made < _items(store):
         lines.append(f"{report.made} {items} prepared, the others kept as they were")
     lines += _of_image_set(store) if images else _of_people(store)
     reasons = Counter(q.reason for q in store.quarantined)
@@ -73,3 +73,10 @@ def _of_people(store: Store) -> list[str]:
 def _of_image_set(store: Store) -> list[str]:
     counts = {split: [len(e.slice_indices) for e in store.subjects(split)] for split in SPLITS}
     return [f"{split}: {sum(n)} images in {len(n)} blocks" for split, n in counts.items()]
+
+
+def _items(store: Store) -> int:
+    """Subjects or blocks; a quarantined image is named BLOCK/FILE."""
+    names = [entry.subject for entry in store.entries]
+    names += [entry.subject for entry in store.quarantined]
+    return len({name.split("/")[0] for name in names})

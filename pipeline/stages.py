@@ -111,7 +111,9 @@ def _nothing(_: str) -> None: ...
 
 def check_unchanged(state: dict[str, Any], config: Config, store: Store, run: str) -> None:
     """Raise InputError where a checkpoint's run was made with another configuration or store."""
-    changed = differences(state["config"], asdict(config))
+    defaults = asdict(Config())  # of keys that are younger than the run
+    old = {key: defaults[key] | state["config"].get(key, {}) for key in DECISIVE}
+    changed = differences(old, asdict(config))
     if state["store"]["digest"] != store.digest:
         changed.append("the prepared store")
     if changed:
@@ -156,16 +158,16 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
-    """The metrics of a trained run as it is now, if they are there; else None."""
+    """The metrics of a trained run as it is now, as far as they are there; else None."""
     folder, settings = run_folder(run), config.evaluation
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
-    store = _store_to_score(config)
-    return read_evaluation(
-        folder / _evaluation_folder(config, store), fingerprint(checkpoint.path, store, settings)
-    )
+    store = store_to_score(config)
+    inputs = fingerprint(checkpoint.path, store, settings)
+    return read_evaluation(folder / _evaluation_folder(config, store), inputs, complete=False)
 
 
-def _store_to_score(config: Config) -> Store:
+def store_to_score(config: Config) -> Store:
+    """The store of evaluation.store, or the one trained on."""
     return open_store(config.evaluation.store or config.data.store, work_folder())
 
 
@@ -183,7 +185,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     folder = run_folder(run)
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     objective, state = load_objective(checkpoint, config), checkpoint.state
-    store = _store_to_score(config)
+    store = store_to_score(config)
     elsewhere = _evaluation_folder(config, store)
     inputs = fingerprint(checkpoint.path, store, settings)
     metrics = read_evaluation(folder / elsewhere, inputs)

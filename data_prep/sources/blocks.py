@@ -68,7 +68,8 @@ def locate(
         places = (root, root / folder)
         return next((p for p in places if any((p / name).exists() for name in files)), None)
 
-    if config.download and not found():
+    place = found()
+    if config.download and not (place and all((place / name).exists() for name in files)):
         say(f"downloading {config.source} into {root}")
         try:
             _download(config.source, root)

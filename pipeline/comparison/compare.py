@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,8 +20,15 @@ from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, open_store
 from pipeline.errors import InputError
+from pipeline.evaluation.networks import load_networks
 from pipeline.files import replacing, write_text
-from pipeline.stages import check_unchanged, earlier_scores, run_folder, work_folder
+from pipeline.stages import (
+    check_unchanged,
+    earlier_scores,
+    run_folder,
+    store_to_score,
+    work_folder,
+)
 from pipeline.tracking import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
 from pipeline.training.loop import load_objective
@@ -39,8 +47,11 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
     are named in the leaderboard. Raises InputError for terms that can't be had, runs of these names
     made with another configuration (unless `restart`), and where nothing succeeded.
     """
+    run_folder(name)  # refuses what is no plain name
     work = work_folder()
-    store = open_store(config.data.store, work)
+    store, scored = open_store(config.data.store, work), store_to_score(config)
+    if not scored.subjects(config.evaluation.split):
+        raise InputError(f"store {scored.name} has nobody in split {config.evaluation.split}")
     entries, absent = plan(config, name, store.image_shape)
     title = f"{name}-quick" if config.compare.quick else name
     folder = work / "comparisons" / title
@@ -50,6 +61,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         for row, reason in absent.items():
             print(f"{row} is left out: {reason}")
         if todo:
+            load_networks(config.evaluation)  # what is amiss there is known before hours are spent
             print(
                 f"comparison {title}: {len(todo)} of {len(entries)} runs to do, {jobs} at once; "
                 f"logs: {folder / 'logs'}",
@@ -67,8 +79,10 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         results = [_result(entry, store) for entry in made]
         rows = rows_of(results)
         missing = [*absent.items(), *((f"run {run}", why) for run, why in failed.items())]
-        page = markdown(results, f"Comparison {title}", _conditions(entries, store), missing)
-        figures = _figures(rows, made, store)
+        page = markdown(
+            results, f"Comparison {title}", _conditions(config, entries, store, scored), missing
+        )
+        figures = _figures(rows, made, scored)
         tables = {"leaderboard.csv": summary_csv(results), "runs.csv": runs_csv(results),
                   "leaderboard.md": page}  # fmt: skip
         for file, figure in figures.items():
@@ -107,10 +121,16 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _finished(entry: Entry, store: Store) -> bool:
     """Whether a run is trained and scored. Raises InputError where it was made otherwise."""
-    found = latest_checkpoint(run_folder(entry.run) / "checkpoints")
-    if found is None:
-        return False
-    check_unchanged(found.state, entry.config, store, entry.run)
+    folder = run_folder(entry.run)
+    try:
+        found = latest_checkpoint(folder / "checkpoints")
+        if found is None:
+            return False
+        check_unchanged(found.state, entry.config, store, entry.run)
+    except InputError as error:
+        raise InputError(
+            f"{error}; or remove {folder}, and it alone is made anew by the same command"
+        ) from error
     return found.state["finished"] and earlier_scores(entry.config, entry.run) is not None
 
 
@@ -130,23 +150,26 @@ def _result(entry: Entry, store: Store) -> Result:
     )
 
 
-def _conditions(entries: Sequence[Entry], store: Store) -> list[tuple[str, str]]:
+def _counted(store: Store, split: str) -> str:
+    people = store.subjects(split)
+    noun = "blocks" if store.plane == "image" else "people"
+    images = sum(len(entry.slice_indices) for entry in people)
+    return f"{images} images of {len(people)} {noun} of store {store.name}"
+
+
+def _conditions(
+    config: Config, entries: Sequence[Entry], store: Store, scored: Store
+) -> list[tuple[str, str]]:
     """What all runs have in common, as a reader needs it to judge or to repeat them."""
-    config = entries[0].config
+    form, config = config.likelihood.form, entries[0].config
     training, likelihood, model = config.training, config.likelihood, config.model
-    people = {split: store.subjects(split) for split in ("train", config.evaluation.split)}
-    counts = {
-        split: f"{sum(len(e.slice_indices) for e in found)} images of {len(found)} "
-        f"{'blocks' if store.plane == 'image' else 'people'}"
-        for split, found in people.items()
-    }
     steps = f", of at most {training.epoch_steps} steps" if training.epoch_steps else ""
     limit = config.evaluation.max_slices
     return [
         ("store", f"{store.name}, digest {store.digest[:12]}, images {store.image_shape}"
          + (", SIMULATED people" if store.simulated else "")),
-        ("trained on", f"{counts['train']}"),
-        ("scored on", f"{config.evaluation.split}, {counts[config.evaluation.split]}"
+        ("trained on", _counted(store, "train")),
+        ("scored on", f"{config.evaluation.split}, {_counted(scored, config.evaluation.split)}"
          + (f", at most {limit} of each" if limit else "") + "; the last checkpoint's averaged "
          "weights"),
         ("the same for every term", f"{training.epochs} epochs{steps} of batches of "
@@ -154,9 +177,8 @@ def _conditions(entries: Sequence[Entry], store: Store) -> list[tuple[str, str]]
          f"term, learning rate {training.learning_rate:g}, latent {list(model.latent)}, width "
          f"{model.width}, order, augmentation and noise by the seed"),
         ("seeds", ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))),
-        ("blur", f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², form wiener "
-         "where no other is named" if likelihood.form == "wiener" else
-         f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², {likelihood.form}"),
+        ("blur", f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², form {form} "
+         "where no other is named"),
         ("machine", f"{platform.machine()}, {available_cores()} cores, threads a run: "
          f"{training.threads}, torch {version('torch')}"),
     ]  # fmt: skip
@@ -189,7 +211,8 @@ def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[s
         suffix = f"-{target:g}" if len(targets) > 1 else ""
         figures[f"reconstructions{suffix}.png"] = side_by_side(
             images, shown, subjects,
-            f"Reconstructions of unseen images at {target:g} nats, seed {made[0].seed}{simulated}",
+            f"Reconstructions of {config.evaluation.split} images at {target:g} nats, "
+            f"the first seed{simulated}",
         )  # fmt: skip
         for key, label in PERCEPTUAL.items():
             if all(row.values(key) for row in group):
@@ -226,7 +249,8 @@ def _track(
             return
         write_text(memory, f"{parent.run_id}\n")
         if parent.run_id != earlier:
-            parent.parameters({"compare": asdict(config.compare)})
+            parent.parameters({"comparison": title})
+        parent.tag("compare.config", json.dumps(asdict(config.compare)))
         for file, text in tables.items():
             parent.text(text, file)
         for file, figure in figures.items():

@@ -146,9 +146,18 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
 
 
 def best(rows: Sequence[Row], metric: Metric) -> Row | None:
-    """The best of the rows whose rate settled; None where nothing is to be best at."""
-    able = [row for row in rows if row.settled and not math.isnan(row.loss(metric))]
+    """The best of the rows with all seeds and a rate that settled; None without any."""
+    seeds = _seeds(rows)
+    able = [
+        row
+        for row in rows
+        if row.settled and len(row.results) == seeds and not math.isnan(row.loss(metric))
+    ]
     return min(able, key=lambda row: row.loss(metric)) if able and metric.better else None
+
+
+def _seeds(rows: Sequence[Row]) -> int:
+    return max((len(row.results) for row in rows), default=0)
 
 
 def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> str:
@@ -166,8 +175,11 @@ def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> st
     winners = [
         (best(rows, m), best([row for row in rows if not row.favoured(m)], m)) for m in shown
     ]
+    seeds = _seeds(rows)
     for row in rows:
-        cells = [row.name + ("" if row.settled else " †")]
+        count = len(row.results)
+        short = "" if count == seeds else f" ({count} of {seeds} seeds)"
+        cells = [row.name + ("" if row.settled else " †") + short]
         for metric, (first, fair) in zip(shown, winners, strict=True):
             text = _cell(row, metric)
             mark = "**" if row is first else "*" if row is fair else ""
@@ -220,11 +232,11 @@ def _order(row: Row) -> float:
 
 
 def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:
-    seeds = max(len(row.results) for row in rows)
-    spread = "mean ± standard deviation between seeds" if seeds > 1 else "one seed"
+    spread = "mean ± standard deviation between seeds" if _seeds(rows) > 1 else "one seed"
     notes = [
         f"Each cell: mean over people of the mean over their slices; {spread}. **Bold**: best of "
-        "the column, among the rows whose rate was held. β: weight of the rate at the end."
+        "the column, among the rows with all seeds whose rate was held. β: weight of the rate at "
+        "the end."
     ]
     terms = {row.term for row in rows}
     favoured = [f"{term}: {why}" for term, (_, why) in FAVOURED.items() if term in terms]

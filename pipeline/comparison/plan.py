@@ -36,8 +36,8 @@ class Entry:
 def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
     """All runs of a comparison, seed by seed, and the terms left out, each with the reason.
 
-    Only a term that nobody asked for by name is left out. Raises InputError for an unknown term, a
-    repeated one, one that can't judge such images, and where no rate is given.
+    Only a term that nobody asked for by name is left out. Raises InputError for an unknown term,
+    one that can't judge such images, anything repeated, and where no rate is given.
     """
     settings = config.compare
     rates = settings.rate_targets or (config.training.rate_target,)
@@ -45,11 +45,13 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
         raise InputError(
             "terms are compared at one rate: give it in nats with --compare.rate_targets [400]"
         )
-    for key, values in (("terms", settings.terms), ("seeds", settings.seeds), ("rates", rates)):
-        if len(set(values)) < len(values):
-            raise InputError(f"compare.{key} names something twice: {list(values)}")
     if settings.quick:
         config, name = quick(config), f"{name}-quick"
+    if config.likelihood.warmup_epochs >= config.training.epochs:
+        raise InputError(
+            f"likelihood.warmup_epochs {config.likelihood.warmup_epochs} leaves nothing of "
+            f"training.epochs {config.training.epochs} to compare: no term would be trained"
+        )
     rows: dict[str, LikelihoodConfig] = {}
     absent: dict[str, str] = {}
     for row in settings.terms or DEFAULT:
@@ -61,10 +63,11 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
                 raise InputError(str(error)) from error
             absent[row] = str(error)
         else:
-            rows[row] = likelihood
+            if likelihood not in rows.values():  # blur, and blur in the form that it has anyway
+                rows[row] = likelihood
     jobs = jobs_at_once(config)
     threads = config.training.threads or max(1, available_cores() // jobs)
-    return [
+    entries = [
         Entry(
             row,
             float(rate or 0.0),
@@ -73,7 +76,10 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
             replace(
                 config,
                 likelihood=likelihood,
-                training=replace(config.training, rate_target=rate, seed=seed, threads=threads),
+                # By steps, never by the clock, which slow terms would lose against.
+                training=replace(
+                    config.training, rate_target=rate, seed=seed, threads=threads, max_minutes=0.0
+                ),
                 # The best checkpoint is the best by PSNR, which some terms are made for.
                 evaluation=replace(config.evaluation, checkpoint="last"),
             ),
@@ -81,7 +87,13 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
         for seed in config.compare.seeds
         for rate in rates
         for row, likelihood in rows.items()
-    ], absent
+    ]
+    if len({entry.run for entry in entries}) < len(entries):
+        raise InputError(
+            f"compare.terms, seeds or rate_targets name something twice: {list(settings.terms)}, "
+            f"{list(settings.seeds)}, {list(rates)}"
+        )
+    return entries, absent
 
 
 def _likelihood(likelihood: LikelihoodConfig, row: str) -> LikelihoodConfig:

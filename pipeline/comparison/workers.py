@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from pipeline.comparison.plan import Entry
@@ -18,6 +18,7 @@ from pipeline.errors import InputError, Stopped
 from pipeline.progress import Reporter
 
 LOGS, LOCKS = "logs", "locks"
+GRACE_SECONDS = 3.0
 
 
 def run_entries(
@@ -37,9 +38,11 @@ def run_entries(
     """
     waiting = deque(entries)
     total = done + len(waiting)
-    running: dict[int, tuple[SpawnProcess, Entry, float]] = {}
+    running: dict[int, tuple[ForkServerProcess, Entry, float, int]] = {}
     failed: dict[str, str] = {}
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has done the imports, which cost more than a small run's scores.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.stages", "pipeline.evaluation.evaluate"])
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     (folder / LOCKS).mkdir(exist_ok=True)
     first = done
@@ -48,50 +51,63 @@ def run_entries(
             while waiting or running:
                 while waiting and len(running) < jobs:
                     entry = waiting.popleft()
-                    process = context.Process(
-                        target=_work, args=(entry, folder, os.getpid(), restart), name=entry.run
-                    )
+                    words = (entry, folder, restart, dict(os.environ))
+                    process = context.Process(target=_work, args=words, name=entry.run)
+                    said = _size(_log(folder, entry))
                     process.start()
-                    running[process.sentinel] = (process, entry, time.monotonic())
+                    running[process.sentinel] = (process, entry, time.monotonic(), said)
                 for sentinel in wait(list(running), timeout=1.0):
                     assert isinstance(sentinel, int)
-                    process, entry, began = running.pop(sentinel)
+                    process, entry, began, said = running.pop(sentinel)
                     process.join()
                     done += 1
                     minutes = (time.monotonic() - began) / 60
                     if process.exitcode:
-                        failed[entry.run] = _last_line(folder, entry, process.exitcode)
+                        failed[entry.run] = _reason(_log(folder, entry), said, process.exitcode)
                         say(f"{entry}: FAILED, {failed[entry.run]}")
                     else:
                         say(f"{entry}: done in {minutes:.1f} min ({done} of {total})")
-                now = ", ".join(f"{e.row} seed {e.seed}" for _, e, _ in running.values())
+                now = ", ".join(f"{e.row} seed {e.seed}" for _, e, *_ in running.values())
                 reporter.update((done - first) / max(total - first, 1), f"{done}/{total}: {now}")
     finally:
-        for process, _, _ in running.values():
+        for process, *_ in running.values():
             process.terminate()
-        for process, _, _ in running.values():
+        for process, *_ in running.values():
             process.join()
     return failed
 
 
-def _last_line(folder: Path, entry: Entry, code: int | None) -> str:
-    """Why a run failed, as far as its log tells."""
-    path = folder / LOGS / f"{entry.run}.log"
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    lines = [line.strip() for line in lines if line.strip()]
-    reason = lines[-1].removeprefix("error: ") if lines and code and code > 0 else f"signal {code}"
-    return f"{reason} (see {path})"
+def _log(folder: Path, entry: Entry) -> Path:
+    return folder / LOGS / f"{entry.run}.log"
 
 
-def _work(entry: Entry, folder: Path, parent: int, restart: bool) -> None:
-    """Body of a run's process."""
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(log: Path, start: int, code: int) -> str:
+    """Why a run failed: the last line of its log behind `start`, if its code says that it is."""
+    if code < 0:
+        return f"stopped by {signal.Signals(-code).name} (see {log})"
+    words = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in words.split("\n") if line.strip()]
+    reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+    return f"{reason} (see {log})"
+
+
+def _work(entry: Entry, folder: Path, restart: bool, environment: dict[str, str]) -> None:
+    """Body of a run's process. environment: this one's; the fork's is that of the first call."""
+    os.environ.clear()
+    os.environ.update(environment)
     with (
-        (folder / LOGS / f"{entry.run}.log").open("a", buffering=1) as log,
+        _log(folder, entry).open("a", buffering=1) as log,
         (folder / LOCKS / entry.run).open("w") as lock,
     ):
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        os.setsid()  # Ctrl-C is the comparison's, which passes it on
+        threading.Thread(target=_follow, daemon=True).start()
         # The process of a comparison that was killed a moment ago may still be saving its state.
         fcntl.flock(lock, fcntl.LOCK_EX)
         sys.exit(_train_and_score(entry, restart))
@@ -114,8 +130,14 @@ def _train_and_score(entry: Entry, restart: bool) -> int:
     return 0
 
 
-def _follow(parent: int) -> None:
-    """Ask this process to stop when its parent is gone: nobody would wait for it."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _follow() -> None:
+    """Ask this process to stop some time after the comparison has died: nobody waits for it.
+
+    Not at once: a scheduler's signal to all of a job's processes has come here as well, and a
+    second one would not let the state be saved.
+    """
+    comparison = multiprocessing.parent_process()
+    assert comparison is not None
+    comparison.join()
+    time.sleep(GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

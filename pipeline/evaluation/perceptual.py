@@ -62,6 +62,8 @@ class PerceptualDistance:
             reason = f"{self.source} does not hold the layers of this network ({error})"
             raise WeightsNotFound(explain(network, reason)) from error
         self.network = network
+        # channels_last: a CPU's convolutions take three quarters of the time.
+        model = model.to(memory_format=torch.channels_last)
         self._model = model.eval().requires_grad_(False)
         self.size = int(model.chns[-1])
         distance = self(*probe()).item()
@@ -135,7 +137,7 @@ def _prepare(images: Tensor) -> Tensor:
     images = images.float().expand(-1, 3, -1, -1)
     height, width = images.shape[-2:]
     shorter = min(height, width)
-    if shorter >= MIN_SIDE:
-        return images
-    size = (round(height * MIN_SIDE / shorter), round(width * MIN_SIDE / shorter))
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    if shorter < MIN_SIDE:
+        size = (round(height * MIN_SIDE / shorter), round(width * MIN_SIDE / shorter))
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return images.contiguous(memory_format=torch.channels_last)

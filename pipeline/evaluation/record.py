@@ -55,10 +55,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
 
 
-def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval] | None:
+def read_evaluation(
+    folder: Path, inputs: dict[str, Any], complete: bool = True
+) -> dict[str, Interval] | None:
     """The metrics written before, if they were made from the same inputs; else None.
 
-    None, too, where metrics were left out whose weights may have come since.
+    With `complete` None, too, where metrics were left out whose weights may have come since.
     """
     try:
         if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
@@ -66,7 +68,7 @@ def read_evaluation(folder: Path, inputs: dict[str, Any]) -> dict[str, Interval]
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
         return None
-    return None if _may_be_had_now(metrics, inputs["evaluation"]) else metrics
+    return None if complete and _may_be_had_now(metrics, inputs["evaluation"]) else metrics
 
 
 def _may_be_had_now(metrics: dict[str, Interval], settings: dict[str, Any]) -> bool:

@@ -180,7 +180,8 @@ class Trainer:
         self.steps.set_learning_rate(self._learning_rate_factor())
         images, noise = self._augmented(images), self._noise()
         if self._warm_up_just_ended and self.controller.target is not None:
-            self.controller.reweight(self.objective.stiffening(images, noise))
+            piece = len(images) // self.config.training.accumulation  # what memory has room for
+            self.controller.reweight(self.objective.stiffening(images[:piece], noise[:piece]))
         found = self.steps(images, noise, beta=self.controller.beta, warm_up=self.warm_up)
         self.step += 1
         self.batch += 1

@@ -1,6 +1,7 @@
 """A comparison end to end, in processes of its own, on a tiny store."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -179,6 +180,10 @@ def test_what_is_done_is_not_done_again(
         (["--training.epochs", "4"], "training.epochs"),
         (["--data.store", "nowhere"], "nowhere"),
         (["--compare.term", "[gaussian]"], "compare.term"),
+        (["--likelihood.warmup_epochs", "3"], "likelihood.warmup_epochs"),
+        (["--run", ".."], "--run"),
+        (["--evaluation.store", "nowhere"], "nowhere"),
+        (["--compare.seeds", "[7]", "--evaluation.lpips_vgg_weights", "/no"], "lpips_vgg_weights"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -194,6 +199,26 @@ def test_bad_input_is_one_line_and_exit_code_2(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert expected in said[0]
+
+
+def test_what_could_not_be_scored_for_want_of_weights_is_done_all_the_same(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else it would be scored again, in vain, with every command."""
+    monkeypatch.setenv("WORK", str(compared.work))
+    whole = {}
+    for path in compared.work.glob("runs/tiny-*/evaluation/metrics.json"):
+        whole[path] = path.read_text()
+        poor = {k: v for k, v in json.loads(whole[path]).items() if "lpips" not in k}
+        path.write_text(json.dumps(poor))
+    try:
+        assert main(_words(compared.config)) == 0
+        assert "runs to do" not in capsys.readouterr().out
+        assert "LPIPS" not in compared.file("leaderboard.md").split("‡")[0]
+    finally:
+        for path, text in whole.items():
+            path.write_text(text)
+        assert main(_words(compared.config)) == 0
 
 
 def test_a_second_comparison_of_that_name_has_to_wait(

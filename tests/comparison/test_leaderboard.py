@@ -64,6 +64,14 @@ def test_one_run_that_did_not_settle_marks_the_row() -> None:
     assert "not within 3%" in page
 
 
+def test_a_row_that_lacks_a_seed_says_so_and_wins_nothing() -> None:
+    rows = rows_of([r for r in RESULTS if (r.row, r.seed) != ("vgg", 1)])
+    assert "| vgg (1 of 2 seeds) |" in table(rows, RECONSTRUCTION)
+    found = best(rows, LPIPS)
+    assert found is not None
+    assert found.name == "blur"
+
+
 def test_rates_are_compared_apart() -> None:
     other = [replace(result, rate_target=200.0) for result in RESULTS]
     assert len(rows_of([*RESULTS, *other])) == 8

@@ -9,6 +9,7 @@ from pipeline.comparison.plan import DEFAULT, QUICK_EPOCHS, QUICK_STEPS, Entry, 
 from pipeline.config import CompareConfig, Config, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.losses import vgg
+from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS
 
 SHAPE = (1, 64, 64)
@@ -89,9 +90,9 @@ def test_a_term_without_its_weights_is_left_out_unless_asked_for(
         ({"terms": ("gaussian", "l3")}, "l3"),
         ({"terms": ("gaussian:wiener",)}, "gaussian:wiener"),
         ({"terms": ("blur:sharp",)}, "blur:sharp"),
-        ({"terms": ("blur", "gaussian", "blur")}, "compare.terms"),
-        ({"seeds": (1, 1)}, "compare.seeds"),
-        ({"rate_targets": (5.0, 5.0)}, "compare.rates"),
+        ({"terms": ("blur", "blur:wiener"), "seeds": (1, 1)}, "twice"),
+        ({"seeds": (1, 1)}, "twice"),
+        ({"rate_targets": (400.0001, 400.0002)}, "twice"),
         ({"rate_targets": ()}, "compare.rate_targets"),
     ],
 )
@@ -115,6 +116,27 @@ def test_quick_is_one_seed_and_few_steps_under_names_of_its_own() -> None:
     assert not whole & {entry.run for entry in entries}
     for training in (entry.config.training for entry in entries):
         assert training.epochs * training.epoch_steps <= QUICK_EPOCHS * QUICK_STEPS
+
+
+def test_a_form_that_is_the_configured_one_is_no_row_of_its_own() -> None:
+    config = _config(terms=("blur", "blur:wiener", "blur:positive_definite"))
+    assert {e.row for e in _entries(config)} == {"blur", "blur:positive_definite"}
+
+
+def test_the_clock_does_not_decide_how_long_a_term_trains() -> None:
+    config = replace(_config(), training=TrainingConfig(max_minutes=5.0))
+    assert {entry.config.training.max_minutes for entry in _entries(config)} == {0.0}
+
+
+@pytest.mark.parametrize(("warm_up", "epochs"), [(6, 6), (10, 6)])
+def test_a_warm_up_that_leaves_no_epoch_is_refused(warm_up: int, epochs: int) -> None:
+    config = replace(
+        _config(),
+        training=TrainingConfig(epochs=epochs),
+        likelihood=LikelihoodConfig(warmup_epochs=warm_up),
+    )
+    with pytest.raises(InputError, match=r"likelihood\.warmup_epochs"):
+        _entries(config)
 
 
 def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def _work(entry: Entry, folder: Path, restart: bool, environment: dict[str, str]
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        os.setsid()  # Ctrl-C is the comparison's, which passes it on
+        os.setpgrp()  # Ctrl-C is the comparison's, which passes it on
         threading.Thread(target=_follow, daemon=True).start()
         # The process of a comparison that was killed a moment ago may still be saving its state.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -176,26 +176,6 @@ def gradient_magnitude(images: Tensor) -> Tensor:
     return length.unflatten(0, images.shape[:2]).mean(dim=1)
 
 
-def gradient_magnitude_ratio(images: Tensor, reconstructions: Tensor) -> float:
-    """Mean gradient magnitude of the reconstructions over that of the data: 1 is as sharp.
-
-    Blur lowers it, and so does lost detail; noise raises it. The slices of one subject together,
-    and batches of unequal size, as in `high_frequency_ratio`.
-
-    Args:
-        images: (B,C,H,W) in [0,1].
-        reconstructions: (B',C,H,W) in [0,1].
-
-    Returns:
-        A ratio without unit, at least 0.
-
-    Raises:
-        ValueError: from `gradient_magnitude`, images of another size, or data without edges.
-    """
-    _check_sizes(images, reconstructions)
-    return ratio_of_means(gradient_magnitude(images), gradient_magnitude(reconstructions))
-
-
 def ratio_of_means(data: Tensor, found: Tensor) -> float:
     """Mean of `found` (B',) over mean of `data` (B,); ValueError where the data have nothing."""
     mean = data.mean().item()

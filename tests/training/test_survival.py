@@ -168,6 +168,8 @@ def test_a_second_signal_is_not_held_back(tiny_store: Store, tmp_path: Path) -> 
                 os.kill(os.getpid(), signal.SIGINT)
             super()._agree()
 
+    # A shell starts what it puts into the background with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer = Twice(config(), tiny_store, tmp_path, FixedMonitor())
     trainer.stop_at = 5
     with pytest.raises(KeyboardInterrupt):

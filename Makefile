@@ -11,7 +11,7 @@ PYTHON ?= python3
 # The programs read WORK from the environment.
 export WORK
 
-EXTRAS := dev,lpips-weights,n4
+EXTRAS := dev,lpips-weights,n4,fast,dask,onnx
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

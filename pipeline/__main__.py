@@ -4,8 +4,10 @@ import errno
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass, replace
+from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -136,7 +138,37 @@ def _switched(argv: Sequence[str], key: str) -> list[str]:
     ]
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "compare": _compare}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+}
+
+# Commands that take options of their own in place of the configuration. A module has a frozen
+# dataclass Options, whose fields become --options, and run(options); its docstring's first line
+# is the description.
+MODULES: dict[str, str] = {}
+
+
+def _with_options(command: str, argv: Sequence[str]) -> None:
+    module = import_module(MODULES[command])
+    parser = ArgumentParser(
+        prog=f"python -m pipeline {command}",
+        description=(module.__doc__ or "").partition("\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_class_arguments(module.Options)
+    arguments = parser.parse_args(list(argv))
+    try:
+        options = module.Options(**vars(arguments))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    module.run(options)
+
+
+for _name in MODULES:
+    COMMANDS[_name] = partial(_with_options, _name)
 
 # jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
@@ -196,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    command: Any = COMMANDS.get(argv[0])
+    command = COMMANDS.get(argv[0])
     try:
         if command is None:
             raise InputError(f"unknown command {argv[0]!r}: choose {' or '.join(COMMANDS)}")

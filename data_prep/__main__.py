@@ -1,5 +1,6 @@
-"""Command line: python -m data_prep --config configs/demo.yaml [--prepare.root DIR] ..."""
+"""Command line: python -m data_prep [verify] --config configs/demo.yaml [--prepare.root DIR] …"""
 
+import argparse
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from data_prep.errors import InputError
 OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "compare", "tracking")
 
 # Keys that mean true where no value follows.
-SWITCHES = ("--prepare.download",)
+SWITCHES = ("--prepare.download", "--prepare.dry_run")
 
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 
@@ -31,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments[:1] == ["verify"]:
+            return _verify(arguments[1:])
         config = configuration(arguments)
         if config is None:
             return GOOD
         # Only now: asking for help or making a typing error should not wait for scipy.
-        from data_prep.prepare import prepare, summary
+        from data_prep.prepare import list_work, prepare, summary
 
         work = Path(os.environ.get("WORK") or "work")
+        if config.dry_run:
+            print("\n".join(list_work(config, work)))
+            return GOOD
         report = prepare(config, work)
         print("\n".join(summary(report, work / "stores" / config.name)))
     except InputError as error:
@@ -51,6 +57,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     return QUARANTINED if len(report.store.quarantined) > config.max_quarantined else GOOD
+
+
+def _verify(arguments: list[str]) -> int:
+    """Compare every byte of a store with its digests; 0 where it is whole, else 2."""
+    from data_prep.integrity import locate, problems, strangers
+
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep verify",
+        description="Read a prepared store and compare every file with the manifest's digests.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--store", required=True, help="its folder, or its name under WORK/stores")
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"verify: {error}") from None
+    except SystemExit as end:
+        if end.code:
+            raise InputError("verify needs --store, the name or folder of a store") from None
+        return GOOD
+    if unknown:
+        raise InputError(f"verify: unknown option {unknown[0]}")
+    folder = locate(options.store, Path(os.environ.get("WORK") or "work"))
+    found = problems(folder, print)
+    for problem in found:
+        print(f"error: {problem}", file=sys.stderr)
+    for name in strangers(folder):
+        print(f"{name} is none of the store's files")
+    if found:
+        print(f"error: {len(found)} damaged: prepare the store again", file=sys.stderr)
+        return BAD_INPUT
+    print(f"{folder} is whole")
+    return GOOD
 
 
 def configuration(arguments: list[str]) -> PrepareConfig | None:

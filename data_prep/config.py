@@ -13,11 +13,16 @@ TRANSFORM_VERSION = 1
 IMAGE_SETS = ("celeba", "cifar10")
 
 # What each of them reads; every other key but these says something about volumes.
-_EVERYWHERE = ("name", "source", "root", "size", "workers", "max_quarantined")
+_EVERYWHERE = (
+    "name", "source", "root", "size", "workers", "scheduler", "dry_run", "max_quarantined",
+)  # fmt: skip
 _OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "download")}
 
 # Keys that no source of volumes reads.
 _OF_IMAGE_SETS = ("crop", "validation_images", "download")
+
+# Keys that say how the work is done, and nothing of what comes out.
+_OF_THE_WORK = ("name", "workers", "scheduler", "dry_run", "max_quarantined")
 
 # Width and height of CelebA's aligned images, pixels.
 CELEBA_SHAPE = (178, 218)
@@ -99,7 +104,11 @@ class PrepareConfig:
         n4: correct the bias field with N4 (needs the optional package SimpleITK; slow).
         split: shares of train, validation and test.
         cohort: the simulated cohort (source template_cohort).
-        workers: worker processes; 0 means one a core.
+        workers: worker processes; 0 means one a core; 1 means none but this one, which a subject
+            that needs more memory than there is then ends.
+        scheduler: address of a Dask scheduler (tcp://host:8786) whose workers do the work instead;
+            they must see the same files under the same paths.
+        dry_run: list what would be done and why, and write nothing.
         max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
         crop: side of the central square of an image that is kept, pixels; 0 means the largest
             (source celeba).
@@ -129,6 +138,8 @@ class PrepareConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     cohort: CohortConfig = field(default_factory=CohortConfig)
     workers: int = 0
+    scheduler: str = ""
+    dry_run: bool = False
     max_quarantined: int = 0
     crop: int = 148
     validation_images: int = 5000
@@ -207,7 +218,7 @@ class PrepareConfig:
             kept = ("source", "root", "size", *_OWN[self.source])
             values = {key: values[key] for key in kept if key != "download"}
             return values | {"transform_version": TRANSFORM_VERSION}
-        for key in ("name", "workers", "max_quarantined", *_OF_IMAGE_SETS):
+        for key in (*_OF_THE_WORK, *_OF_IMAGE_SETS):
             del values[key]
         if self.source == "template_cohort":
             # The simulated files stand at a fixed place in a fixed layout: these keys are not used.
@@ -219,14 +230,17 @@ class PrepareConfig:
         return values
 
     def pixel_keys(self) -> dict[str, Any]:
-        """The keys that decide a shard's bytes, given the source file.
+        """The keys that decide a shard's bytes, given the source file."""
+        return pixel_keys(self.recorded())
 
-        Split, families and the number of people are not among them: they change without
-        rewriting a pixel.
-        """
-        values = self.recorded()
-        for key in ("split", "subjects_table"):
-            values.pop(key, None)
-        if "cohort" in values:
-            values["cohort"] = {"seed": self.cohort.seed}
-        return values
+
+def pixel_keys(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Of the keys that a manifest records, those that decide a shard's bytes, given its source.
+
+    Split, families and the number of people are not among them, nor is the folder that the files
+    lie in: they change without rewriting a pixel.
+    """
+    values = {k: v for k, v in recorded.items() if k not in ("root", "split", "subjects_table")}
+    if isinstance(values.get("cohort"), dict):
+        values["cohort"] = {"seed": values["cohort"].get("seed")}
+    return values

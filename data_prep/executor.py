@@ -1,81 +1,132 @@
-"""Runs one function over many items in worker processes and loses none when a worker dies."""
+"""Runs one function over many items in other processes and loses none when one of them dies."""
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from data_prep.config import PrepareConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def worker_count(requested: int) -> int:
-    """`requested`, or for 0 the number of cores this process may use."""
-    if requested:
-        return requested
+class Executor(Protocol):
+    """Where the work is done."""
+
+    def run_all(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        died: Callable[[Item], Result],
+    ) -> Iterator[Result]:
+        """Yield `function(item)` for every item, in the order in which they finish.
+
+        function and items must pickle. An item whose process dies (killed for memory, a crash in
+        compiled code) runs again apart from the others; one that kills that too yields
+        `died(item)`. Exceptions of `function` are raised here: catch what is expected there.
+        """
+
+
+def executor_for(config: PrepareConfig) -> Executor:
+    """The Dask cluster of prepare.scheduler, else processes of this machine.
+
+    Raises:
+        InputError: a scheduler is given and the optional package for it is missing.
+    """
+    if config.scheduler:
+        from data_prep.dask_executor import DaskCluster
+
+        return DaskCluster(config.scheduler)
+    if config.workers == 1:
+        return ThisProcess()
+    return Processes(config.workers or cores())
+
+
+def cores() -> int:
+    """The number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def run_all(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    workers: int,
-    died: Callable[[Item], Result],
-) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in the order in which they finish.
+class ThisProcess:
+    """No other process: the quickest for little work, and what kills an item kills all."""
 
-    function and items must pickle: workers are spawned, as forking a process that has threads can
-    hang. One worker runs inline. When a worker dies (killed for memory, a crash in compiled code),
-    the items that were in flight run once more, each in a process of its own; one that kills that
-    too yields `died(item)`. Exceptions of `function` are raised here: catch what is expected there.
-    """
-    workers = min(workers, len(items))
-    if workers <= 1:
+    def run_all(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        died: Callable[[Item], Result],
+    ) -> Iterator[Result]:
         yield from map(function, items)
-        return
-    waiting = deque(items)
-    while waiting:
-        suspects: list[Item] = []
-        running: dict[Future[Result], Item] = {}
-        with _pool(workers) as pool:
-            while (waiting or running) and not suspects:
-                # No more in flight than workers, so that a death accuses few.
-                while waiting and len(running) < workers and not suspects:
-                    item = waiting.popleft()
+
+
+class Processes:
+    """Worker processes of this machine, spawned: forking a process with threads can hang."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run_all(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        died: Callable[[Item], Result],
+    ) -> Iterator[Result]:
+        waiting = deque(items)
+        workers = min(self.workers, len(items))
+        while waiting:
+            suspects: list[Item] = []
+            running: dict[Future[Result], Item] = {}
+            with _pool(workers) as pool:
+                while (waiting or running) and not suspects:
+                    # No more in flight than workers, so that a death accuses few.
+                    while waiting and len(running) < workers and not suspects:
+                        item = waiting.popleft()
+                        try:
+                            running[pool.submit(function, item)] = item
+                        except BrokenProcessPool:
+                            suspects.append(item)
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        item = running.pop(future)
+                        try:
+                            result = future.result()
+                        except BrokenProcessPool:
+                            suspects.append(item)
+                            continue
+                        yield result
+            suspects += running.values()
+            for item in suspects:
+                with _pool(1) as pool:
                     try:
-                        running[pool.submit(function, item)] = item
+                        result = pool.submit(function, item).result()
                     except BrokenProcessPool:
-                        suspects.append(item)
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    item = running.pop(future)
-                    try:
-                        result = future.result()
-                    except BrokenProcessPool:
-                        suspects.append(item)
-                        continue
-                    yield result
-        suspects += running.values()
-        for item in suspects:
-            with _pool(1) as pool:
-                try:
-                    result = pool.submit(function, item).result()
-                except BrokenProcessPool:
-                    result = died(item)
-            yield result
+                        result = died(item)
+                yield result
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent)
+    return ProcessPoolExecutor(workers, context, initializer=_begin_worker)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C reaches every process of a terminal; a worker finishes its item and says nothing."""
+def _begin_worker() -> None:
+    # Ctrl-C reaches every process of a terminal; a worker finishes its item and says nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A pool's workers do not notice when their parent is killed. They would wait for ever, or
+    # write what they still have into a store that a later run is working on.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

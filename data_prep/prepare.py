@@ -1,17 +1,22 @@
 """The stage: discover, verify, transform, split, write."""
 
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
-from data_prep.executor import run_all, worker_count
+from data_prep.executor import executor_for
+from data_prep.lock import exclusive
+from data_prep.plan import make_plan
 from data_prep.progress import progress
 from data_prep.sources import celeba, cifar10, volumes
-from data_prep.sources.source import Item, Job, Outcome, Source
+from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (
     MANIFEST,
     Quarantined,
@@ -23,14 +28,11 @@ from data_prep.store import (
 )
 from data_prep.summary import Report, counted, summary
 
-__all__ = ["Report", "prepare", "summary"]
+__all__ = ["Report", "list_work", "prepare", "summary"]
 
 # What is done so far, while it is being done: an interrupted run goes on from here.
 PARTIAL = "manifest.partial.json"
 SECONDS_BETWEEN_PARTIALS = 20.0
-
-# Reasons that may be gone the next time: such subjects are tried again, others only once changed.
-PASSING = {"unreadable", "unexpected", "worker_died"}
 
 
 def _print(line: str) -> None:
@@ -44,18 +46,42 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     shards of those that are gone are removed. Where nothing changed, nothing is written.
 
     Raises:
-        InputError: name missing, sources not found, or not one usable subject.
+        InputError: name missing, sources not found, another process at this store, or not one
+            usable subject.
     """
-    if not config.name:
-        raise InputError("prepare.name is not set: name the store, or give --config FILE")
-    folder = work / "stores" / config.name
     source = _find(config, work, say)
+    folder = work / "stores" / config.name
+    with exclusive(folder.with_name(f".{config.name}.lock")):
+        if source.begin:
+            source.begin(say)
+        return _bring_up_to_date(folder, source, config, say)
+
+
+def list_work(config: PrepareConfig, work: Path) -> list[str]:
+    """What `prepare` would do and why, for people; writes nothing and downloads nothing."""
+    config = replace(config, download=False)
+    source = _find(config, work, _print)
+    folder = work / "stores" / config.name
     before, finished = _existing(folder)
-    kept = _reusable(before, source.items, config) if before else {}
-    todo = [item for item in source.items if item.subject not in kept]
-    outcomes = {o.subject: o for found in kept.values() for o in found}
-    if not todo and finished and before and _unchanged(before, outcomes, config):
+    plan = make_plan(before, source.items, config)
+    lines = plan.lines(source.noun, shown=None)
+    if finished and not plan.todo and not plan.gone:
+        lines.append("nothing to prepare: at most families and splits change")
+    return [*lines, f"dry run: nothing was written to {folder}"]
+
+
+def _bring_up_to_date(
+    folder: Path, source: Source, config: PrepareConfig, say: Callable[[str], None]
+) -> Report:
+    before, finished = _existing(folder)
+    _remove_unfinished(folder, partial=finished)
+    plan = make_plan(before, source.items, config)
+    outcomes = {o.subject: o for found in plan.kept.values() for o in found}
+    if not plan.todo and finished and before and _unchanged(before, outcomes, config):
         return Report(before, 0, False)
+    if before is not None:
+        for line in plan.lines(source.noun):
+            say(line)
 
     def save(filename: str) -> None:
         results = outcomes.values()
@@ -77,16 +103,21 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     save(PARTIAL)
     (folder / MANIFEST).unlink(missing_ok=True)
     saved = time.monotonic()
-    jobs = [Job(item, config, folder) for item in todo]
-    results = run_all(source.transform, jobs, worker_count(config.workers), _died)
+    # Absolute, as workers may stand elsewhere.
+    jobs = [
+        Job(item, config, folder.absolute()) for item in source.items if item.subject in plan.todo
+    ]
+    transform = partial(_at_store, source.transform)
+    results = executor_for(config).run_all(transform, jobs, _died)
     try:
         for found in progress(results, len(jobs), "preparing", say):
             outcomes |= {outcome.subject: outcome for outcome in found}
             if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
                 save(PARTIAL)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        save(PARTIAL)
+    except BaseException:
+        with suppress(OSError):  # a full disk must not hide what happened
+            save(PARTIAL)
         raise
     shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
     for file in (folder / "slices").glob("*"):
@@ -105,12 +136,25 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     return Report(Store.open(folder), len(jobs), True)
 
 
+def _at_store(transform: Callable[[Job], list[Outcome]], job: Job) -> list[Outcome]:
+    """`transform(job)`, on a machine that sees the store: others would make one of their own."""
+    if not job.store.is_dir():
+        raise InputError(
+            f"{job.store} is not on {socket.gethostname()}: set WORK to a folder that all workers "
+            "of the Dask cluster see under this path"
+        )
+    return transform(job)
+
+
 def _find(config: PrepareConfig, work: Path, say: Callable[[str], None]) -> Source:
+    """What there is to prepare. Raises InputError where there is nothing, or no name for it."""
+    if not config.name:
+        raise InputError("prepare.name is not set: name the store, or give --config FILE")
     if config.source == "celeba":
         return celeba.find(config, say)
     if config.source == "cifar10":
         return cifar10.find(config, say)
-    return volumes.find(config, work / "raw" / config.name, say)
+    return volumes.find(config, work / "raw" / config.name)
 
 
 def _died(job: Job) -> list[Outcome]:
@@ -130,58 +174,17 @@ def _existing(folder: Path) -> tuple[Store | None, bool]:
     return None, False
 
 
-def _outcomes(store: Store) -> dict[str, Outcome]:
-    everybody: list[Outcome] = [*store.entries, *store.quarantined]
-    return {outcome.subject: outcome for outcome in everybody}
-
-
-def _reusable(
-    store: Store, items: Sequence[Item], config: PrepareConfig
-) -> dict[str, list[Outcome]]:
-    """Per item the earlier outcomes, where all still hold: same relevant keys, same files, shard
-    in place. Families and splits are as they are now."""
-    earlier = dict(store.manifest["configuration"])
-    for key in ("split", "subjects_table"):
-        earlier.pop(key, None)
-    if isinstance(earlier.get("cohort"), dict):
-        earlier["cohort"] = {"seed": earlier["cohort"].get("seed")}
-    if earlier != config.pixel_keys():
-        return {}
-    known: dict[str, list[Outcome]] = {}
-    for outcome in _outcomes(store).values():
-        # Images missing from a block are BLOCK/FILE and belong to it.
-        known.setdefault(outcome.subject.split("/")[0], []).append(outcome)
-    kept: dict[str, list[Outcome]] = {}
-    for item in items:
-        outcomes = known.get(item.subject, [])
-        if outcomes and _hold(store, outcomes, item):
-            place = item.placed(config)
-            kept[item.subject] = [
-                replace(o, **place) if isinstance(o, SubjectEntry) else o for o in outcomes
-            ]
-    return kept
-
-
-def _hold(store: Store, outcomes: list[Outcome], item: Item) -> bool:
-    """Whether an item's earlier outcomes are still what its files would give."""
-    found = item.fingerprint()
-    for outcome in outcomes:
-        usable = (
-            store.shard_problem(outcome) is None
-            if isinstance(outcome, SubjectEntry)
-            else outcome.reason not in PASSING
-        )
-        # An image of a block has names of its own.
-        named = () if outcome.subject == item.subject else ("subject", "source")
-        same = all(getattr(outcome, key) == found[key] for key in found if key not in named)
-        if not usable or not same:
-            return False
-    return True
-
-
 def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig) -> bool:
     return (
-        _outcomes(store) == outcomes
+        {o.subject: o for o in store.outcomes} == outcomes
         and store.manifest["configuration"] == config.recorded()
         and store.manifest["configuration_digest"] == configuration_digest(config.recorded())
     )
+
+
+def _remove_unfinished(folder: Path, *, partial: bool) -> None:
+    """What a run that was killed left lying about."""
+    for file in [*folder.glob(".*.tmp"), *(folder / "slices").glob(".*.tmp")]:
+        file.unlink()
+    if partial:
+        (folder / PARTIAL).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ set; `slice_indices` are their numbers in it, the affine is the identity and the
 import hashlib
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -43,6 +43,9 @@ __all__ = [
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SCALE = 65535
+
+# The manifest's last key: SHA-256 of the others.
+OWN_DIGEST = "manifest_sha256"
 
 
 class StoreError(InputError):
@@ -159,8 +162,14 @@ def write_manifest(
         "subjects": [_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
+    manifest[OWN_DIGEST] = canonical_digest(manifest)
     with atomic_file(store / filename) as file:
-        file.write((json.dumps(manifest, indent=1) + "\n").encode())
+        file.write(manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """A manifest as it lies on disk: one form only, so that no byte of the file is free."""
+    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class Store:
         Raises:
             StoreError: no store there, manifest damaged, of another schema version, a shard
                 missing or of the wrong length, a path that leaves the store, a family in two
-                splits.
+                splits, a name twice, a manifest that was changed after it was written.
         """
         path = Path(path)
         manifest = _read_manifest(path / filename)
@@ -202,7 +211,18 @@ class Store:
             problem = store.shard_problem(entry)
             if problem:
                 raise StoreError(problem)
+        # Last, as the checks before say more. Older manifests have no digest.
+        rest = {key: value for key, value in manifest.items() if key != OWN_DIGEST}
+        if manifest.get(OWN_DIGEST, own := canonical_digest(rest)) != own:
+            raise StoreError(
+                f"{path / filename} was changed after it was written: prepare the store again"
+            )
         return store
+
+    @property
+    def outcomes(self) -> tuple[SubjectEntry | Quarantined, ...]:
+        """Everybody who was found: the entries, then the quarantined."""
+        return (*self.entries, *self.quarantined)
 
     @property
     def name(self) -> str:
@@ -318,6 +338,10 @@ def _entry(kind: Any, item: dict[str, Any]) -> Any:
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
     splits = defaultdict(set)
+    counts = Counter([entry.subject for entry in entries] + [entry.shard for entry in entries])
+    for name, count in counts.items():
+        if count > 1:
+            raise StoreError(f"{path}: {name} is there {count} times: prepare it again")
     for entry in entries:
         if entry.split not in SPLITS:
             raise StoreError(f"{path}: subject {entry.subject} has the split '{entry.split}'")

@@ -41,6 +41,7 @@ class Source:
     items have names of their own. transform makes an item's shard in a worker process, so it is a
     function of a module; it returns the entry, and a Quarantined for whatever is not usable.
     image_shape is (C, H, W); spacing_mm is between pixels; noun is what people call what can fail.
+    begin makes the files that are not there yet (simulated people), told to the function it gets.
     """
 
     items: Sequence[Item]
@@ -51,3 +52,4 @@ class Source:
     plane: str
     simulated: bool = False
     noun: str = "subjects"
+    begin: Callable[[Callable[[str], None]], None] | None = None

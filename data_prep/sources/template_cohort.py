@@ -6,7 +6,6 @@ From there on they are read as real data is, by `sources/hcp.py`.
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +14,7 @@ import numpy as np
 from data_prep.atomic import atomic_file
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
-from data_prep.executor import run_all, worker_count
+from data_prep.executor import executor_for
 from data_prep.progress import progress
 from data_prep.sources import hcp
 from data_prep.sources.person import Traits, draw_traits, render, sibling
@@ -46,8 +45,21 @@ def subject_name(person: int) -> str:
     return f"sim{person + 1:04d}"
 
 
-def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> list[hcp.Subject]:
-    """Make whoever of the cohort is missing in `folder`, take away who is too many, list all.
+def people(config: PrepareConfig, folder: Path) -> list[hcp.Subject]:
+    """Everybody in the cohort, whether or not their files are in `folder` yet."""
+    return [
+        hcp.Subject(name, family, folder, LAYOUT.replace("{subject}", name))
+        for name, family in _families(config).items()
+    ]
+
+
+def _families(config: PrepareConfig) -> dict[str, str]:
+    numbers = range(config.cohort.people)
+    return {subject_name(n): f"family-{subject_name(family_head(n))}" for n in numbers}
+
+
+def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> None:
+    """Make whoever of the cohort is missing in `folder`, and take away who is too many.
 
     A person depends on the seed and their own number only, so more people change nobody.
 
@@ -59,30 +71,25 @@ def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> lis
         "seed": config.cohort.seed,
         "version": COHORT_VERSION,
     }
-    wanted = {subject_name(n): n for n in range(config.cohort.people)}
-    _clear(folder, settings, set(wanted))
-    files = {n: folder / LAYOUT.replace("{subject}", name) for name, n in wanted.items()}
-    missing = [(config.cohort.seed, n, file) for n, file in files.items() if not file.is_file()]
+    families = _families(config)
+    _clear(folder, settings, families)
+    files = [folder / LAYOUT.replace("{subject}", name) for name in families]
+    missing = [
+        (config.cohort.seed, n, file.absolute())
+        for n, file in enumerate(files)
+        if not file.is_file()
+    ]
     if missing:
         load_template()  # says in this process what is wrong with it, if anything
         say(f"simulating {len(missing)} people (these are not real scans)")
-    made = run_all(write_person, missing, worker_count(config.workers), _died)
+    made = executor_for(config).run_all(write_person, missing, _died)
     for problem in progress(made, len(missing), "simulating", say):
         if problem:
             raise InputError(problem)
-    return hcp.discover(
-        replace(
-            config,
-            root=str(folder),
-            template=LAYOUT,
-            mask_template="",
-            subjects_table="subjects.csv",
-        )
-    )
 
 
-def _clear(folder: Path, settings: dict[str, object], wanted: set[str]) -> None:
-    """Leave in `folder` only wanted people made with these settings, and write the small files."""
+def _clear(folder: Path, settings: dict[str, object], families: dict[str, str]) -> None:
+    """Leave in `folder` only these people, made with these settings, and write the small files."""
     marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()) and not marker.is_file():
         raise InputError(
@@ -94,12 +101,14 @@ def _clear(folder: Path, settings: dict[str, object], wanted: set[str]) -> None:
     except (OSError, ValueError):
         same = False
     for file in folder.glob(LAYOUT.replace("{subject}", "sim*")):
-        if not same or file.parents[1].name not in wanted:
+        if not same or file.parents[1].name not in families:
             file.unlink()
             for empty in (file.parents[0], file.parents[1]):
                 if not any(empty.iterdir()):
                     empty.rmdir()
-    rows = [f"{s},family-{subject_name(family_head(int(s[3:]) - 1))}" for s in sorted(wanted)]
+    for unfinished in folder.rglob(".*.tmp"):  # of a run that was killed
+        unfinished.unlink()
+    rows = [f"{name},{family}" for name, family in families.items()]
     texts = {
         MARKER: json.dumps(settings) + "\n",
         "README.txt": README,

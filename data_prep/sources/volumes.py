@@ -1,6 +1,6 @@
 """People's volumes as a source: those of a path template, or simulated ones."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
@@ -12,8 +12,8 @@ from data_prep.store import Quarantined, SubjectEntry, write_shard
 from data_prep.volume import load_volume, require_n4
 
 
-def find(config: PrepareConfig, raw: Path, say: Callable[[str], None]) -> Source:
-    """Everybody there is. raw: folder for simulated files.
+def find(config: PrepareConfig, raw: Path) -> Source:
+    """Everybody there is, or is to be simulated. raw: folder for simulated files.
 
     Raises:
         InputError: nobody there, or the optional package for N4 is missing.
@@ -21,15 +21,15 @@ def find(config: PrepareConfig, raw: Path, say: Callable[[str], None]) -> Source
     if config.n4:
         require_n4()
     simulated = config.source == "template_cohort"
-    people = template_cohort.make(config, raw, say) if simulated else hcp.discover(config)
     return Source(
-        people,
+        template_cohort.people(config, raw) if simulated else hcp.discover(config),
         transform,
         image_shape=(1, config.size, config.size),
         spacing_mm=config.spacing_mm,
         orientation=ORIENTATIONS[config.plane],
         plane=config.plane,
         simulated=simulated,
+        begin=partial(template_cohort.make, config, raw) if simulated else None,
     )
 
 

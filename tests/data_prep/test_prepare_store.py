@@ -70,6 +70,7 @@ def test_the_manifest_has_these_keys(store: Store) -> None:
         "plane",
         "subjects",
         "quarantined",
+        "manifest_sha256",
     ]
     assert manifest["schema_version"] == 1
     assert manifest["simulated"] is False

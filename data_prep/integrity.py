@@ -1,0 +1,71 @@
+"""Is a store, byte for byte, what was written: python -m data_prep verify --store NAME."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.errors import InputError
+from data_prep.progress import progress
+from data_prep.store import (
+    MANIFEST,
+    OWN_DIGEST,
+    Store,
+    StoreError,
+    canonical_digest,
+    manifest_bytes,
+)
+
+CHUNK_BYTES = 1 << 20
+
+
+def locate(store: str, work: Path) -> Path:
+    """The folder of a store, given by its path or its name under work/stores."""
+    for folder in (Path(store).expanduser(), work / "stores" / store):
+        if (folder / MANIFEST).exists():
+            return folder
+    raise InputError(f"--store: there is no prepared store {store}, nor one of that name in {work}")
+
+
+def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
+    """Read every file of the store and compare digests; what is wrong, a line a file.
+
+    Raises:
+        StoreError: the manifest itself cannot be used.
+    """
+    store = Store.open(folder, check_shards=False)
+    manifest = dict(store.manifest)
+    if OWN_DIGEST not in manifest:
+        raise StoreError(
+            f"{folder / MANIFEST} is of an older version, which did not seal it: prepare it again"
+        )
+    found = []
+    own = manifest.pop(OWN_DIGEST)
+    sealed = canonical_digest(manifest) == own
+    if not sealed or manifest_bytes(store.manifest) != (folder / MANIFEST).read_bytes():
+        found.append(f"{folder / MANIFEST} was changed after it was written")
+    for entry in progress(store.entries, len(store.entries), "verifying", say):
+        problem = store.shard_problem(entry)
+        if problem is None and _sha256(folder / entry.shard) != entry.shard_sha256:
+            problem = f"shard {folder / entry.shard} is damaged: its digest is not the manifest's"
+        if problem:
+            found.append(problem)
+    return found
+
+
+def strangers(folder: Path) -> list[str]:
+    """Files in the store that its manifest does not know, relative to it."""
+    store = Store.open(folder, check_shards=False)
+    known = {MANIFEST, *(entry.shard for entry in store.entries)}
+    files = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file())
+    return [name for name in files if name not in known]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""What a run has to do, and why: every item against what the store holds already."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data_prep.config import PrepareConfig, pixel_keys
+from data_prep.sources.source import Item, Outcome
+from data_prep.store import Quarantined, Store, SubjectEntry
+
+# Reasons that may be gone the next time: such subjects are tried again, others only once changed.
+PASSING = {"unreadable", "unexpected", "worker_died"}
+
+# Names shown of those with one reason, where a run only sums up what it is going to do.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about each item, by its name in the store.
+
+    todo: why it is made (anew). kept: outcomes of an earlier run that still hold, families and
+    splits as they are now. gone: names that the store has and the source has no more.
+    """
+
+    todo: dict[str, str]
+    kept: dict[str, list[Outcome]]
+    gone: tuple[str, ...]
+
+    def lines(self, noun: str, shown: int | None = SHOWN) -> list[str]:
+        """For people: each reason, and whom it concerns; all of them where `shown` is None."""
+        lines = []
+        for reason in dict.fromkeys(self.todo.values()):
+            names = [name for name, why in self.todo.items() if why == reason]
+            lines.append(f"to prepare, {reason}: {len(names)} {noun}: {_some(names, shown)}")
+        if self.gone:
+            lines.append(f"to remove: {len(self.gone)} {noun}: {_some(self.gone, shown)}")
+        if self.kept:
+            lines.append(f"kept as they are: {len(self.kept)} {noun}")
+        return lines
+
+
+def _some(names: Sequence[str], shown: int | None) -> str:
+    more = [] if shown is None or len(names) <= shown else ["…"]
+    return ", ".join([*names[: None if shown is None else shown], *more])
+
+
+def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig) -> Plan:
+    """Decide about every item. store: what an earlier run left, finished or not, if anything.
+
+    An item is made again where a key that its pixels depend on, its files, or the version of the
+    arithmetic changed, where its shard is not as the manifest says, or where it failed for a
+    reason that may have passed.
+    """
+    known: dict[str, list[Outcome]] = {}
+    changed = ""
+    if store is not None:
+        for outcome in store.outcomes:
+            # Images missing from a block are BLOCK/FILE and belong to it.
+            known.setdefault(outcome.subject.split("/")[0], []).append(outcome)
+        changed = _changed_keys(store.manifest["configuration"], config.recorded())
+    todo: dict[str, str] = {}
+    kept: dict[str, list[Outcome]] = {}
+    for item in items:
+        outcomes = known.pop(item.subject, [])
+        why = (changed or _why_again(store, outcomes, item)) if store and outcomes else "new"
+        if why:
+            todo[item.subject] = why
+            continue
+        place = item.placed(config)
+        kept[item.subject] = [
+            replace(o, **place) if isinstance(o, SubjectEntry) else o for o in outcomes
+        ]
+    return Plan(todo, kept, tuple(known))
+
+
+def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The keys that pixels depend on and that differ, in words; "" where none does."""
+    old, new = pixel_keys(before), pixel_keys(now)
+    words = []
+    for key in dict.fromkeys([*new, *old]):
+        if old.get(key) == new.get(key):
+            continue
+        what = "the program's arithmetic" if key == "transform_version" else f"prepare.{key}"
+        words.append(f"{what} is {new.get(key)!r} and was {old.get(key)!r}")
+    return " and ".join(words)
+
+
+def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
+    """Why an item's earlier outcomes are not what its files would give, or "" where they are."""
+    found = item.fingerprint()
+    for outcome in outcomes:
+        # An image of a block has names of its own.
+        named = () if outcome.subject == item.subject else ("subject", "source")
+        other = [k for k in found if k not in named and getattr(outcome, k) != found[k]]
+        if other:
+            return "its mask changed" if other[0].startswith("mask") else "its file changed"
+        if isinstance(outcome, Quarantined):
+            if outcome.reason in PASSING:
+                return f"it failed before ({outcome.reason}), which may have passed"
+        elif store.shard_problem(outcome):
+            return "its shard is missing or cut"
+    return ""

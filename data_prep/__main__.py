@@ -68,17 +68,17 @@ def _verify(arguments: list[str]) -> int:
         description="Read a prepared store and compare every file with the manifest's digests.",
         exit_on_error=False,
     )
-    parser.add_argument("--store", required=True, help="its folder, or its name under WORK/stores")
+    parser.add_argument("--store", help="its folder, or its name under WORK/stores")
     try:
         options, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(f"verify: {error}") from None
-    except SystemExit as end:
-        if end.code:
-            raise InputError("verify needs --store, the name or folder of a store") from None
+    except SystemExit:  # --help
         return GOOD
     if unknown:
         raise InputError(f"verify: unknown option {unknown[0]}")
+    if not options.store:
+        raise InputError("verify needs --store, the name or folder of a store")
     folder = locate(options.store, Path(os.environ.get("WORK") or "work"))
     found = problems(folder, print)
     for problem in found:
@@ -86,7 +86,11 @@ def _verify(arguments: list[str]) -> int:
     for name in strangers(folder):
         print(f"{name} is none of the store's files")
     if found:
-        print(f"error: {len(found)} damaged: prepare the store again", file=sys.stderr)
+        print(
+            f"error: {len(found)} damaged: delete these files and prepare the store again, which "
+            "then makes only them",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     print(f"{folder} is whole")
     return GOOD

@@ -98,7 +98,7 @@ class DaskCluster:
 
         waiting = iter(items)
         running: dict[Any, Item] = {}
-        finished = as_completed()
+        finished = as_completed(loop=client.loop)
 
         def submit() -> None:
             for item in waiting:

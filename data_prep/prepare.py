@@ -19,11 +19,13 @@ from data_prep.sources import celeba, cifar10, volumes
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (
     MANIFEST,
+    OWN_DIGEST,
     Quarantined,
     Store,
     StoreError,
     SubjectEntry,
     configuration_digest,
+    manifest_bytes,
     write_manifest,
 )
 from data_prep.summary import Report, counted, summary
@@ -176,7 +178,9 @@ def _existing(folder: Path) -> tuple[Store | None, bool]:
 
 def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig) -> bool:
     return (
-        {o.subject: o for o in store.outcomes} == outcomes
+        OWN_DIGEST in store.manifest
+        and manifest_bytes(store.manifest) == (store.path / MANIFEST).read_bytes()
+        and {o.subject: o for o in store.outcomes} == outcomes
         and store.manifest["configuration"] == config.recorded()
         and store.manifest["configuration_digest"] == configuration_digest(config.recorded())
     )

@@ -66,7 +66,7 @@ def discover(config: PrepareConfig) -> list[Subject]:
     """
     if not config.root:
         raise InputError("prepare.root is not set: give the folder that holds the subjects")
-    root = Path(config.root).expanduser()
+    root = Path(config.root).expanduser().absolute()  # workers may stand elsewhere
     if not root.is_dir():
         raise InputError(f"prepare.root: there is no folder {root}")
     names = matching_subjects(root, config.template)

@@ -13,7 +13,7 @@ TRANSFORM_VERSION = 1
 IMAGE_SETS = ("celeba", "cifar10")
 
 # What each of them reads; every other key but these says something about volumes.
-_EVERYWHERE = ("name", "source", "root", "size", "workers", "max_quarantined")
+_EVERYWHERE = ("name", "source", "root", "size", "workers", "max_quarantined", "track")
 _OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "download")}
 
 # Keys that no source of volumes reads.
@@ -83,7 +83,8 @@ class PrepareConfig:
         name: the store's name; empty means the name of the configuration file.
         source: `hcp` reads volumes by a path template; `template_cohort` simulates people first;
             `celeba` and `cifar10` read those image sets, with their official splits, and know
-            only name, root, size, workers, max_quarantined, download and the key of their own.
+            only name, root, size, workers, max_quarantined, track, download and the key of their
+            own.
         root: the folder that the templates start from (hcp), or that holds the set's files.
         template: path of an image below root, with one or more {subject}.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
@@ -101,6 +102,7 @@ class PrepareConfig:
         cohort: the simulated cohort (source template_cohort).
         workers: worker processes; 0 means one a core.
         max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
+        track: log the quality report of a store that changed to MLflow.
         crop: side of the central square of an image that is kept, pixels; 0 means the largest
             (source celeba).
         validation_images: how many of the last training images are for validation, as there is
@@ -130,6 +132,7 @@ class PrepareConfig:
     cohort: CohortConfig = field(default_factory=CohortConfig)
     workers: int = 0
     max_quarantined: int = 0
+    track: bool = True
     crop: int = 148
     validation_images: int = 5000
     download: bool = False
@@ -207,7 +210,7 @@ class PrepareConfig:
             kept = ("source", "root", "size", *_OWN[self.source])
             values = {key: values[key] for key in kept if key != "download"}
             return values | {"transform_version": TRANSFORM_VERSION}
-        for key in ("name", "workers", "max_quarantined", *_OF_IMAGE_SETS):
+        for key in ("name", "workers", "max_quarantined", "track", *_OF_IMAGE_SETS):
             del values[key]
         if self.source == "template_cohort":
             # The simulated files stand at a fixed place in a fixed layout: these keys are not used.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_prep import report
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
 from data_prep.executor import run_all, worker_count
@@ -41,7 +42,8 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     """Bring the store work/stores/<config.name> up to date with its sources.
 
     Only items (subjects, blocks of images) whose files or relevant keys changed are transformed;
-    shards of those that are gone are removed. Where nothing changed, nothing is written.
+    shards of those that are gone are removed. Where nothing changed, nothing is written, but for a quality report that is missing
+    or older than the store. The store is whole before its report is begun.
 
     Raises:
         InputError: name missing, sources not found, or not one usable subject.
@@ -55,6 +57,8 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     todo = [item for item in source.items if item.subject not in kept]
     outcomes = {o.subject: o for found in kept.values() for o in found}
     if not todo and finished and before and _unchanged(before, outcomes, config):
+        if not report.is_current(before):
+            report.write_report(before)
         return Report(before, 0, False)
 
     def save(filename: str) -> None:
@@ -76,6 +80,7 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     # From here to the end there is no manifest.json: nobody reads a store that is half old.
     save(PARTIAL)
     (folder / MANIFEST).unlink(missing_ok=True)
+    report.remove(folder)
     saved = time.monotonic()
     jobs = [Job(item, config, folder) for item in todo]
     results = run_all(source.transform, jobs, worker_count(config.workers), _died)
@@ -102,7 +107,9 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
         )
     save(MANIFEST)
     (folder / PARTIAL).unlink()
-    return Report(Store.open(folder), len(jobs), True)
+    store = Store.open(folder)
+    report.write_report(store)
+    return Report(store, len(jobs), True)
 
 
 def _find(config: PrepareConfig, work: Path, say: Callable[[str], None]) -> Source:

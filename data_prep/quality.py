@@ -7,7 +7,7 @@ volume was like before comes from the manifest.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -25,6 +25,9 @@ FEWEST = 8
 COMMON = 0.8
 
 BINS = 32
+
+# Images of a block of photographs that are measured: a whole set may have 80 GB.
+SAMPLE = 50
 
 # The brain's rim is an edge in every picture, however blurred: sharpness is measured this many
 # pixels inside.
@@ -56,7 +59,8 @@ class Measure:
 
     of: its value for a subject, or None where it is not known. floor: the smallest deviation that
     matters; where nearly all are alike, less would make outliers of nothing. low, high: what
-    may be the matter. scale: factor for the page, as for per cent.
+    may be the matter. scale: factor for the page, as for per cent. logarithmic: compared, and its
+    floor meant, as log10: scanners' intensities differ by factors.
     """
 
     key: str
@@ -68,6 +72,12 @@ class Measure:
     low: str = ""
     high: str = ""
     scale: float = 1.0
+    logarithmic: bool = False
+
+    def compared(self, subject: "Subject") -> float | None:
+        """The value on the scale of its floor."""
+        value = self.of(subject)
+        return math.log10(value) if self.logarithmic and value is not None else value
 
     def shown(self, value: float | None) -> str:
         return "–" if value is None else f"{value * self.scale:.{self.decimals}f}"
@@ -96,10 +106,10 @@ class Subject:
         return tuple(getattr(self.entry, "flags", ()))
 
 
-def _log_high(subject: Subject) -> float | None:
-    """log10 of the native intensity that became 1: scanners differ by factors."""
+def _high(subject: Subject) -> float | None:
+    """The native intensity that became 1."""
     native = subject.entry.volume
-    return math.log10(native.high) if native and native.high > 0 else None
+    return native.high if native and native.high > 0 else None
 
 
 MEASURES = (
@@ -118,7 +128,7 @@ MEASURES = (
         "sd", "contrast", "", 3, 0.005, lambda s: s.quality.sd, "flat?", "bias field?",
     ),
     Measure(
-        "saturated", "saturated", "%", 2, 0.001, lambda s: s.quality.saturated,
+        "saturated", "saturated", "%", 2, 0.002, lambda s: s.quality.saturated,
         "", "intensities cut off?", 100.0,
     ),
     Measure(
@@ -126,8 +136,8 @@ MEASURES = (
         "blurred, or moved?", "noisy?",
     ),
     Measure(
-        "log10_high", "native intensity, log10", "", 2, 0.02, _log_high,
-        "another scanner or scaling?", "another scanner or scaling?",
+        "high", "native intensity", "", 0, 0.1, _high,
+        "another scanner or scaling?", "another scanner or scaling?", logarithmic=True,
     ),
 )  # fmt: skip
 
@@ -202,10 +212,9 @@ def compared(subjects: Sequence[Subject]) -> list[Subject]:
     """
     columns, medians = [], []
     for one in MEASURES:
-        values = [one.of(subject) for subject in subjects]
-        known = [v for v in values if v is not None]
+        known = [v for s in subjects if (v := one.of(s)) is not None]
         medians.append(float(np.median(known)) if known else 0.0)
-        columns.append(robust_scores(values, one.floor))
+        columns.append(robust_scores([one.compared(s) for s in subjects], one.floor))
     judged = len(subjects) >= FEWEST
     rules = _rules(subjects) if judged else []
     found = []
@@ -285,3 +294,18 @@ def _rules(subjects: Sequence[Subject]) -> list[Callable[[Subject], str]]:
 
         rules.append(rule)
     return rules
+
+
+def sample_of_set(store: Store) -> list[Subject]:
+    """The blocks of an image set, in their order, with numbers of up to SAMPLE images of each.
+
+    All pixels count, as a photograph has no background; nobody is compared, as every block is a
+    mixture of independent images.
+    """
+    found = []
+    for entry in store.entries:
+        pixels = store.slices(entry)
+        some = np.asarray(pixels[:: max(1, len(pixels) // SAMPLE)])
+        quality = replace(measure(np.maximum(some, 1), store.spacing_mm), slices=len(pixels))
+        found.append(Subject(entry, quality))
+    return found

@@ -201,14 +201,15 @@ def _rule(page: Page) -> Iterator[str]:
         yield "In the order of the set. Numbers are of a sample of each block's images."
     elif len(page.subjects) < FEWEST:
         yield (
-            f"Most unlike the others first. With fewer than {FEWEST} subjects there is no middle to "
-            "judge by: numbers are compared, and nobody is called an outlier."
+            f"Most unlike the others first. With fewer than {FEWEST} subjects there is no middle "
+            "to judge by: numbers are compared, and nobody is called an outlier."
         )
     else:
         yield (
             "Most unlike the others first. <i>z</i> is the largest distance of any of the numbers "
-            "from their median, in robust standard deviations (1.4826 × median absolute deviation); "
-            f"beyond {THRESHOLD:g} the reason is told. Such a subject need not be bad: look at it."
+            "from their median, in robust standard deviations (1.4826 × median absolute "
+            f"deviation); beyond {THRESHOLD:g} the reason is told. Such a subject need not be "
+            "bad: look at it."
         )
 
 
@@ -306,12 +307,9 @@ def _settings(page: Page) -> Iterator[str]:
     """The configuration, without what says where this machine keeps files."""
     for key, value in sorted(page.store.manifest["configuration"].items()):
         if key not in ("root", "subjects_table"):
-            shown = (
-                ", ".join(f"{k} {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            yield f"<dt>{escape(key)}</dt><dd>{escape(str(shown)) or '–'}</dd>\n"
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in value.items() if v != "")
+            yield f"<dt>{escape(key)}</dt><dd>{escape(str(value)) or '–'}</dd>\n"
     yield f"<dt>digest of the store</dt><dd><code>{page.store.digest}</code></dd>\n"
 
 

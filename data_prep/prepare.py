@@ -42,8 +42,9 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     """Bring the store work/stores/<config.name> up to date with its sources.
 
     Only items (subjects, blocks of images) whose files or relevant keys changed are transformed;
-    shards of those that are gone are removed. Where nothing changed, nothing is written, but for a quality report that is missing
-    or older than the store. The store is whole before its report is begun.
+    shards of those that are gone are removed. Where nothing changed, nothing is written, but for a
+    quality report that is missing or older than the store. The store is whole before its report is
+    begun.
 
     Raises:
         InputError: name missing, sources not found, or not one usable subject.

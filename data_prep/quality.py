@@ -269,7 +269,7 @@ def orientation(subject: Subject) -> str | None:
 
 def _rules(subjects: Sequence[Subject]) -> list[Callable[[Subject], str]]:
     """Per property that nearly all share, what to say of a subject with another one."""
-    rules = []
+    rules: list[Callable[[Subject], str]] = []
     for label, unit, of in (
         ("voxels of", " mm", voxel),
         ("volume of", " voxels", shape),

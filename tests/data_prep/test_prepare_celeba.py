@@ -45,7 +45,7 @@ def configured(root: Path, *more: str) -> list[str]:
     """Arguments for the store `faces`."""
     return [
         *("--prepare.name", "faces", "--prepare.source", "celeba", "--prepare.root", str(root)),
-        *("--prepare.workers", "1", *more),
+        *("--prepare.workers", "1", "--prepare.track", "false", *more),
     ]
 
 

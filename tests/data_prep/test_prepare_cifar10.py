@@ -58,6 +58,7 @@ def configured(root: Path, *more: str) -> list[str]:
     return [
         *("--prepare.name", "c10", "--prepare.source", "cifar10", "--prepare.size", "32"),
         *("--prepare.root", str(root), "--prepare.workers", "1"),
+        *("--prepare.track", "false"),
         *("--prepare.validation_images", "700", *more),
     ]
 

@@ -242,8 +242,7 @@ def _heads(page: Page) -> Iterator[str]:
         label = page.pictures if one.key == "slices" else one.label
         yield _head(f"{label}, {one.unit}" if one.unit else label, "number", "", "")
     if not page.image_set:
-        for label in ("voxels, mm", "shape", "stored as"):
-            yield _head(label, "text", "before preparation", "")
+        yield _head("on disk", "text", "orientation, voxel size, shape", "")
 
 
 def _head(label: str, kind: str, title: str, more: str) -> str:
@@ -289,8 +288,12 @@ def _row(page: Page, subject: Subject, where: str) -> str:
         value = one.of(subject)
         cells.append(_cell(one.shown(value), value, judged and abs(scores.get(one, 0)) > THRESHOLD))
     if not page.image_set:
-        for text in (voxel(subject), shape(subject), orientation(subject)):
-            cells.append(f'<td class="native">{escape(text or "–")}</td>')
+        if entry.volume:
+            lines = (orientation(subject), f"{voxel(subject)} mm", shape(subject))
+            native = "<br>".join(escape(str(line)) for line in lines)
+        else:
+            native = "–"
+        cells.append(f'<td class="native">{native}</td>')
     return "".join(cells) + "</tr>\n"
 
 

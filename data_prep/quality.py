@@ -122,10 +122,10 @@ MEASURES = (
     ),
     Measure(
         "mean", "mean", "", 3, 0.01, lambda s: s.quality.mean,
-        "dark: something bright in the brain mask?", "bright: intensities cut off?",
+        "dark: something very bright inside?", "bright: intensities cut off?",
     ),
     Measure(
-        "sd", "contrast", "", 3, 0.005, lambda s: s.quality.sd, "flat?", "bias field?",
+        "sd", "contrast", "", 3, 0.005, lambda s: s.quality.sd, "flat?", "",
     ),
     Measure(
         "saturated", "saturated", "%", 2, 0.002, lambda s: s.quality.saturated,

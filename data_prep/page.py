@@ -84,9 +84,12 @@ def strip(store: Store, entry: SubjectEntry) -> bytes:
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
-    """uint16 (C, H, W) as a picture of at most SIDE x SIDE."""
+    """uint16 (C, H, W) as a picture of at most SIDE x SIDE; small ones by whole factors larger."""
     values = np.round(pixels.astype(np.float32) * (255 / SCALE)).astype(np.uint8)
     image = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+    factor = SIDE // max(image.size)
+    if factor > 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     return image
 

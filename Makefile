@@ -72,7 +72,7 @@ ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	    echo "error: there is no $$WORK/mlflow.db yet: run make prepare train first" >&2; exit 2; \
 	  fi; \
 	  uri="sqlite:///$$(cd "$$WORK" && pwd)/mlflow.db"; \
-	  runs="/#/experiments/1/runs?workflowType=machine_learning"; \
+	  runs="/#/experiments"; \
 	fi; \
 	echo "open http://127.0.0.1:$(PORT)$$runs in a browser; Ctrl-C ends it"; \
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

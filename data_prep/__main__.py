@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(list_work(config, work)))
             return GOOD
         report = prepare(config, work)
-        print("\n".join(summary(report, work / "stores" / config.name)))
+        print("\n".join(summary(report, work / "stores" / config.name)), flush=True)
+        if config.track and report.changed:
+            from data_prep import tracking
+
+            tracking.track(report.store, work)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -15,6 +15,7 @@ IMAGE_SETS = ("celeba", "cifar10")
 # What each of them reads; every other key but these says something about volumes.
 _EVERYWHERE = (
     "name", "source", "root", "size", "workers", "scheduler", "dry_run", "max_quarantined",
+    "track",
 )  # fmt: skip
 _OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "download")}
 
@@ -22,7 +23,7 @@ _OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "downlo
 _OF_IMAGE_SETS = ("crop", "validation_images", "download")
 
 # Keys that say how the work is done, and nothing of what comes out.
-_OF_THE_WORK = ("name", "workers", "scheduler", "dry_run", "max_quarantined")
+_OF_THE_WORK = ("name", "workers", "scheduler", "dry_run", "max_quarantined", "track")
 
 # Width and height of CelebA's aligned images, pixels.
 CELEBA_SHAPE = (178, 218)
@@ -88,7 +89,8 @@ class PrepareConfig:
         name: the store's name; empty means the name of the configuration file.
         source: `hcp` reads volumes by a path template; `template_cohort` simulates people first;
             `celeba` and `cifar10` read those image sets, with their official splits, and know
-            only name, root, size, workers, max_quarantined, download and the key of their own.
+            only name, root, size, workers, max_quarantined, track, download and the key of their
+            own.
         root: the folder that the templates start from (hcp), or that holds the set's files.
         template: path of an image below root, with one or more {subject}.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
@@ -110,6 +112,7 @@ class PrepareConfig:
             they must see the same files under the same paths.
         dry_run: list what would be done and why, and write nothing.
         max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
+        track: log the quality report of a store that changed to MLflow.
         crop: side of the central square of an image that is kept, pixels; 0 means the largest
             (source celeba).
         validation_images: how many of the last training images are for validation, as there is
@@ -141,6 +144,7 @@ class PrepareConfig:
     scheduler: str = ""
     dry_run: bool = False
     max_quarantined: int = 0
+    track: bool = True
     crop: int = 148
     validation_images: int = 5000
     download: bool = False

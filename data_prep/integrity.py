@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from data_prep import report
 from data_prep.errors import InputError
 from data_prep.progress import progress
 from data_prep.store import (
@@ -49,13 +50,14 @@ def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
             problem = f"shard {folder / entry.shard} is damaged: its digest is not the manifest's"
         if problem:
             found.append(problem)
-    return found
+    return found + [f"{path} of the report is damaged" for path in report.damage(folder)]
 
 
 def strangers(folder: Path) -> list[str]:
     """Files in the store that its manifest does not know, relative to it."""
     store = Store.open(folder, check_shards=False)
     known = {MANIFEST, *(entry.shard for entry in store.entries)}
+    known |= {f"{report.FOLDER}/{name}" for name in (report.PAGE, report.TABLE, report.SUMS)}
     files = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file())
     return [name for name in files if name not in known]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data_prep import report
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
 from data_prep.executor import executor_for
@@ -45,7 +46,9 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     """Bring the store work/stores/<config.name> up to date with its sources.
 
     Only items (subjects, blocks of images) whose files or relevant keys changed are transformed;
-    shards of those that are gone are removed. Where nothing changed, nothing is written.
+    shards of those that are gone are removed. Where nothing changed, nothing is written, but for a
+    quality report that is missing or older than the store. The store is whole before its report is
+    begun.
 
     Raises:
         InputError: name missing, sources not found, another process at this store, or not one
@@ -80,6 +83,8 @@ def _bring_up_to_date(
     plan = make_plan(before, source.items, config)
     outcomes = {o.subject: o for found in plan.kept.values() for o in found}
     if not plan.todo and finished and before and _unchanged(before, outcomes, config):
+        if not report.is_current(before):
+            report.write_report(before)
         return Report(before, 0, False)
     if before is not None:
         for line in plan.lines(source.noun):
@@ -104,6 +109,7 @@ def _bring_up_to_date(
     # From here to the end there is no manifest.json: nobody reads a store that is half old.
     save(PARTIAL)
     (folder / MANIFEST).unlink(missing_ok=True)
+    report.remove(folder)
     saved = time.monotonic()
     # Absolute, as workers may stand elsewhere.
     jobs = [
@@ -135,7 +141,9 @@ def _bring_up_to_date(
         )
     save(MANIFEST)
     (folder / PARTIAL).unlink()
-    return Report(Store.open(folder), len(jobs), True)
+    store = Store.open(folder)
+    report.write_report(store)
+    return Report(store, len(jobs), True)
 
 
 def _at_store(transform: Callable[[Job], list[Outcome]], job: Job) -> list[Outcome]:
@@ -188,7 +196,8 @@ def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig
 
 def _remove_unfinished(folder: Path, *, partial: bool) -> None:
     """What a run that was killed left lying about."""
-    for file in [*folder.glob(".*.tmp"), *(folder / "slices").glob(".*.tmp")]:
-        file.unlink()
+    for place in (folder, folder / "slices", folder / report.FOLDER):
+        for file in place.glob(".*.tmp"):
+            file.unlink()
     if partial:
         (folder / PARTIAL).unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from data_prep.split import SPLITS
 __all__ = [
     "CohortConfig",
     "InputError",
+    "NativeVolume",
     "PrepareConfig",
     "Quarantined",
     "SplitConfig",
@@ -47,9 +48,28 @@ SCALE = 65535
 # The manifest's last key: SHA-256 of the others.
 OWN_DIGEST = "manifest_sha256"
 
+# Keys of a subject that a manifest may lack.
+OPTIONAL = ("labels", "volume")
+
 
 class StoreError(InputError):
     """A store that cannot be read: missing, damaged, or of another schema version."""
+
+
+@dataclass(frozen=True)
+class NativeVolume:
+    """A volume as it lay on disk.
+
+    shape: voxels along its three axes as stored. spacing_mm: voxel size along them. orientation:
+    where they run to, such as "LAS". low, high: the intensities inside the brain, in the file's own
+    units, that became 0 and 1 (after N4, where it was asked for).
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,7 @@ class SubjectEntry:
     source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
     source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
     labels: the class of each image, or empty where there are no classes.
+    volume: what the volume was like, or None: images of a set, and stores of earlier versions.
     """
 
     subject: str
@@ -78,6 +99,7 @@ class SubjectEntry:
     affine: tuple[tuple[float, ...], ...]
     cropped: bool
     labels: tuple[int, ...] = ()
+    volume: NativeVolume | None = None
 
 
 @dataclass(frozen=True)
@@ -317,23 +339,32 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _item(entry: SubjectEntry) -> dict[str, Any]:
-    """An entry as a manifest item; there are no labels where there are no classes."""
+    """An entry as a manifest item, without the keys that have nothing to say."""
     values = asdict(entry)
-    if not entry.labels:
-        del values["labels"]
+    for key in OPTIONAL:
+        if not values[key]:
+            del values[key]
     return values
 
 
 def _entry(kind: Any, item: dict[str, Any]) -> Any:
     """A manifest item as its dataclass, lists turned into tuples."""
-    values = {f.name: item[f.name] for f in fields(kind) if f.name != "labels"}
+    values = {f.name: item[f.name] for f in fields(kind) if f.name not in OPTIONAL}
     if kind is SubjectEntry:
         values["labels"] = tuple(int(label) for label in item.get("labels", ()))
         if len(values["labels"]) not in (0, len(values["slice_indices"])):
             raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")
+        values["volume"] = _volume(item["volume"]) if "volume" in item else None
         values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
         values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
     return kind(**values)
+
+
+def _volume(item: dict[str, Any]) -> NativeVolume:
+    x, y, z = (int(n) for n in item["shape"])
+    dx, dy, dz = (float(v) for v in item["spacing_mm"])
+    code = str(item["orientation"])
+    return NativeVolume((x, y, z), (dx, dy, dz), code, float(item["low"]), float(item["high"]))
 
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import IMAGE_SETS
+from data_prep.report import FOLDER, PAGE
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
 
@@ -48,6 +49,7 @@ def summary(report: Report, folder: Path) -> list[str]:
     if store.simulated:
         lines.append("these people are SIMULATED: deformed copies of one template, not real scans")
     lines.append(f"store: {folder}")
+    lines.append(f"quality report: {folder / FOLDER / PAGE}")
     return lines
 
 

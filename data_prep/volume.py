@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError, VolumeError
+from data_prep.store import NativeVolume
 from data_prep.verify import VerifiedVolume, read_verified
 
 
@@ -21,6 +22,7 @@ class Volume:
     affine: (4, 4) float64, voxel indices to RAS mm.
     spacing: (3,) float64, voxel size in mm.
     source_sha256: of the file's bytes.
+    native: what it was like on disk; None for one that never was.
     """
 
     data: np.ndarray
@@ -28,6 +30,7 @@ class Volume:
     affine: np.ndarray
     spacing: np.ndarray
     source_sha256: str
+    native: NativeVolume | None = None
 
 
 def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:
@@ -49,13 +52,18 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
     spacing = np.round(nib.affines.voxel_sizes(affine), 5)
     if config.n4:
         data = n4_corrected(data, mask, spacing)
-    return Volume(
-        normalised(data, mask, config.lower_percentile, config.upper_percentile, path.name),
-        mask,
-        affine,
-        spacing,
-        verified.sha256,
+    scaled, low, high = normalised(
+        data, mask, config.lower_percentile, config.upper_percentile, path.name
     )
+    native = _native(verified, low, high)
+    return Volume(scaled, mask, affine, spacing, verified.sha256, native)
+
+
+def _native(volume: VerifiedVolume, low: float, high: float) -> NativeVolume:
+    x, y, z = volume.data.shape
+    dx, dy, dz = (round(float(s), 5) for s in nib.affines.voxel_sizes(volume.affine))
+    code = "".join(nib.aff2axcodes(volume.affine))
+    return NativeVolume((x, y, z), (dx, dy, dz), code, low, high)
 
 
 def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:
@@ -80,10 +88,11 @@ def _read_mask(path: Path, image: VerifiedVolume) -> np.ndarray:
 
 def normalised(
     data: np.ndarray, mask: np.ndarray, lower: float, upper: float, name: str = "image"
-) -> np.ndarray:
+) -> tuple[np.ndarray, float, float]:
     """Intensities with the `lower` and `upper` percentile inside `mask` at 0 and 1, clipped.
 
-    data (X, Y, Z) float32, mask (X, Y, Z) bool -> (X, Y, Z) float32, exactly 0 outside the mask.
+    data (X, Y, Z) float32, mask (X, Y, Z) bool -> (X, Y, Z) float32, exactly 0 outside the mask,
+    and the two percentiles.
 
     Raises:
         VolumeError: no_contrast, where the two percentiles coincide.
@@ -94,7 +103,8 @@ def normalised(
     from monai.transforms import ScaleIntensityRange  # here, for its import takes seconds
 
     scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data)
-    return np.where(mask, np.asarray(scaled, np.float32), np.float32(0))
+    inside = np.where(mask, np.asarray(scaled, np.float32), np.float32(0))
+    return inside, float(low), float(high)
 
 
 def require_n4() -> None:

@@ -107,10 +107,10 @@ def test_no_module_is_two(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-def test_mlflow_is_touched_in_one_module() -> None:
+def test_mlflow_is_touched_in_one_module_of_each_package() -> None:
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "mlflow" for name in names):
-                assert _name(path) == "pipeline.tracking"
+                assert _name(path) in ("pipeline.tracking", "data_prep.tracking")

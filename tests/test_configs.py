@@ -58,7 +58,7 @@ def test_an_image_set_takes_two_steps(
     shared = ["--config", str(ROOT / f"configs/{name}.yaml"), "--prepare.root", str(root)]
     if name == "cifar10":
         shared += ["--prepare.validation_images", "4"]
-    assert prepare([*shared, "--prepare.workers", "1"]) == 0
+    assert prepare([*shared, "--prepare.workers", "1", "--prepare.track", "false"]) == 0
     settings = {
         "training.epochs": 2, "training.batch_size": 2, "training.device": "cpu",
         "model.width": 8, "model.residual_blocks": 1, "tracking.enabled": "false",

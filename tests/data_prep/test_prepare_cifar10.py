@@ -58,6 +58,7 @@ def configured(root: Path, *more: str) -> list[str]:
     return [
         *("--prepare.name", "c10", "--prepare.source", "cifar10", "--prepare.size", "32"),
         *("--prepare.root", str(root), "--prepare.workers", "1"),
+        *("--prepare.track", "false"),
         *("--prepare.validation_images", "700", *more),
     ]
 
@@ -321,7 +322,9 @@ def test_a_second_run_does_nothing_and_a_changed_batch_redoes_only_its_blocks(
     assert main(configured(small)) == 0
     assert "2 blocks prepared, the others kept as they were" in capsys.readouterr().out
     changed = {name for name, content in stored(work).items() if before[name] != content}
-    assert changed == {"manifest.json", "slices/train-000600.npy", "slices/train-001100.npy"}
+    report = {"report/index.html", "report/subjects.csv"}
+    shards = {"slices/train-000600.npy", "slices/train-001100.npy"}
+    assert changed == {"manifest.json", *shards, *report}
 
 
 def test_another_length_of_a_batch_renumbers_what_follows(small: Path, work: Path) -> None:

@@ -1,0 +1,117 @@
+"""All of the preparation that touches MLflow: one run per change of a store, with its report.
+
+The place, the lock and the telemetry are those of the pipeline's tracking, so that both show up
+in one interface. MLflow is imported here and late: its import takes seconds.
+"""
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import InputError
+from data_prep.report import FOLDER, PAGE, TABLE
+from data_prep.split import SPLITS
+from data_prep.store import Store
+
+EXPERIMENT = "sharp-vae-mri-preparation"
+
+# MLflow's limits, see its REST API's runs/log-batch.
+PARAMETERS_PER_BATCH = 100
+LONGEST_PARAMETER = 6000
+
+
+def track(store: Store, work: Path) -> None:
+    """Log a finished store: its report, counts, configuration and digest.
+
+    The run is named like the store, in the experiment EXPERIMENT at MLFLOW_TRACKING_URI, or in
+    work/mlflow.db with artifacts beside it.
+
+    Raises:
+        InputError: MLflow cannot be used. The store is not touched.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+    try:
+        _log(store, work, uri)
+    except Exception as error:  # a full disk, a server that is gone, an extra that is broken
+        lines = str(error).splitlines() or [""]
+        reason = next((line for line in lines if "Error" in line), lines[0])[:200]
+        raise InputError(
+            f"the store {store.name} is finished, but MLflow can't be used at {uri} "
+            f"({reason or type(error).__name__}): see that it can be written or is there; "
+            "prepare.track false does without"
+        ) from error
+
+
+def _log(store: Store, work: Path, uri: str) -> None:
+    client, experiment = _connect(work, uri)
+    from mlflow.entities import Metric, Param, RunTag
+
+    tags = {"mlflow.runName": store.name}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    status = "FAILED"
+    try:
+        params = [
+            Param(key, str(value)[:LONGEST_PARAMETER])
+            for key, value in sorted(_flat({"prepare": store.manifest["configuration"]}))
+        ]
+        for start in range(0, len(params), PARAMETERS_PER_BATCH):
+            client.log_batch(run_id, params=params[start : start + PARAMETERS_PER_BATCH])
+        metrics = [Metric(key, float(value), 0, 0) for key, value in counts(store).items()]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag("store_digest", store.digest)])
+        for name in (PAGE, TABLE):
+            client.log_artifact(run_id, str(store.path / FOLDER / name), FOLDER)
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def counts(store: Store) -> dict[str, int]:
+    """What is in the store and what is not, under the names of the metrics."""
+    found = {"quarantined": len(store.quarantined)}
+    for reason, number in Counter(q.reason for q in store.quarantined).items():
+        found[f"quarantined.{reason}"] = number
+    images = store.plane == "image"
+    for split in SPLITS:
+        entries = store.subjects(split)
+        found[f"{split}.{'blocks' if images else 'subjects'}"] = len(entries)
+        found[f"{split}.{'images' if images else 'slices'}"] = sum(
+            len(entry.slice_indices) for entry in entries
+        )
+    return found
+
+
+def _connect(work: Path, uri: str) -> tuple[Any, str]:
+    """A client and the experiment's id. One process at a time creates the database."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised, too
+    from mlflow import MlflowClient
+
+    artifacts = None  # a server knows its own place
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
+        artifacts = str(database.parent / "mlartifacts")
+    with (work / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is not None and found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        if found is not None:
+            return client, found.experiment_id
+        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

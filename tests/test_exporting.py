@@ -249,7 +249,7 @@ def test_what_can_not_be_exported_is_refused(
     (tmp_path / "there/file").touch()
     words = ("--run", "tiny", "--output", tmp_path / "there")
     assert "is no decoder package" in export(*words, code=2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/there/file/mlflow.db")
     assert "--register false" in export("--run", "tiny", code=2)
     assert load(work / "packages/tiny")  # which is there all the same
     store_writer(work, seed=9)

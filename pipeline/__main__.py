@@ -23,6 +23,7 @@ USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [-
 commands:
   train      train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+  export     write a run's decoder package, and register it       -> WORK/packages/RUN
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
 
 python -m pipeline COMMAND --help lists every configuration key."""
@@ -147,7 +148,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # Commands that take options of their own in place of the configuration. A module has a frozen
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {"export": "pipeline.exporting"}
 
 
 def _with_options(command: str, argv: Sequence[str]) -> None:

@@ -1,0 +1,248 @@
+"""Write a run's decoder package, prove it, and register it in MLflow.
+
+python -m pipeline export --run RUN                                  -> WORK/packages/RUN
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.comparison.leaderboard import DENSITY, RECONSTRUCTION, SAMPLES, loss
+from pipeline.data.slices import Store, open_store
+from pipeline.decoder_package import DecoderPackage, describe, write
+from pipeline.decoder_package.metadata import hashed_people
+from pipeline.decoder_package.reading import read_metadata
+from pipeline.errors import InputError
+from pipeline.files import work_folder
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.model_registry import Registry, Version
+from pipeline.models.config import ModelConfig
+from pipeline.stages import run_folder
+from pipeline.tracking import TrackingConfig
+from pipeline.training.checkpoint import MANIFEST, Checkpoint, find_checkpoint
+from pipeline.training.step import part_of
+
+# A part of a checkpoint -> that of a package. What only training needs stays behind.
+PARTS = {
+    "vae.encoder": "encoder",
+    "vae.decoder": "decoder",
+    "kernel_network": "kernel_network",
+    "term": "density",
+}
+# Metrics that say which of two decoders is better.
+SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
+# Keys of a store's configuration that only say where a machine keeps files.
+PLACES = ("root", "subjects_table")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export, and where to."""
+
+    run: str = ""
+    """Name of a trained run under WORK/runs."""
+    output: str = ""
+    """Folder of the package; "" = WORK/packages/RUN."""
+    onnx: bool = False
+    """Whether every graph is written as .onnx, too."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint."""
+    register: bool = True
+    """Whether it is registered in MLflow as EXPERIMENT-decoder; runs without tracking are not."""
+    experiment: str = ""
+    """The experiment; "" = the run's."""
+    champion: Literal["if_better", "always", "never"] = "if_better"
+    """Whether the alias `champion` is moved to this version."""
+    champion_metric: str = "lpips_alex"
+    """By which key of the evaluation's metrics.json it is better."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("say which run to export: --run RUN")
+        if self.champion_metric not in SCORES:
+            raise ValueError(f"champion_metric must be one of {', '.join(SCORES)}, "
+                             f"not {self.champion_metric}")  # fmt: skip
+
+
+def run(options: Options) -> None:
+    """The command. Raises InputError where there is no such run, or no place for the package."""
+    package, tracking = package_of_run(options.run, options.checkpoint)
+    folder = Path(options.output or work_folder() / "packages" / options.run)
+    if write(folder, package, onnx=options.onnx):
+        print(f"decoder package of run {options.run}: {folder}")
+    else:
+        print(f"package {folder} is written already: nothing to do")
+    if options.register and tracking.enabled:
+        _register(folder, options, replace(
+            tracking, experiment=options.experiment or tracking.experiment
+        ))  # fmt: skip
+
+
+def _register(folder: Path, options: Options, tracking: TrackingConfig) -> None:
+    """Register what lies in `folder`, and move the champion where it is due."""
+    metadata = read_metadata(folder)
+    evaluation = metadata["evaluation"] or {"metrics": {}, "inputs": {}}
+    means = {key: value["mean"] for key, value in evaluation["metrics"].items()
+             if value["mean"] is not None}  # fmt: skip
+    registry = Registry(tracking, work_folder())
+    version = registry.add(folder, metadata, metrics=means, scored_on=scored_on(evaluation))
+    print(f"MLflow: {version.name}, version {version.number}"
+          f"{'' if version.new else ' (registered already)'}")  # fmt: skip
+    champion = registry.champion()
+    move, reason = is_due(version, champion, options.champion, options.champion_metric)
+    if move:
+        registry.crown(version)
+    print(f"champion: {'version ' + str(version.number) if move else 'unchanged'}, {reason}")
+
+
+def is_due(version: Version, champion: Version | None, how: str, key: str) -> tuple[bool, str]:
+    """Whether a version is to become the champion, and the reason in words."""
+    if champion is not None and champion.number == version.number:
+        return False, "it is this version"
+    if how == "always":
+        return True, "as asked for"
+    if how == "never":
+        return False, "as asked for"
+    if key not in version.metrics:
+        return False, f"for this checkpoint has no {key} yet: evaluate the run, then export again"
+    value = version.metrics[key]
+    if champion is None:
+        return True, f"the first with {key} ({value:.4f})"
+    if key not in champion.metrics:
+        return True, f"with {key} {value:.4f}, which version {champion.number} lacks"
+    if champion.scored_on != version.scored_on:
+        return False, (
+            f"for version {champion.number} was scored on other people or with other settings: "
+            "--champion always moves it"
+        )
+    old = champion.metrics[key]
+    better = _loss(version, key) < _loss(champion, key)
+    words = "better" if better else "no better"
+    return (
+        better,
+        f"{words} than version {champion.number} in {key} ({value:.4f} against {old:.4f})",
+    )
+
+
+def _loss(version: Version, key: str) -> float:
+    return loss(
+        SCORES[key], version.metrics[key], version.metrics.get("blur_effect_data", math.nan)
+    )
+
+
+def scored_on(evaluation: dict[str, Any]) -> str:
+    """What an evaluation's metrics are of, as a digest: the people and what decides a score."""
+    inputs = evaluation["inputs"]
+    kept = {
+        "store": inputs.get("store"),
+        "evaluation": {
+            key: value
+            for key, value in inputs.get("evaluation", {}).items()
+            if key not in ("batch_size", "checkpoint", "bootstrap") and "weights" not in key
+        },
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def package_of_run(
+    run: str, which: Literal["best", "last"] = "best"
+) -> tuple[DecoderPackage, TrackingConfig]:
+    """The package of a run's checkpoint, averaged weights, not yet written; and how it is tracked.
+
+    Raises InputError where the run, its checkpoint or its store can't be used.
+    """
+    folder = run_folder(run)
+    if not folder.is_dir():
+        raise InputError(f"no run at {folder}: train it first (make train)")
+    checkpoint = find_checkpoint(folder / "checkpoints", which)
+    state = checkpoint.state
+    store = _store(state, run)
+    channels, height, width = state["image_shape"]
+    model, likelihood, tracking = _sections(checkpoint)
+    metadata = describe(
+        (channels, height, width),
+        model,
+        likelihood,
+        spacing_mm=store.spacing_mm,
+        orientation=store.orientation,
+        plane=store.plane,
+        prepare={k: v for k, v in store.manifest["configuration"].items() if k not in PLACES},
+        run={
+            "name": run,
+            "id": state["tracking_run"],
+            "checkpoint": {"step": state["step"], "sha256": _digest(checkpoint)},
+            "seed": state["config"]["training"]["seed"],
+        },
+        store={"name": store.name, "digest": store.digest, "simulated": store.simulated},
+        evaluation=evaluation_of(folder, checkpoint),
+        trained_on=hashed_people(state["trained_on"]),
+    )
+    package = DecoderPackage(metadata)
+    try:
+        package.load_state_dict(_weights(checkpoint, package))
+    except RuntimeError as error:
+        raise InputError(
+            f"checkpoint {checkpoint.path} does not fit its run's configuration: train again"
+        ) from error
+    if package.density is not None and not math.isfinite(package.scale):
+        raise InputError(
+            f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
+            "yet: train for more epochs than likelihood.warmup_epochs"
+        )
+    return package, tracking
+
+
+def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Metrics of this very checkpoint, and what they were made from; None without."""
+    try:
+        inputs = json.loads((folder / "evaluation/inputs.json").read_bytes())
+        metrics = json.loads((folder / "evaluation/metrics.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(inputs, dict) or inputs.get("checkpoint") != _digest(checkpoint):
+        return None
+    return {"metrics": metrics, "inputs": inputs}
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    return hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def _store(state: dict[str, Any], run: str) -> Store:
+    """The store the run was trained on."""
+    store = open_store(state["config"]["data"]["store"], work_folder())
+    if store.digest != state["store"]["digest"]:
+        raise InputError(
+            f"store {store.path} is another than run {run} was trained on: prepare it as it was, "
+            "or train again"
+        )
+    return store
+
+
+def _sections(checkpoint: Checkpoint) -> tuple[ModelConfig, LikelihoodConfig, TrackingConfig]:
+    config = checkpoint.state["config"]
+    try:
+        return (
+            ModelConfig(**config["model"]),
+            LikelihoodConfig(**config["likelihood"]),
+            TrackingConfig(**config["tracking"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {checkpoint.path} is of another version of this program ({error}): "
+            "train again"
+        ) from error
+
+
+def _weights(checkpoint: Checkpoint, package: DecoderPackage) -> dict[str, Any]:
+    """The checkpoint's averaged weights under the names of the package's parts."""
+    averaged = part_of(checkpoint.weights, "averaged")
+    return {
+        f"{new}.{name}": value
+        for old, new in PARTS.items()
+        if getattr(package, new) is not None
+        for name, value in part_of(averaged, old).items()
+    }

@@ -147,7 +147,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # Commands that take options of their own in place of the configuration. A module has a frozen
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {"export": "pipeline.exporting"}
 
 
 def _with_options(command: str, argv: Sequence[str]) -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import IO
 
 
+def work_folder() -> Path:
+    """Where everything generated lives: WORK in the environment, else work/."""
+    return Path(os.environ.get("WORK") or "work")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A stream whose content becomes `path` when the block ends without an exception."""

@@ -1,6 +1,5 @@
 """The stages as functions: a configuration in, files and an MLflow run out."""
 
-import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import Interval
 from pipeline.evaluation.record import fingerprint, read_evaluation, write_evaluation
-from pipeline.files import write_text
+from pipeline.files import work_folder, write_text
 from pipeline.processes import Processes, choose_device
 from pipeline.tracking import NoTracker, track
 from pipeline.training.checkpoint import (
@@ -34,11 +33,6 @@ INDIFFERENT = {
     "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
     "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
 }  # fmt: skip
-
-
-def work_folder() -> Path:
-    """Where everything generated lives: WORK in the environment, else work/."""
-    return Path(os.environ.get("WORK") or "work")
 
 
 def run_folder(run: str) -> Path:

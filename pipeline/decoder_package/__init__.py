@@ -1,0 +1,18 @@
+"""The format in which a trained decoder travels: its writer and its reader.
+
+    metadata.json                 what it is, in MONAI-bundle fashion; SHA-256 of every file below
+    decoder.pt2                   latent -> image, torch.export with a dynamic batch: torch alone
+    encoder.pt2                   image -> mean and log-variance of the posterior
+    kernel_network.pt2            latent -> blur kernel, where the likelihood has one
+    decoder.safetensors, …        the same networks' weights, and likelihood.safetensors
+    decoder.onnx, …               the same graphs for programs without torch, if asked for
+
+`load` reads metadata.json and the .safetensors only, which hold no code.
+"""
+
+from pipeline.decoder_package.metadata import describe
+from pipeline.decoder_package.package import DecoderPackage
+from pipeline.decoder_package.reading import load
+from pipeline.decoder_package.writing import write
+
+__all__ = ["DecoderPackage", "describe", "load", "write"]

@@ -1,0 +1,64 @@
+"""A program of its own: runs a package's graphs where this project can't be imported.
+
+python -I standalone.py PACKAGE EXAMPLES THREADS; EXAMPLES holds NAME-BATCH.safetensors with `input`
+and `output0`, … of the network. Prints the largest error of each graph as JSON: 0 where all outputs
+are equal to the bit; of others the largest |difference| / max(1, |output|).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Blocker:
+    """An import hook that knows nothing of the project, however it is installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in ("pipeline", "data_prep"):
+            raise ModuleNotFoundError(f"a package must not need {name}")
+
+
+def main(package: Path, examples: Path, threads: int) -> None:
+    sys.meta_path.insert(0, Blocker())  # type: ignore[arg-type]
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(threads)
+
+    def runner(path: Path) -> Any:
+        if path.suffix == ".pt2":
+            return torch.export.load(path).module()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda given: tuple(map(torch.from_numpy, session.run(None, {name: given.numpy()})))
+
+    errors = {}
+    for graph in sorted([*package.glob("*.pt2"), *package.glob("*.onnx")]):
+        run = runner(graph)
+        for example in sorted(examples.glob(f"{graph.stem}-*.safetensors")):
+            tensors = load_file(example)
+            with torch.no_grad():
+                found = run(tensors["input"])
+            outputs = found if isinstance(found, tuple) else (found,)
+            assert len(outputs) == len(tensors) - 1, f"{graph.name} has {len(outputs)} outputs"
+            error = 0.0
+            for index, output in enumerate(outputs):
+                expected = tensors[f"output{index}"].numpy()
+                assert output.numpy().shape == expected.shape, f"{graph.name}: {output.shape}"
+                if not np.array_equal(output.numpy(), expected):
+                    difference = np.abs(output.numpy() - expected)
+                    error = max(error, float((difference / np.maximum(1, np.abs(expected))).max()))
+            errors[f"{graph.name}-{example.stem.rpartition('-')[2]}"] = error
+    loaded = {"pipeline", "data_prep"} & {name.partition(".")[0] for name in sys.modules}
+    assert not loaded, f"the project was imported: {loaded}"
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,177 @@
+"""The writer: a DecoderPackage -> a folder that is there whole or not at all."""
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from pipeline.decoder_package.graphs import Graph, prove, require_onnx, write_onnx, write_pt2
+from pipeline.decoder_package.metadata import FORMAT, METADATA, digest
+from pipeline.decoder_package.package import DecoderPackage
+from pipeline.decoder_package.reading import SUFFIX, parts, shapes
+from pipeline.errors import InputError
+from pipeline.files import sync_folder, write_text
+
+RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neither is ever missing
+
+
+def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> bool:
+    """Write a package into `folder`, in place of another package; False where it is there already.
+
+    The package is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are
+    compared with the networks, in a process without this project, before the folder is there.
+
+    Raises InputError where `folder` is something else than a package, or can't be written, or
+    `onnx` is asked for and not installed.
+    """
+    if onnx:
+        require_onnx()
+    folder = folder.resolve()
+    _check_place(folder)
+    weights = {
+        f"{name}{SUFFIX}": {key: value.contiguous() for key, value in part.state_dict().items()}
+        for name, part in parts(package)
+    }
+    contents = {name: safetensors.torch.save(tensors) for name, tensors in weights.items()}
+    metadata = package.metadata | {
+        "tensors": {name: shapes(tensors) for name, tensors in weights.items()},
+        "files": {name: _entry(content) for name, content in contents.items()},
+    }
+    graphs = _graphs(package)
+    for suffix in (".pt2", ".onnx") if onnx else (".pt2",):
+        metadata["files"] |= {f"{graph.name}{suffix}": None for graph in graphs}
+    metadata["digest"] = digest(metadata)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if is_whole(folder, metadata["digest"]):
+                return False
+            with _beside(folder) as new:
+                for name, content in contents.items():
+                    (new / name).write_bytes(content)
+                for graph in graphs:
+                    write_pt2(graph, new / f"{graph.name}.pt2")
+                    if onnx:
+                        write_onnx(graph, new / f"{graph.name}.onnx")
+                prove(graphs, new)
+                for name in metadata["files"]:
+                    metadata["files"][name] = _entry((new / name).read_bytes())
+                text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False)
+                write_text(new / METADATA, text + "\n")
+                _settle(new)
+                _put(new, folder)
+    except OSError as error:
+        raise InputError(
+            f"package {folder} can't be written ({error.strerror or error}): make room, or choose "
+            "another place with --output"
+        ) from error
+    package.metadata = metadata
+    return True
+
+
+def is_whole(folder: Path, wanted: str) -> bool:
+    """Whether the package of this digest lies there with every byte that it says it has."""
+    try:
+        metadata = json.loads((folder / METADATA).read_bytes())
+        return (
+            metadata["digest"] == digest(metadata) == wanted
+            and {path.name for path in folder.iterdir()} == {METADATA, *metadata["files"]}
+            and all(
+                _entry((folder / name).read_bytes()) == entry
+                for name, entry in metadata["files"].items()
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _graphs(package: DecoderPackage) -> list[Graph]:
+    latent, image = package.latent_shape, package.image_shape
+    posterior = ("mean", "log_variance")
+    found = [
+        Graph("decoder", package.decoder, latent, "latent", ("image",)),
+        Graph("encoder", package.encoder, image, "image", posterior),
+    ]
+    if package.kernel_network is not None:
+        found.append(Graph("kernel_network", package.kernel_network, latent, "latent", ("kernel",)))
+    return found
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _check_place(folder: Path) -> None:
+    """Raise InputError where something else lies there, which must not be lost."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if json.loads((folder / METADATA).read_bytes()).get("format") == FORMAT:
+            return
+    raise InputError(
+        f"{folder} is there and is no decoder package: choose another place with --output"
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer at a time beside `folder`; what a crash of an earlier one left goes."""
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, on its file system, gone at the end."""
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Contents on the disk before any name that promises them; readable as other files are."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """`new` in the place of `folder`; afterwards `new` is the old one, or gone."""
+    if not folder.exists() or not any(folder.iterdir()):
+        os.rename(new, folder)
+    elif not _exchanged(new, folder):
+        old = new.with_name(f"{new.name}.old.tmp")
+        os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _exchanged(one: Path, two: Path) -> bool:
+    """Whether the system could let the names change places in one go."""
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = -100  # AT_FDCWD
+    return exchange(here, os.fsencode(one), here, os.fsencode(two), RENAME_EXCHANGE) == 0

@@ -24,6 +24,7 @@ commands:
   train      train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
+  anomaly    map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
 
 python -m pipeline COMMAND --help lists every configuration key."""
 
@@ -147,7 +148,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # Commands that take options of their own in place of the configuration. A module has a frozen
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
-MODULES: dict[str, str] = {"export": "pipeline.exporting"}
+MODULES: dict[str, str] = {
+    "export": "pipeline.exporting",
+    "anomaly": "pipeline.analysis.anomaly",
+}
 
 
 def _with_options(command: str, argv: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,16 @@ import numpy as np
 import torch
 
 from pipeline.analysis.anomaly_figures import overlay, slices_to_show
-from pipeline.analysis.anomaly_maps import NormativeModel, SliceMaps, Tail, one_sided, slice_maps
+from pipeline.analysis.anomaly_maps import (
+    SliceMaps,
+    Tail,
+    one_sided,
+    reconstructions,
+    slice_maps,
+)
 from pipeline.analysis.restoration import restore
 from pipeline.data.volumes import (
+    PIXEL_KEYS,
     PreparedVolume,
     prepare_volume,
     put_back,
@@ -31,8 +37,9 @@ from pipeline.data.volumes import (
     seen,
     write_like,
 )
+from pipeline.decoder_package import DecoderPackage, load
 from pipeline.errors import InputError
-from pipeline.files import replacing, write_text
+from pipeline.files import replacing, work_folder, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
@@ -51,12 +58,12 @@ class Options:
     """Options of the command.
 
     Args:
-        package: folder of the decoder package to expect with.
+        package: the decoder package to expect with: its folder, or its address in MLflow.
         image: the volume, .nii or .nii.gz, skull-stripped or with a mask.
         output: folder of the results; WORK/anomaly/NAME of the image where empty.
         mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
         lesions: mask of lesions on the image's grid, to score the maps against.
-        baseline: folder of another decoder package, as of a Gaussian VAE, whose |x − x̂| is
+        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is
             scored beside.
         tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
         restore_steps: steps of gradient ascent on the posterior; 0 leaves the restoration out. With
@@ -97,19 +104,19 @@ class Options:
         if self.output:
             return Path(self.output)
         name = Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
-        return Path(os.environ.get("WORK") or "work") / "anomaly" / name
+        return work_folder() / "anomaly" / name
 
 
 def run(options: Options) -> None:
     """Map one volume and write the results. Raises InputError, in one line, for bad input."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = _load(options.package, options.device)
+    model = load(options.package, options.device)
     volume = prepare_volume(
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
     )
     lesions = read_labels(Path(options.lesions), volume) if options.lesions else None
-    baseline = _load(options.baseline, options.device) if options.baseline else None
+    baseline = load(options.baseline, options.device) if options.baseline else None
     if baseline is not None:
         _check_alike(model, baseline)
     images = torch.from_numpy(volume.slices.images).to(options.device)
@@ -127,27 +134,22 @@ def run(options: Options) -> None:
             )
             signed = {"restoration": images.cpu() - restored, **signed}
         if baseline is not None:
-            other = slice_maps(baseline, images, options.batch_size, reporter.update)
-            signed["baseline_residual"] = other.residual
+            other = reconstructions(baseline, images, options.batch_size, reporter.update)
+            signed["baseline_residual"] = images.cpu() - other
+    if model.trained_on(source_sha256=volume.sha256):
+        print(f"note: {volume.path.name} is an image that the model was trained on")
     _write(options, model, volume, lesions, signed, maps)
 
 
-def _load(folder: str, device: str) -> Any:
-    from pipeline.decoder_package import load  # torch's graphs take seconds to import
-
-    return load(Path(folder), device=device)
-
-
-def _check_alike(model: Any, baseline: Any) -> None:
-    keys = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
-    other = [k for k in keys if model.prepare_keys.get(k) != baseline.prepare_keys.get(k)]
+def _check_alike(model: DecoderPackage, baseline: DecoderPackage) -> None:
+    other = [k for k in PIXEL_KEYS if model.prepare_keys.get(k) != baseline.prepare_keys.get(k)]
     if other:
         raise InputError(f"the baseline's images were prepared with another {', '.join(other)}")
 
 
 def _write(
     options: Options,
-    model: NormativeModel,
+    model: DecoderPackage,
     volume: PreparedVolume,
     lesions: np.ndarray | None,
     signed: dict[str, torch.Tensor],

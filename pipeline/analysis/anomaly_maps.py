@@ -60,6 +60,18 @@ def slice_maps(
     return SliceMaps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+@torch.no_grad()
+def reconstructions(
+    model: NormativeModel, images: Tensor, batch_size: int, progress: Progress
+) -> Tensor:
+    """Decoded posterior means of images (n,1,H,W); needs no likelihood."""
+    parts: list[Tensor] = []
+    for batch in images.split(batch_size):
+        parts.append(model.decode(model.encode(batch).mean).cpu())
+        progress(sum(map(len, parts)) / len(images), "slices of the baseline")
+    return torch.cat(parts)
+
+
 def one_sided(signed: Tensor, tail: Tail) -> Tensor:
     """How unexpected a signed deviation is, at least 0: both ways, only dark, or only bright.
 

@@ -25,6 +25,7 @@ commands:
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   anomaly    map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
+  calibration  draw the calibration of scored runs side by side    -> WORK/calibration.png
 
 python -m pipeline COMMAND --help lists every configuration key."""
 
@@ -151,6 +152,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 MODULES: dict[str, str] = {
     "export": "pipeline.exporting",
     "anomaly": "pipeline.analysis.anomaly",
+    "calibration": "pipeline.evaluation.side_by_side",
 }
 
 

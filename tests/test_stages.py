@@ -18,11 +18,11 @@ import yaml
 
 from data_prep.store import Store
 from pipeline import stages
-from pipeline.evaluation.calibration import COVERAGE, GAUSSIAN_ONLY
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import networks, record
+from pipeline.evaluation.calibration import COVERAGE, GAUSSIAN_ONLY
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint

@@ -1,10 +1,10 @@
 """Anomaly maps of a NIfTI volume: where it is not what the decoder expects.
 
-    OUTPUT/anomaly.nii.gz     the whitened residual (or the restoration's change), over the image
-    OUTPUT/methods.csv        every map's size in the brain and, with lesions given, how it finds them
-    OUTPUT/slices.csv         a row a slice
-    OUTPUT/overlay.png        some slices with the maps over them
-    OUTPUT/summary.json       what was done to what, written last
+OUTPUT/anomaly.nii.gz     the whitened residual (or the restoration's change), over the image
+OUTPUT/methods.csv        every map's size in the brain and, with lesions, how it finds them
+OUTPUT/slices.csv         a row a slice
+OUTPUT/overlay.png        some slices with the maps over them
+OUTPUT/summary.json       what was done to what, written last
 """
 
 import csv
@@ -200,9 +200,7 @@ def _write(
             "lesion_voxels_seen": int((lesions & inside).sum()),
             "lesion_share": float(lesions[inside].mean()),
         }
-    write_text(
-        folder / "summary.json", json.dumps(summary | {"methods": rows}, indent=1) + "\n"
-    )
+    write_text(folder / "summary.json", json.dumps(summary | {"methods": rows}, indent=1) + "\n")
     print(_table([{k: _short(v) for k, v in row.items()} for row in rows]).replace(",", "\t"))
     print(f"maps, tables and figure: {folder}")
 

@@ -30,8 +30,8 @@ def detect(score: np.ndarray, lesion: np.ndarray) -> Detection:
         raise ValueError(f"score {score.shape} and lesion {lesion.shape} must be (n,) both")
     if lesion.all() or not lesion.any():
         return Detection(*(float("nan"),) * 4)
-    # torchmetrics takes what lies outside [0,1] for logits, and a sigmoid makes ties of the largest.
-    # Ranks carry all that the two areas depend on.
+    # torchmetrics takes what lies outside [0,1] for logits, and a sigmoid makes ties of the
+    # largest. Ranks carry all that the two areas depend on.
     _, rank = np.unique(score, return_inverse=True)
     ranked = torch.from_numpy(rank / max(rank.max(), 1))
     truth = torch.from_numpy(lesion.astype(np.int64))

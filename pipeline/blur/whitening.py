@@ -1,4 +1,4 @@
-"""A residual in the units of its own likelihood: white noise of variance 1 where the model is right.
+"""A residual in units of its own likelihood: white noise of variance 1 where the model is right.
 
 The inverse of `likelihood.sample_residual`: p(x|z) = N(x̂, σ²Σ), Σ⁻¹ circulant, eigenvalues λ.
 """

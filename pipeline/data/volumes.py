@@ -55,9 +55,7 @@ class PreparedVolume:
         return volume.transpose(PLANES[self.plane])[:, ::-1]
 
 
-def prepare_volume(
-    path: Path, keys: Mapping[str, Any], mask: Path | None = None
-) -> PreparedVolume:
+def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None) -> PreparedVolume:
     """Read, check, normalise and cut one NIfTI file.
 
     keys: the preparation that a store records. mask: brain mask on the image's grid; without one
@@ -123,9 +121,7 @@ def _check_affine(path: Path) -> None:
         )
 
 
-def _check_extent(
-    path: Path, mask: np.ndarray, spacing: np.ndarray, config: PrepareConfig
-) -> None:
+def _check_extent(path: Path, mask: np.ndarray, spacing: np.ndarray, config: PrepareConfig) -> None:
     where = np.nonzero(largest_piece(mask))
     size = max((int(np.ptp(axis)) + 1) * s for axis, s in zip(where, spacing, strict=True))
     side = config.size * config.spacing_mm

@@ -134,9 +134,7 @@ def regions(images: np.ndarray) -> dict[str, np.ndarray]:
             rim[k] = mask & (ndimage.distance_transform_edt(mask) <= RIM_PIXELS)
     interior, intensity = brain & ~rim, images.mean(axis=1)
     found = {"brain": brain, "rim": rim, "interior": interior}
-    low, high = (
-        np.quantile(intensity[interior], [1 / 3, 2 / 3]) if interior.any() else (0.0, 0.0)
-    )
+    low, high = np.quantile(intensity[interior], [1 / 3, 2 / 3]) if interior.any() else (0.0, 0.0)
     found["dark third"] = interior & (intensity <= low)
     found["middle third"] = interior & (intensity > low) & (intensity <= high)
     found["bright third"] = interior & (intensity > high)

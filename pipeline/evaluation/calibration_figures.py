@@ -40,8 +40,8 @@ def calibration(runs: Mapping[str, Mapping[str, Any]], title: str = "Calibration
     for axes, target in ((spectrum, 1.0), (variance, 1.0), (pit, 1.0), (coverage, LEVEL)):
         axes.axhline(target, color="0.4", ls=":", lw=1.5, label="calibrated")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
-    coverage.set_ylim(0, 1)
+        axes.legend(fontsize=8, loc="lower left" if axes is coverage else "best")
+    coverage.set_ylim(0, 1.02)
     spectrum.set(
         title="whitened residual, whole image",
         xlabel="spatial frequency (cycles/pixel)",

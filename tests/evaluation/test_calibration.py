@@ -1,9 +1,13 @@
-"""Laws of calibration: residuals drawn from the likelihood are as it says, others are told apart."""
+"""Laws of calibration: residuals drawn from the likelihood are as it says, others are not."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.__main__ import main
 from pipeline.blur.likelihood import sample_residual
 from pipeline.blur.spectrum import precision, transfer_function
 from pipeline.blur.whitening import marginal_variance, whiten
@@ -24,9 +28,7 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.training.objective import Objective
 
-MODEL = ModelConfig(
-    latent=(4, 4, 4), width=4, max_width=8, residual_blocks=0, kernel_hidden=8
-)
+MODEL = ModelConfig(latent=(4, 4, 4), width=4, max_width=8, residual_blocks=0, kernel_hidden=8)
 
 
 def spread(residual: torch.Tensor, weights: torch.Tensor, scale: float) -> Spread:
@@ -136,3 +138,19 @@ def test_runs_are_drawn_side_by_side() -> None:
     shown = mean_curves([curves, curves])
     figure = calibration({"one": shown, "two": shown})
     assert len(figure.axes) == 4
+
+
+def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    residual, weights = drawn()
+    _, curves = measure(images(), residual, spread(residual, weights, 0.2))
+    assert curves is not None
+    path = work / "runs/one/evaluation/calibration.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(mean_curves([curves])))
+    assert main(["calibration", "--runs", "blur=one,one"]) == 0
+    assert (work / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    for runs in ("two", ","):
+        assert main(["calibration", "--runs", runs]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -82,7 +82,8 @@ def rows(path: Path) -> dict[tuple[str, str], dict[str, str]]:
 def test_a_lesion_is_found_where_it_is(patient: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["anomaly", "--package", "p", "--baseline", "p", "--image", patient["t1"],
-             "--lesions", patient["lesion"], "--output", out, "--tail", "dark", "--all_maps", "true"]  # fmt: skip
+             "--lesions", patient["lesion"], "--output", out, "--tail", "dark",
+             "--all_maps", "true"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "anomaly.nii.gz", "baseline_residual.nii.gz", "methods.csv", "overlay.png",

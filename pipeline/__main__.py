@@ -23,9 +23,10 @@ USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [-
 commands:
   train      train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+  export     write a run's decoder package, and register it       -> WORK/packages/RUN
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   anomaly    map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
-  calibration  draw the calibration of scored runs side by side    -> WORK/calibration.png
+  calibration draw the calibration of scored runs side by side    -> WORK/calibration.png
 
 python -m pipeline COMMAND --help lists every configuration key."""
 

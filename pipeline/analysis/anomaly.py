@@ -67,7 +67,8 @@ class Options:
             scored beside.
         tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
         restore_steps: steps of gradient ascent on the posterior, 100 or so: a step changes a pixel
-            by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what the restoration changed.
+            by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what
+            the restoration changed.
         restore_tv: weight of the restoration's total variation, in standard deviations of the
             likelihood.
         all_maps: write the volume of every method and the reconstruction, too.

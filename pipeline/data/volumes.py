@@ -110,7 +110,7 @@ def _config(keys: Mapping[str, Any]) -> PrepareConfig:
 def _check_affine(path: Path) -> None:
     """Raise InputError where the header places the image nowhere: left and right are unknown."""
     try:
-        header = nib.load(path).header
+        header: Any = nib.load(path).header
         codes = int(header["sform_code"]), int(header["qform_code"])
     except Exception:  # what is wrong with the file, `read_verified` says best
         return
@@ -187,7 +187,7 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     data (X, Y, Z), written as float32 in the image's own shape, axis order and header. The same
     values give the same bytes, and the file is there whole or not at all.
     """
-    like = nib.load(image.path)
+    like: Any = nib.load(image.path)
     header = like.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)

@@ -127,7 +127,7 @@ def regions(images: np.ndarray) -> dict[str, np.ndarray]:
     Thirds of the interior by intensity, over all slices of the subject: in T1-weighted images
     roughly fluid, grey and white matter, of which this knows nothing.
     """
-    brain = (images > 0).any(axis=1)
+    brain = np.asarray((images > 0).any(axis=1))
     rim = np.zeros_like(brain)
     for k, mask in enumerate(brain):
         if not mask.all():

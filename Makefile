@@ -30,7 +30,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate export compare bench ui test test-all lint clean
+.PHONY: help prepare train evaluate export compare anomaly bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
@@ -57,6 +57,12 @@ export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
 
 compare: $(INSTALLED) ## Every reconstruction term at one rate -> WORK/comparisons/RUN
 	$(PY) -m pipeline compare $(stage) $(run) $(ARGS)
+
+anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anomaly
+	@test -n "$(PACKAGE)" -a -n "$(IMAGE)" || { \
+	  echo "error: make anomaly PACKAGE=FOLDER IMAGE=volume.nii.gz [ARGS='--lesions mask.nii.gz']" >&2; \
+	  exit 2; }
+	$(PY) -m pipeline anomaly --package "$(PACKAGE)" --image "$(IMAGE)" $(ARGS)
 
 bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
 	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }

@@ -45,7 +45,7 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
     """
     verified = read_verified(path)
     data, affine = canonical(verified)
-    mask = data > 0 if mask_path is None else _read_mask(mask_path, verified)
+    mask = data > 0 if mask_path is None else read_mask(mask_path, verified)
     if not mask.any():
         raise VolumeError("no_brain", f"{path.name} has no voxel inside the brain")
     # The header holds float32: rounding keeps the last bits from telling orientations apart.
@@ -73,8 +73,12 @@ def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:
     return data, np.asarray(image.affine, np.float64)
 
 
-def _read_mask(path: Path, image: VerifiedVolume) -> np.ndarray:
-    """The canonical bool mask in `path`, which must lie on the image's own grid."""
+def read_mask(path: Path, image: VerifiedVolume) -> np.ndarray:
+    """The canonical bool mask (X, Y, Z) in `path`, true above 0, on the image's own grid.
+
+    Raises:
+        VolumeError: as `read_verified`, and mask_shape, mask_position where the grids differ.
+    """
     mask = read_verified(path, constant_allowed=True)
     if mask.data.shape != image.data.shape:
         shapes = ["x".join(map(str, v.data.shape)) for v in (mask, image)]

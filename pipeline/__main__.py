@@ -25,6 +25,8 @@ commands:
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
   export     write a run's decoder package, and register it       -> WORK/packages/RUN
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
+  anomaly    map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
+  calibration draw the calibration of scored runs side by side    -> WORK/calibration.png
 
 python -m pipeline COMMAND --help lists every configuration key."""
 
@@ -148,7 +150,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # Commands that take options of their own in place of the configuration. A module has a frozen
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
-MODULES: dict[str, str] = {"export": "pipeline.exporting"}
+MODULES: dict[str, str] = {
+    "export": "pipeline.exporting",
+    "anomaly": "pipeline.analysis.anomaly",
+    "calibration": "pipeline.evaluation.side_by_side",
+}
 
 
 def _with_options(command: str, argv: Sequence[str]) -> None:

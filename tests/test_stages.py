@@ -22,6 +22,7 @@ from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import networks, record
+from pipeline.evaluation.calibration import COVERAGE, GAUSSIAN_ONLY
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
@@ -36,6 +37,8 @@ checkpoints/step-00000009/manifest.json
 checkpoints/step-00000009/state.pt
 checkpoints/step-00000009/weights.safetensors
 config.yaml
+evaluation/calibration.json
+evaluation/figures/calibration.png
 evaluation/figures/kernels.png
 evaluation/figures/reconstructions.png
 evaluation/figures/samples.png
@@ -49,7 +52,7 @@ KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
     "rate", "elbo_bits_per_dim", "sample_blur_effect", "sample_high_frequency_ratio",
     "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
-    "kernel_width",
+    "kernel_width", *GAUSSIAN_ONLY, *COVERAGE,
 }  # fmt: skip
 SETS = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
 FID = {"fid", "sample_fid"}

@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, power
 
 
-def _check(height: int, width: int, precision: Tensor) -> None:
+def check_precision(height: int, width: int, precision: Tensor) -> None:
+    """Raise ValueError where a precision is not (B,1,height,width//2+1)."""
     if precision.ndim != 4 or precision.shape[1:] != (1, height, width // 2 + 1):
         raise ValueError(
             f"precision must be (B,1,{height},{width // 2 + 1}) for residuals of "
@@ -25,7 +26,7 @@ def quadratic_form(spectrum: Tensor, precision: Tensor, width: int) -> Tensor:
 
     Raises ValueError where the precision does not fit the spectrum.
     """
-    _check(spectrum.shape[-2], width, precision)
+    check_precision(spectrum.shape[-2], width, precision)
     return half_spectrum_sum(power(spectrum) * precision, width).sum(dim=1)
 
 

@@ -12,7 +12,7 @@ from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
-from pipeline.evaluation import figures, sharpness
+from pipeline.evaluation import calibration, calibration_figures, figures, sharpness
 from pipeline.evaluation.aggregate import aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.evaluation.networks import Networks
@@ -89,6 +89,9 @@ def evaluate(
     sample_power = sharpness.radial_power(sampled).mean(dim=0)
     sample_detail = {key: measure(sampled) for key, measure in sharpness.RATIOS.items()}
     sets = networks.image_sets()
+    # Of its own, so that the other metrics do not depend on what calibration draws.
+    draws = torch.Generator(device).manual_seed(settings.seed)
+    curves: list[calibration.Curves] = []
 
     rows: list[dict[str, Any]] = []
     powers: dict[str, list[Tensor]] = {"data": [], "reconstruction": []}
@@ -104,7 +107,7 @@ def evaluate(
                     compared.add("sample", batch.to(device))
         for index, entry in enumerate(entries):
             images = data.of_subject(index, settings.max_slices)
-            parts = []
+            parts, spreads = [], []
             for batch in work.batches(images, f"subject {index + 1}/{len(entries)}"):
                 batch = batch.to(device)
                 part = score_slices(objective, batch, networks.distances, generator)
@@ -112,8 +115,13 @@ def evaluate(
                     compared.add("data", batch)
                     compared.add("reconstruction", part["reconstruction"])
                 parts.append(part)
+                spreads.append(calibration.expected_spread(objective, batch, draws))
             reconstruction = torch.cat([part.pop("reconstruction") for part in parts]).cpu()
             row = {key: float(torch.cat([p[key] for p in parts]).mean()) for key in parts[0]}
+            calibrated, curve = calibration.of_subject(images, spreads)
+            row |= calibrated
+            if curve is not None:
+                curves.append(curve)
             power, power_rec = (sharpness.radial_power(x) for x in (images, reconstruction))
             for key, measure in sharpness.RATIOS.items():
                 detail = measure(images)
@@ -147,6 +155,7 @@ def evaluate(
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
     if objective.kernel_network is None:
         absent["kernel_width"] = f"{config.likelihood.term} has no kernel network"
+    absent |= calibration.missing(objective, config.likelihood.term)
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
     spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
     real = torch.stack([data[int(index)] for index in spread])
@@ -154,7 +163,13 @@ def evaluate(
     drawn["spectra.png"] = figures.spectra(
         sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
     )
-    return Evaluation(metrics, rows, drawn, absent)
+    calibrated_as = calibration.mean_curves(curves) if curves else None
+    if calibrated_as:
+        drawn["calibration.png"] = calibration_figures.calibration(
+            {config.likelihood.term: calibrated_as},
+            title=f"Calibration on unseen subjects of store {store.name}",
+        )
+    return Evaluation(metrics, rows, drawn, absent, calibrated_as)
 
 
 class _Work:

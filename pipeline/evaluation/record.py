@@ -29,6 +29,8 @@ class Evaluation:
     figures: dict[str, Any]
     absent: dict[str, str]
     """Metrics that could not be had, each with the reason."""
+    calibration: dict[str, Any] | None = None
+    """What the figure of calibration shows, so that runs can be drawn side by side later."""
 
 
 def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
@@ -51,6 +53,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     writer.writeheader()
     writer.writerows(evaluation.per_subject)
     write_text(folder / "per_subject.csv", table.getvalue())
+    if evaluation.calibration is not None:
+        text = json.dumps(evaluation.calibration, indent=1)
+        write_text(folder / "calibration.json", text + "\n")
     write_text(folder / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True) + "\n")
     write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
 

@@ -102,8 +102,18 @@ def radial_power(images: Tensor) -> Tensor:
     Raises:
         ValueError: from `check_images`.
     """
-    power = _power(images)
-    height, width = images.shape[-2:]
+    check_images(images)
+    return radial_variance(images)
+
+
+@torch.no_grad()
+def radial_variance(fields: Tensor) -> Tensor:
+    """`radial_power` of fields of any range, such as whitened residuals: (B,C,H,W) -> (B,n_bins).
+
+    White noise of variance 1 has 1 in every bin.
+    """
+    height, width = fields.shape[-2:]
+    power = torch.fft.rfft2(fields.double(), norm="ortho").abs().square().mean(dim=1)
     return _bin(power, height, width) / radial_counts(height, width).to(power.device)
 
 

@@ -1,0 +1,286 @@
+"""Anomaly maps of a NIfTI volume: where it is not what the decoder expects.
+
+OUTPUT/anomaly.nii.gz     the whitened residual (or the restoration's change), over the image
+OUTPUT/methods.csv        every map's size in the brain and, with lesions, how it finds them
+OUTPUT/slices.csv         a row a slice
+OUTPUT/overlay.png        some slices with the maps over them
+OUTPUT/summary.json       what was done to what, written last
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.analysis.anomaly_figures import overlay, slices_to_show
+from pipeline.analysis.anomaly_maps import (
+    SliceMaps,
+    Tail,
+    one_sided,
+    reconstructions,
+    slice_maps,
+)
+from pipeline.analysis.restoration import restore
+from pipeline.data.volumes import (
+    PIXEL_KEYS,
+    PreparedVolume,
+    prepare_volume,
+    put_back,
+    read_labels,
+    seen,
+    write_like,
+)
+from pipeline.decoder_package import DecoderPackage, load
+from pipeline.errors import InputError
+from pipeline.files import replacing, work_folder, write_text
+from pipeline.progress import Reporter
+
+TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
+
+UNITS = {
+    "whitened": "standard deviations",
+    "residual": "intensity (0–1)",
+    "restoration": "intensity (0–1)",
+    "baseline_residual": "intensity (0–1)",
+    "intensity": "distance from the brain's median, intensity (0–1)",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command.
+
+    Args:
+        package: the decoder package to expect with: its folder, or its address in MLflow.
+        image: the volume, .nii or .nii.gz, skull-stripped or with a mask.
+        output: folder of the results; WORK/anomaly/NAME of the image where empty.
+        mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
+        lesions: mask of lesions on the image's grid, to score the maps against.
+        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is
+            scored beside.
+        tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
+        restore_steps: steps of gradient ascent on the posterior, 100 or so: a step changes a pixel
+            by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what
+            the restoration changed.
+        restore_tv: weight of the restoration's total variation, in standard deviations of the
+            likelihood.
+        all_maps: write the volume of every method and the reconstruction, too.
+        batch_size: slices at once.
+        device: cpu or cuda.
+        threads: of torch on the CPU; 0 leaves it the choice.
+    """
+
+    package: str
+    image: str
+    output: str = ""
+    mask: str = ""
+    lesions: str = ""
+    baseline: str = ""
+    tail: Tail = "both"
+    restore_steps: int = 0
+    restore_tv: float = 1.0
+    all_maps: bool = False
+    batch_size: int = 32
+    device: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be above 0, not {self.batch_size}")
+        for key in ("restore_steps", "threads", "restore_tv"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{key} must not be negative, not {value}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.output:
+            return Path(self.output)
+        name = Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
+        return work_folder() / "anomaly" / name
+
+
+def run(options: Options) -> None:
+    """Map one volume and write the results. Raises InputError, in one line, for bad input."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = load(options.package, options.device)
+    volume = prepare_volume(
+        Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
+    )
+    lesions = read_labels(Path(options.lesions), volume) if options.lesions else None
+    baseline = load(options.baseline, options.device) if options.baseline else None
+    if baseline is not None:
+        _check_alike(model, baseline)
+    images = torch.from_numpy(volume.slices.images).to(options.device)
+    with Reporter() as reporter:
+        maps = slice_maps(model, images, options.batch_size, reporter.update)
+        signed = {"whitened": maps.whitened, "residual": maps.residual}
+        if options.restore_steps:
+            restored = restore(
+                model,
+                images,
+                steps=options.restore_steps,
+                tv=options.restore_tv,
+                batch_size=options.batch_size,
+                progress=reporter.update,
+            )
+            signed = {"restoration": images.cpu() - restored, **signed}
+        if baseline is not None:
+            other = reconstructions(baseline, images, options.batch_size, reporter.update)
+            signed["baseline_residual"] = images.cpu() - other
+    if model.trained_on(source_sha256=volume.sha256):
+        print(f"note: {volume.path.name} is an image that the model was trained on")
+    _write(options, model, volume, lesions, signed, maps)
+
+
+def _check_alike(model: DecoderPackage, baseline: DecoderPackage) -> None:
+    other = [k for k in PIXEL_KEYS if model.prepare_keys.get(k) != baseline.prepare_keys.get(k)]
+    if other:
+        raise InputError(f"the baseline's images were prepared with another {', '.join(other)}")
+
+
+def _write(
+    options: Options,
+    model: DecoderPackage,
+    volume: PreparedVolume,
+    lesions: np.ndarray | None,
+    signed: dict[str, torch.Tensor],
+    maps: SliceMaps,
+) -> None:
+    folder = options.folder
+    (folder / "summary.json").unlink(missing_ok=True)
+    inside = volume.brain & seen(volume)
+    rows, shown = [], {}
+    for name, values in signed.items():
+        for tail in TAILS:
+            mapped = put_back(one_sided(values, tail)[:, 0].numpy(), volume) * inside
+            rows.append(_row(name, tail, mapped, inside, lesions))
+            if tail == options.tail:
+                shown[name] = mapped
+    for tail in TAILS:
+        # Needs no model, nor has it lost detail to the slices' pixels: the bar to clear.
+        middle = np.median(volume.data[inside])
+        deviation = torch.from_numpy(volume.data - middle)
+        mapped = one_sided(deviation, tail).numpy() * inside
+        rows.append(_row("intensity", tail, mapped, inside, lesions))
+    chief = next(iter(shown))
+    what = f"{chief}, {options.tail} tail, {UNITS[chief]}"
+    write_like(folder / "anomaly.nii.gz", shown[chief], volume, what)
+    if options.all_maps:
+        for name, mapped in shown.items():
+            write_like(folder / f"{name}.nii.gz", mapped, volume, f"{name}, {UNITS[name]}")
+        back = put_back(maps.reconstruction[:, 0].numpy(), volume)
+        write_like(folder / "reconstruction.nii.gz", back, volume, "reconstruction, 0 to 1")
+    figure = _figure(volume, shown, inside, lesions, options)
+    with replacing(folder / "overlay.png") as stream:
+        figure.savefig(stream, format="png", dpi=150)
+    write_text(folder / "methods.csv", _table(rows))
+    write_text(folder / "slices.csv", _table(_slice_rows(volume, maps, lesions)))
+    summary: dict[str, Any] = {
+        "options": asdict(options),
+        "image_sha256": volume.sha256,
+        "scale": model.scale,
+        "map": what,
+        "slices": len(volume.slices.indices),
+        "slices_like_training": int(volume.like_training.sum()),
+        "brain_voxels": int(volume.brain.sum()),
+        "brain_seen": float(inside.sum() / volume.brain.sum()),
+    }
+    if lesions is not None:
+        summary |= {
+            "lesion_voxels": int(lesions.sum()),
+            "lesion_voxels_seen": int((lesions & inside).sum()),
+            "lesion_share": float(lesions[inside].mean()),
+        }
+    write_text(folder / "summary.json", json.dumps(summary | {"methods": rows}, indent=1) + "\n")
+    print(_table([{k: _short(v) for k, v in row.items()} for row in rows]).replace(",", "\t"))
+    print(f"maps, tables and figure: {folder}")
+
+
+def _row(
+    name: str, tail: Tail, mapped: np.ndarray, inside: np.ndarray, lesions: np.ndarray | None
+) -> dict[str, Any]:
+    """A method's line of the table: its map (X,Y,Z) inside the brain, and how it finds lesions."""
+    score = mapped[inside]
+    row: dict[str, Any] = {
+        "method": name,
+        "tail": tail,
+        "mean": float(score.mean()),
+        "p99": float(np.quantile(score, 0.99)),
+    }
+    if lesions is not None:
+        from pipeline.analysis.detection import detect  # torchmetrics takes seconds to import
+
+        row |= asdict(detect(score, lesions[inside]))
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+
+def _slice_rows(
+    volume: PreparedVolume, maps: SliceMaps, lesions: np.ndarray | None
+) -> list[dict[str, Any]]:
+    rows = []
+    count = None if lesions is None else volume.in_pixel_axes(lesions).sum(axis=(1, 2))
+    for k, index in enumerate(volume.slices.indices):
+        middle = [(n - 1) / 2 for n in volume.slices.images.shape[2:]]
+        place = volume.slices.affine @ [*middle, index, 1]
+        rows.append(
+            {
+                "slice": index,
+                **{f"{axis}_mm": round(float(v), 3) for axis, v in zip("xyz", place, strict=False)},
+                "like_training": bool(volume.like_training[k]),
+                "mean_residual": float(maps.residual[k].abs().mean()),
+                "whitened_variance": float(maps.whitened[k].square().mean()),
+                **({} if count is None else {"lesion_voxels": int(count[index])}),
+            }
+        )
+    return rows
+
+
+def _figure(
+    volume: PreparedVolume,
+    shown: dict[str, np.ndarray],
+    inside: np.ndarray,
+    lesions: np.ndarray | None,
+    options: Options,
+) -> Any:
+    view = volume.in_pixel_axes
+    chief = view(next(iter(shown.values())))
+    weight = (chief if lesions is None else view(lesions)).sum(axis=(1, 2)).astype(float)
+    chosen = slices_to_show(weight) or slices_to_show(view(inside).sum(axis=(1, 2)))
+    height, width = (float(np.linalg.norm(volume.affine[:3, axis])) for axis in _axes(volume))
+    return overlay(
+        view(volume.data),
+        {name: (view(mapped), UNITS[name]) for name, mapped in shown.items()},
+        chosen,
+        [f"{volume.plane} slice {index}" for index in chosen],
+        brain=view(inside),
+        lesions=None if lesions is None else view(lesions),
+        aspect=height / width,
+        title=f"Anomaly maps of {Path(options.image).name}, tail: {options.tail}",
+    )
+
+
+def _axes(volume: PreparedVolume) -> Sequence[int]:
+    """The canonical axes of rows and of columns."""
+    return [int(np.argmax(np.abs(volume.slices.affine[:3, k]))) for k in (0, 1)]
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -1,0 +1,35 @@
+"""A residual in units of its own likelihood: white noise of variance 1 where the model is right.
+
+The inverse of `likelihood.sample_residual`: p(x|z) = N(x̂, σ²Σ), Σ⁻¹ circulant, eigenvalues λ.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.blur.likelihood import check_precision
+from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum
+
+
+def whiten(residual: Tensor, precision: Tensor, scale: Tensor | float) -> Tensor:
+    """Σ^(-1/2) e / σ, by the symmetric root, so that every value stays at its pixel.
+
+    residual (B,C,H,W), intensity; precision λ (B or 1,1,H,W//2+1); scale σ a number, () or (B,).
+    Returns (B,C,H,W), standard deviations; its squares sum to Σ λ|E|²/σ².
+    Raises ValueError where the precision does not fit the residual.
+    """
+    height, width = residual.shape[-2:]
+    check_precision(height, width, precision)
+    spectrum = half_spectrum(residual) * precision.sqrt()
+    white = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+    sigma = torch.as_tensor(scale, dtype=white.dtype, device=white.device)
+    return white / sigma.reshape(-1, 1, 1, 1)
+
+
+def marginal_variance(precision: Tensor, scale: Tensor | float, width: int) -> Tensor:
+    """Variance of one pixel's residual, (σ²/HW) Σ 1/λ: the same all over a stationary image.
+
+    precision λ (B,1,H,width//2+1); scale σ a number, () or (B,). Returns (B,), intensity².
+    """
+    total = half_spectrum_sum(precision.reciprocal(), width)[:, 0]
+    sigma = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
+    return sigma.square() * total / (precision.shape[-2] * width)

@@ -1,0 +1,199 @@
+"""A NIfTI volume as a trained model wants to see it, and results back in the volume's own space."""
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from data_prep.config import TRANSFORM_VERSION, PrepareConfig
+from data_prep.errors import InputError as PrepareError
+from data_prep.errors import VolumeError
+from data_prep.slices import PLANES, Slices, cut_slices, largest_piece
+from data_prep.verify import read_verified
+from data_prep.volume import load_volume, read_mask
+from pipeline.errors import InputError
+from pipeline.files import replacing
+
+# Keys of the preparation that decide an image's pixels; all others choose people and slices.
+PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
+
+# Less of the brain than this on the pixel grid, or a brain smaller than this share of the grid's
+# side, is another field of view than the model's: often a header in other units.
+LEAST_COVERED = 0.9
+LEAST_EXTENT = 0.25
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """A volume cut as a store's were, but into every slice that shows brain.
+
+    path: the file; storage: (4, 4) its own affine, voxel indices to RAS mm.
+    data: (X, Y, Z) float32 in [0, 1] on the canonical RAS grid; brain: (X, Y, Z) bool, the mask
+    with its holes filled; affine: (4, 4) of that grid, to RAS mm.
+    slices: images (n, 1, H, W) float32 in [0, 1], their numbers and affine.
+    plane: "axial", "coronal" or "sagittal"; like_training: (n,) bool, slices with as much brain
+    as those that the store took.
+    """
+
+    path: Path
+    storage: np.ndarray
+    data: np.ndarray
+    brain: np.ndarray
+    affine: np.ndarray
+    slices: Slices
+    plane: str
+    like_training: np.ndarray
+    sha256: str
+
+    def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
+        return volume.transpose(PLANES[self.plane])[:, ::-1]
+
+
+def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None) -> PreparedVolume:
+    """Read, check, normalise and cut one NIfTI file.
+
+    keys: the preparation that a store records. mask: brain mask on the image's grid; without one
+    the brain is where the image is above 0. Raises InputError, in one line, for all that is wrong
+    with the files, and for a store that was not cut from volumes.
+    """
+    config = _config(keys)
+    _check_affine(path)
+    try:
+        volume = load_volume(path, mask, config)
+        storage = read_verified(path).affine
+    except (VolumeError, PrepareError) as error:
+        raise InputError(str(error)) from error
+    _check_extent(path, volume.mask, volume.spacing, config)
+    slices = cut_slices(volume, config)
+    areas = volume.mask.transpose(PLANES[config.plane]).sum(axis=(1, 2))
+    prepared = PreparedVolume(
+        path,
+        storage,
+        volume.data,
+        # Ventricles can hold values of 0 or, after resampling, below: they are inside the head.
+        ndimage.binary_fill_holes(volume.mask),
+        volume.affine,
+        slices,
+        config.plane,
+        areas[list(slices.indices)] >= float(keys["min_brain_area"]) * areas.max(),
+        volume.source_sha256,
+    )
+    covered = float(seen(prepared)[prepared.brain].mean())
+    if covered < LEAST_COVERED:
+        raise InputError(
+            f"{path.name}: only {covered:.0%} of the brain fits the model's field of view of "
+            f"{config.size * config.spacing_mm:g} mm: is the voxel size in the header right?"
+        )
+    return prepared
+
+
+def _config(keys: Mapping[str, Any]) -> PrepareConfig:
+    if not {*PIXEL_KEYS, "min_brain_area"} <= keys.keys():
+        raise InputError("the decoder package was not trained on slices of volumes")
+    if keys.get("transform_version") != TRANSFORM_VERSION:
+        raise InputError(
+            f"the decoder package's images were prepared by transform version "
+            f"{keys.get('transform_version')}, this program has {TRANSFORM_VERSION}: train again"
+        )
+    tiny = 1e-9  # every slice, and each that shows any brain
+    return PrepareConfig(
+        **{key: keys[key] for key in PIXEL_KEYS}, slice_spacing_mm=tiny, min_brain_area=tiny
+    )
+
+
+def _check_affine(path: Path) -> None:
+    """Raise InputError where the header places the image nowhere: left and right are unknown."""
+    try:
+        header: Any = nib.load(path).header
+        codes = int(header["sform_code"]), int(header["qform_code"])
+    except Exception:  # what is wrong with the file, `read_verified` says best
+        return
+    if codes == (0, 0):
+        raise InputError(
+            f"{path.name} has no affine (its sform and qform codes are 0): set one, or convert "
+            "the image again from its source"
+        )
+
+
+def _check_extent(path: Path, mask: np.ndarray, spacing: np.ndarray, config: PrepareConfig) -> None:
+    where = np.nonzero(largest_piece(mask))
+    size = max((int(np.ptp(axis)) + 1) * s for axis, s in zip(where, spacing, strict=True))
+    side = config.size * config.spacing_mm
+    if size < LEAST_EXTENT * side:
+        raise InputError(
+            f"{path.name}: the brain is only {size:.0f} mm long, in a field of view of {side:g} "
+            "mm: is this an image of a brain, and the voxel size in the header right?"
+        )
+
+
+def read_labels(path: Path, image: PreparedVolume) -> np.ndarray:
+    """A mask on the image's own grid -> (X, Y, Z) bool on its canonical one, true above 0.
+
+    Raises InputError, in one line, for a damaged file and a mask of another shape or place.
+    """
+    try:
+        return read_mask(path, read_verified(image.path))
+    except VolumeError as error:
+        raise InputError(str(error)) from error
+
+
+def put_back(fields: np.ndarray, volume: PreparedVolume) -> np.ndarray:
+    """Values on the slices' pixels -> the canonical voxel grid, linearly, 0 where none are.
+
+    fields (n, H, W) -> (X, Y, Z) float32. Slices are native ones: nothing is interpolated between
+    them. Raises ValueError where the fields are not of the slices' shape.
+    """
+    images = volume.slices.images
+    if fields.shape != (images.shape[0], *images.shape[2:]):
+        raise ValueError(f"fields {fields.shape} for slices {images.shape}")
+    slice_axis, row_axis, column_axis = PLANES[volume.plane]
+    to_pixel = np.linalg.inv(volume.slices.affine) @ volume.affine
+    step = np.array([to_pixel[0, row_axis], to_pixel[1, column_axis]])
+    found = np.zeros(volume.data.shape, np.float32)
+    planes = found.transpose(slice_axis, row_axis, column_axis)  # a view: filling it fills found
+    for index, field in zip(volume.slices.indices, fields, strict=True):
+        planes[index] = ndimage.affine_transform(
+            field.astype(np.float32),
+            step,
+            to_pixel[:2, 3],
+            planes.shape[1:],
+            order=1,
+            mode="grid-constant",
+        )
+    return found
+
+
+def seen(volume: PreparedVolume) -> np.ndarray:
+    """Which voxels of the canonical grid the slices show: (X, Y, Z) bool."""
+    return put_back(np.ones_like(volume.slices.images[:, 0]), volume) > 0.5
+
+
+def in_storage_order(data: np.ndarray, storage: np.ndarray) -> np.ndarray:
+    """Undo the canonical reorientation: (X, Y, Z) right, front, up -> axes of affine `storage`."""
+    canonical = np.array([[0, 1], [1, 1], [2, 1]])
+    back = nib.orientations.ornt_transform(canonical, nib.io_orientation(storage))
+    return np.asarray(nib.orientations.apply_orientation(data, back))
+
+
+def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description: str) -> None:
+    """Write values on the canonical grid as a .nii.gz that overlays the image in its own space.
+
+    data (X, Y, Z), written as float32 in the image's own shape, axis order and header. The same
+    values give the same bytes, and the file is there whole or not at all.
+    """
+    like: Any = nib.load(image.path)
+    header = like.header.copy()
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    header["cal_min"], header["cal_max"] = 0, float(np.quantile(data[image.brain], 0.999))
+    header["descrip"] = description.encode()[:79]
+    stored = in_storage_order(data.astype(np.float32), image.storage).reshape(like.shape)
+    content = type(like)(stored, like.affine, header).to_bytes()
+    with replacing(path) as stream:
+        stream.write(gzip.compress(content, 6, mtime=0))

@@ -1,0 +1,44 @@
+"""Draw the calibration of several scored runs in one figure."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.files import replacing, work_folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command.
+
+    Args:
+        runs: scored runs under WORK/runs, with commas between; NAME=RUN shows another name.
+        output: the PNG to write; WORK/calibration.png where empty.
+    """
+
+    runs: str
+    output: str = ""
+
+
+def run(options: Options) -> None:
+    """Read each run's calibration.json and draw. Raises InputError for a run without one."""
+    found = {}
+    for word in filter(None, (word.strip() for word in options.runs.split(","))):
+        name, _, run_name = word.rpartition("=")
+        path = work_folder() / "runs" / run_name / "evaluation" / "calibration.json"
+        try:
+            found[name or run_name] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise InputError(
+                f"run {run_name} has no {path}: score it (make evaluate); only terms with a "
+                "Gaussian likelihood have one"
+            ) from None
+    if not found:
+        raise InputError("say which runs to draw: --runs RUN,RUN")
+    from pipeline.evaluation.calibration_figures import calibration
+
+    output = Path(options.output or work_folder() / "calibration.png")
+    with replacing(output) as stream:
+        calibration(found).savefig(stream, format="png", dpi=110)
+    print(f"calibration of {', '.join(found)}: {output}")

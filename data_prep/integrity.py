@@ -50,7 +50,8 @@ def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
             problem = f"shard {folder / entry.shard} is damaged: its digest is not the manifest's"
         if problem:
             found.append(problem)
-    return found + [f"{path} of the report is damaged" for path in report.damage(folder)]
+    sums = folder / report.FOLDER / report.SUMS
+    return found + [f"{path} is not as {sums} says" for path in report.damage(folder)]
 
 
 def strangers(folder: Path) -> list[str]:

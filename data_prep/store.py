@@ -13,7 +13,7 @@ set; `slice_indices` are their numbers in it, the affine is the identity and the
 import hashlib
 import io
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -368,17 +368,19 @@ def _volume(item: dict[str, Any]) -> NativeVolume:
 
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
+    """Refuse a subject that is there twice, and a family or a shard in two splits."""
     splits = defaultdict(set)
-    counts = Counter([entry.subject for entry in entries] + [entry.shard for entry in entries])
-    for name, count in counts.items():
-        if count > 1:
-            raise StoreError(f"{path}: {name} is there {count} times: prepare it again")
+    names = set()
     for entry in entries:
         if entry.split not in SPLITS:
             raise StoreError(f"{path}: subject {entry.subject} has the split '{entry.split}'")
-        splits[entry.family].add(entry.split)
-    for family, found in splits.items():
+        if entry.subject in names:
+            raise StoreError(f"{path}: subject {entry.subject} is there twice: prepare it again")
+        names.add(entry.subject)
+        splits[f"family {entry.family}"].add(entry.split)
+        splits[f"shard {entry.shard}"].add(entry.split)
+    for what, found in splits.items():
         if len(found) > 1:
             raise StoreError(
-                f"{path}: family {family} is in {' and '.join(sorted(found))}: prepare it again"
+                f"{path}: {what} is in {' and '.join(sorted(found))}: prepare it again"
             )

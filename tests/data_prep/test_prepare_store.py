@@ -117,9 +117,21 @@ def overlap(manifest: dict[str, Any]) -> None:
     first["split"], second["split"] = "train", "test"
 
 
+def twice(manifest: dict[str, Any]) -> None:
+    manifest["subjects"][1]["subject"] = manifest["subjects"][0]["subject"]
+
+
+def shared_shard(manifest: dict[str, Any]) -> None:
+    first, second = manifest["subjects"][:2]
+    second["shard"] = first["shard"]
+    first["split"], second["split"] = "train", "test"
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (twice, "subject 101 is there twice"),
+        (shared_shard, "shard slices/101.npy is in test and train"),
         (version, "schema version 2"),
         (missing_key, "damaged"),
         (outside, "outside the store"),

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import map_coordinates
+from monai.transforms import ScaleIntensityRange
+from scipy.ndimage import label, map_coordinates
 from small_volumes import brain, write_nifti
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import VolumeError
-from data_prep.slices import choose_slices, cut_slices, largest_piece
+from data_prep.mask_shape import mask_shape
+from data_prep.percentiles import percentiles
+from data_prep.slices import choose_slices, cut_slices
 from data_prep.volume import Volume, load_volume, n4_corrected, normalised
 
 CONFIG = PrepareConfig(
@@ -78,7 +81,8 @@ def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, pla
     voxels = (np.linalg.inv(volume.affine) @ slices.affine @ places.T)[:3]
     # The grid's centre may lie half-way between two voxels: linear interpolation there.
     shown = slices.images[pixels[:, 0], 0, pixels[:, 1], pixels[:, 2]]
-    np.testing.assert_allclose(map_coordinates(volume.data, voxels, order=1), shown, atol=1e-5)
+    values = normalised(volume.data, volume.mask, volume.low, volume.high)
+    np.testing.assert_allclose(map_coordinates(values, voxels, order=1), shown, atol=1e-5)
 
 
 def test_voxel_size_and_not_array_shape_decides_the_size_in_pixels() -> None:
@@ -99,8 +103,44 @@ def test_a_speck_beside_the_brain_does_not_shift_the_picture() -> None:
     mask = brain() > 0
     speck = mask.copy()
     speck[0, 0, 0] = True
-    np.testing.assert_array_equal(largest_piece(speck), mask)
+    assert mask_shape(speck).bounds == mask_shape(mask).bounds
 
+
+@given(st.integers(0, 10**6), st.floats(0.05, 0.9), st.permutations(range(3)), st.booleans())
+def test_areas_and_bounds_are_those_of_a_labelling_of_voxels(
+    seed: int, share: float, axes: list[int], flipped: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    mask = generator.random(generator.integers(2, 9, 3)) < share
+    mask[1, 1, 1] = True
+    # Any storage order: the same mask seen through swapped and flipped axes.
+    seen = mask.transpose(axes)[:: -1 if flipped else 1]
+    labels, _ = label(seen)
+    largest = labels == np.bincount(labels[seen]).argmax()  # of equal ones the first
+    shape = mask_shape(seen)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        np.testing.assert_array_equal(shape.areas[axis], seen.sum(axis=others))
+        slices = np.flatnonzero(largest.any(axis=others))
+        assert shape.bounds[axis] == (slices[0], slices[-1])
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.floats(0, 100), min_size=1, max_size=3),
+    st.sampled_from([1, 7, 5000]),
+    st.sampled_from(["smooth", "sorted", "few"]),
+)
+def test_percentiles_are_numpys_to_the_last_bit(
+    seed: int, shares: list[float], size: int, kind: str
+) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((3, size)).astype(np.float32)
+    values = {"smooth": values, "sorted": np.sort(values, None), "few": values.round()}[kind]
+    mask = generator.random(values.shape) < 0.5
+    mask.flat[0] = True
+    expected = np.percentile(values[mask].astype(np.float64), shares)
+    assert percentiles(values, mask, shares) == list(expected)
 
 def test_a_brain_larger_than_the_picture_is_reported(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", brain())
@@ -127,16 +167,20 @@ def test_chosen_slices_are_ascending_large_enough_and_evenly_apart(
     assert all((b - a) % step == 0 for a, b in pairwise(chosen))
 
 
-def test_normalised_intensities_span_0_to_1_and_the_background_is_exactly_0() -> None:
+def test_normalised_intensities_are_monais_and_the_background_is_exactly_0() -> None:
     data = brain().astype(np.float32)
     mask = data > 0
-    result = normalised(data, mask, 1, 99)
+    low, high = percentiles(data, mask, [1, 99])
+    result = normalised(data, mask, low, high)
     assert result.dtype == np.float32
     assert (result[~mask] == 0).all()
-    assert result.min() == 0
-    assert result.max() == 1
+    assert (result.min(), result.max()) == (0, 1)
+    monai = np.asarray(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data))
+    np.testing.assert_array_equal(result[mask], monai[mask])
     # Scanner units and offset carry no meaning and leave no trace.
-    np.testing.assert_allclose(normalised(7 * data + 3, mask, 1, 99), result, atol=1e-5)
+    other = 7 * data + 3
+    low, high = percentiles(other, mask, [1, 99])
+    np.testing.assert_allclose(normalised(other, mask, low, high), result, atol=1e-5)
 
 
 def test_a_mask_replaces_the_guess_and_must_fit(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, Protocol
 
 from data_prep.errors import VolumeError
 
+isal_zlib: Any = None
 try:
     from isal import isal_zlib
 except ImportError:  # the extra is not installed
-    isal_zlib = None
+    pass
 
 # Bytes read at once, and most bytes unpacked at once: both fit into a processor's cache.
 READ, UNPACKED = 1 << 17, 1 << 20
@@ -49,7 +50,7 @@ def pieces(stream: BinaryIO, digest: Hash, *, compressed: bool, name: str) -> It
             digest.update(piece)
             yield piece
         return
-    errors = (zlib.error,) if isal_zlib is None else (zlib.error, isal_zlib.error)
+    errors: Any = (zlib.error,) if isal_zlib is None else (zlib.error, isal_zlib.error)
     inflater, tail = _inflater(), b""
     while packed := stream.read(READ):
         digest.update(packed)

@@ -1,12 +1,14 @@
 """What the first bytes of a NIfTI or MGH file say about the volume behind them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from data_prep.errors import VolumeError
+from data_prep.flags import FORMS_DISAGREE
 
 # Larger voxels than this are a broken header (often micrometres written as millimetres).
 LARGEST_VOXEL_MM = 20.0
@@ -14,7 +16,8 @@ LARGEST_VOXEL_MM = 20.0
 # Enough of a file to hold any of the headers, and to see what else it may be.
 HEADER_BYTES = 540
 
-FORMS_DISAGREE = "sform_qform"
+# An MGH header, as far as it stands before the voxels.
+MGH_BYTES = 284
 
 # First bytes of files that people mistake for images.
 _OTHERS = {
@@ -84,10 +87,7 @@ def parse_header(start: bytes, name: str) -> Header:
         true, ending = ("an MGH", ".mgz") if kind is MGHHeader else ("a NIfTI", ".nii.gz")
         raise VolumeError("wrong_extension", f"{name} is {true} file: name it {ending}")
     try:
-        if kind is MGHHeader:
-            header = MGHHeader(start[:284])
-        else:
-            header = kind(start[: kind.sizeof_hdr])
+        header = kind(start[: _length(kind)])
         dtype, shape = header.get_data_dtype(), tuple(int(n) for n in header.get_data_shape())
         offset = int(header.get_data_offset())
         slope, intercept = header.get_slope_inter()
@@ -112,9 +112,14 @@ def parse_header(start: bytes, name: str) -> Header:
     return Header(first, dtype, offset, float(slope), float(intercept), affine, flags)
 
 
-def _kind(start: bytes) -> type | None:
+def _length(kind: Any) -> int:
+    """Bytes of a header of this kind."""
+    return MGH_BYTES if kind is MGHHeader else int(kind.sizeof_hdr)
+
+
+def _kind(start: bytes) -> Any:
     """The class that reads this header, as its first four bytes have it."""
-    if start[:4] == b"\0\0\0\1" and len(start) >= 284:
+    if start[:4] == b"\0\0\0\1" and len(start) >= MGH_BYTES:
         return MGHHeader
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         orders = (kind.sizeof_hdr.to_bytes(4, "little"), kind.sizeof_hdr.to_bytes(4, "big"))
@@ -142,5 +147,5 @@ def _forms_disagree(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> bo
 
 def is_short(start: bytes) -> bool:
     """Whether `start` is the beginning of a header that it does not hold whole."""
-    kind = _kind(start.ljust(284, b"\1")) if len(start) >= 4 else None
-    return kind is not None and len(start) < (284 if kind is MGHHeader else kind.sizeof_hdr)
+    kind = _kind(start.ljust(MGH_BYTES, b"\1")) if len(start) >= 4 else None
+    return kind is not None and len(start) < _length(kind)

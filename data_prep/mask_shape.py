@@ -56,15 +56,13 @@ def mask_shape(mask: np.ndarray) -> MaskShape:
         ):
             bounds[axis] = (low, high) if flip.step > 0 else (n - 1 - high, n - 1 - low)
     by_axis = [areas[order.index(axis)] for axis in range(3)]
-    turned = [
-        area[:: flips[order.index(axis)].step] for axis, area in enumerate(by_axis)
-    ]
+    turned = [area[:: flips[order.index(axis)].step] for axis, area in enumerate(by_axis)]
     return MaskShape(tuple(turned), tuple(bounds))
 
 
 def _runs(stored: np.ndarray) -> tuple[np.ndarray, ...]:
     """Plane, row, first column and the column after the last of each run, in the order of memory"""
-    n_planes, n_rows, n_columns = stored.shape
+    _, n_rows, n_columns = stored.shape
     parts = []
     closed = np.zeros((n_rows, n_columns + 2), bool)  # a run ends where its row does
     for number, values in enumerate(stored):

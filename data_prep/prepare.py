@@ -30,7 +30,14 @@ PARTIAL = "manifest.partial.json"
 SECONDS_BETWEEN_PARTIALS = 20.0
 
 # Reasons that may be gone the next time: such subjects are tried again, others only once changed.
-PASSING = {"unreadable", "unexpected", "worker_died"}
+PASSING = {
+    "unreadable",
+    "missing",
+    "broken_link",
+    "no_permission",
+    "unexpected",
+    "worker_died",
+}
 
 
 def _print(line: str) -> None:

@@ -44,6 +44,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SCALE = 65535
 
+# Keys of an entry that are absent where they are empty, and in older manifests.
+_OPTIONAL = ("labels", "flags")
+
 
 class StoreError(InputError):
     """A store that cannot be read: missing, damaged, or of another schema version."""
@@ -56,6 +59,7 @@ class SubjectEntry:
     source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
     source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
     labels: the class of each image, or empty where there are no classes.
+    flags: what is odd about the source though it is usable, in the words of flags.py.
     """
 
     subject: str
@@ -75,6 +79,7 @@ class SubjectEntry:
     affine: tuple[tuple[float, ...], ...]
     cropped: bool
     labels: tuple[int, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,20 @@ class Store:
             )
         return pixels
 
+    def slice_affine(self, entry: SubjectEntry, n: int) -> np.ndarray:
+        """(4, 4) float64 of the entry's n-th slice: (row, column, 0, 1) to RAS mm.
+
+        A NIfTI image of shape (H, W, 1) with this affine overlays the volume that the slice is of:
+
+            nibabel.Nifti1Image(store.slices(entry)[n, 0, :, :, None], store.slice_affine(entry, n))
+
+        Raises:
+            IndexError: there is no n-th slice.
+        """
+        affine = np.array(entry.affine, np.float64)
+        affine[:, 3] += affine[:, 2] * entry.slice_indices[n]
+        return affine
+
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
@@ -297,17 +316,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _item(entry: SubjectEntry) -> dict[str, Any]:
-    """An entry as a manifest item; there are no labels where there are no classes."""
+    """An entry as a manifest item; optional keys are there only where they say something."""
     values = asdict(entry)
-    if not entry.labels:
-        del values["labels"]
-    return values
+    return {key: value for key, value in values.items() if value or key not in _OPTIONAL}
 
 
 def _entry(kind: Any, item: dict[str, Any]) -> Any:
     """A manifest item as its dataclass, lists turned into tuples."""
-    values = {f.name: item[f.name] for f in fields(kind) if f.name != "labels"}
+    values = {f.name: item[f.name] for f in fields(kind) if f.name not in _OPTIONAL}
     if kind is SubjectEntry:
+        values["flags"] = tuple(str(flag) for flag in item.get("flags", ()))
         values["labels"] = tuple(int(label) for label in item.get("labels", ()))
         if len(values["labels"]) not in (0, len(values["slice_indices"])):
             raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")

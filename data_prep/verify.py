@@ -38,7 +38,7 @@ class VerifiedVolume:
     data: (X, Y, Z) float32 in the file's own storage order (Fortran) and intensity units.
     affine: (4, 4) float64, voxel indices to RAS mm.
     sha256, size_bytes: of the file's bytes as they lie on disk.
-    flags: what is odd about the file though it is usable (headers.FORMS_DISAGREE).
+    flags: what is odd about the file though it is usable (flags.py).
     """
 
     data: np.ndarray

@@ -63,5 +63,6 @@ def transform(job: Job) -> list[Outcome]:
             slice_indices=slices.indices,
             affine=tuple(tuple(float(v) for v in row) for row in slices.affine),
             cropped=slices.cropped,
+            flags=volume.flags,
         )
     ]

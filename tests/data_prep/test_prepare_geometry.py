@@ -1,5 +1,6 @@
 """Where voxels go: orientation, physical size, the affine, the choice of slices."""
 
+from dataclasses import replace
 from itertools import pairwise, permutations, product
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.transforms import ScaleIntensityRange
 from scipy.ndimage import label, map_coordinates
+from scipy.spatial.transform import Rotation
 from small_volumes import brain, write_nifti
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import VolumeError
 from data_prep.mask_shape import mask_shape
 from data_prep.percentiles import percentiles
+from data_prep.prepare import prepare
 from data_prep.slices import choose_slices, cut_slices
 from data_prep.volume import Volume, load_volume, n4_corrected, normalised
 
@@ -85,6 +88,97 @@ def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, pla
     np.testing.assert_allclose(map_coordinates(values, voxels, order=1), shown, atol=1e-5)
 
 
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("spacing", [(0.5, 1.1, 2.3), (2.3, 0.5, 1.1), (1.1, 2.3, 0.5)])
+def test_a_sphere_is_round_and_of_its_diameter_whatever_the_voxels(
+    tmp_path: Path, plane: str, spacing: tuple[float, float, float]
+) -> None:
+    """A ball of 30 mm is 30 pixels of 1 mm across in every direction of the picture."""
+    shape = tuple(round(44 / mm) for mm in spacing)
+    centred = [
+        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
+        for axis, (n, mm) in enumerate(zip(shape, spacing, strict=True))
+    ]
+    radius = np.sqrt(sum(c**2 for c in centred))
+    # Bright enough at its rim that its edge is where the intensity falls to one half.
+    data = np.where(radius < 15, 1000 - 2 * radius, 0).astype(np.float32)
+    path = write_nifti(tmp_path / "ball.nii", data, np.diag([*spacing, 1.0]))
+    config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "size": 64, "spacing_mm": 1.0})
+    volume = load_volume(path, None, config)
+    image = cut_slices(replace(volume, low=0.0, high=900.0), config).images
+    middle = image[len(image) // 2, 0]
+    across, down = (middle > 0.5).sum(axis=0).max(), (middle > 0.5).sum(axis=1).max()
+    # To within a voxel, for the ball itself is drawn in voxels.
+    axes = {"axial": (1, 0), "coronal": (2, 0), "sagittal": (2, 1)}[plane]
+    assert across == pytest.approx(30, abs=0.5 + spacing[axes[0]])
+    assert down == pytest.approx(30, abs=0.5 + spacing[axes[1]])
+    area = float(middle.sum())
+    assert area == pytest.approx(np.pi * 15**2, rel=0.06)
+
+
+def oblique(axes: tuple[int, ...], flips: tuple[int, ...], degrees: float) -> np.ndarray:
+    """AFFINE turned about an oblique axis, its voxel axes swapped and flipped."""
+    turn = Rotation.from_rotvec(np.radians(degrees) * np.array([1, -0.6, 0.4])).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = (turn @ AFFINE[:3, :3])[:, axes] * flips
+    affine[:3, 3] = -11, 7, 5
+    return affine
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize(
+    ("axes", "flips"),
+    [
+        ((0, 1, 2), (1, 1, 1)),
+        ((0, 1, 2), (-1, 1, 1)),
+        ((2, 0, 1), (1, -1, -1)),
+        ((1, 2, 0), (-1, -1, 1)),
+    ],
+)
+def test_a_slice_saved_as_an_image_lies_where_its_volume_has_it(
+    tmp_path: Path,
+    work: Path,
+    plane: str,
+    axes: tuple[int, ...],
+    flips: tuple[int, ...],
+) -> None:
+    """Through files and both affines: every pixel shows what the volume holds at its place."""
+    shape = (36, 40, 32)
+    places = np.indices(shape).reshape(3, -1).astype(float)
+    affine = oblique(axes, flips, degrees=14)
+    centre = (affine @ [*(np.array(shape) - 1) / 2, 1])[:3]
+    # A field given in mm, linear in each axis: interpolation reads it exactly.
+    mm = (affine[:3, :3] @ places + affine[:3, 3:]).T - centre
+    inside = (np.abs(places.T - (np.array(shape) - 1) / 2) < np.array(shape) / 2 - 4).all(1)
+    values = np.where(inside, 1000 + mm @ [3.0, -5.0, 7.0], 0).reshape(shape)
+    source = write_nifti(tmp_path / "raw" / "a.nii.gz", values.astype(np.float32), affine)
+    keys = {"plane": plane, "spacing_mm": 0.9, "root": str(tmp_path / "raw"), "name": "back"}
+    extremes = {"lower_percentile": 0.0, "upper_percentile": 100.0}
+    config = PrepareConfig(
+        **{**vars(CONFIG), **keys, **extremes, "template": "{subject}.nii.gz", "workers": 1}
+    )
+    store = prepare(config, work, lambda line: None).store
+    entry = store.entries[0]
+    low, high = values[inside.reshape(shape)].min(), values.max()
+    volume = nib.load(source)
+    count = len(entry.slice_indices)
+    for n in (count // 2 - 1, count // 2, count // 2 + 1):
+        pixels = store.slices(entry)[n, 0] / 65535
+        nib.save(
+            nib.Nifti1Image(pixels[:, :, None].astype(np.float32), store.slice_affine(entry, n)),
+            tmp_path / "slice.nii.gz",
+        )
+        image = nib.load(tmp_path / "slice.nii.gz")
+        rows = np.indices(image.shape).reshape(3, -1)
+        to_voxel = np.linalg.inv(volume.affine) @ image.affine
+        voxels = to_voxel[:3, :3] @ rows + to_voxel[:3, 3:]
+        deep = (np.abs(voxels.T - (np.array(shape) - 1) / 2) < np.array(shape) / 2 - 6).all(1)
+        assert deep.sum() > 100
+        there = map_coordinates(np.asarray(volume.dataobj), voxels[:, deep], order=1)
+        shown = image.get_fdata().reshape(-1)[deep]
+        np.testing.assert_allclose(shown, (there - low) / (high - low), atol=2e-4)
+
+
 def test_voxel_size_and_not_array_shape_decides_the_size_in_pixels() -> None:
     """A box of 12 x 20 mm is 6 x 10 pixels of 2 mm, however it was sampled."""
     config = PrepareConfig(size=32, spacing_mm=2.0)
@@ -141,6 +235,7 @@ def test_percentiles_are_numpys_to_the_last_bit(
     mask.flat[0] = True
     expected = np.percentile(values[mask].astype(np.float64), shares)
     assert percentiles(values, mask, shares) == list(expected)
+
 
 def test_a_brain_larger_than_the_picture_is_reported(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", brain())

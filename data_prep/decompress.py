@@ -4,6 +4,7 @@ isal (the optional extra `fast`) inflates and checks about twice as fast as the 
 zlib; both give the same bytes and find the same damage.
 """
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
@@ -11,10 +12,8 @@ from typing import Any, BinaryIO, Protocol
 from data_prep.errors import VolumeError
 
 isal_zlib: Any = None
-try:
+with contextlib.suppress(ImportError):  # where the extra is not installed
     from isal import isal_zlib
-except ImportError:  # the extra is not installed
-    pass
 
 # Bytes read at once, and most bytes unpacked at once: both fit into a processor's cache.
 READ, UNPACKED = 1 << 17, 1 << 20

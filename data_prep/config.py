@@ -22,8 +22,10 @@ _OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "downlo
 # Keys that no source of volumes reads.
 _OF_IMAGE_SETS = ("crop", "validation_images", "download")
 
-# Keys that say how the work is done, and nothing of what comes out.
-_OF_THE_WORK = ("name", "workers", "scheduler", "dry_run", "max_quarantined", "track")
+# Keys that say whether and how the work is done, and nothing of what comes out.
+_OF_THE_WORK = (
+    "name", "workers", "scheduler", "dry_run", "max_quarantined", "track", "subjects_table_extra",
+)  # fmt: skip
 
 # Width and height of CelebA's aligned images, pixels.
 CELEBA_SHAPE = (178, 218)
@@ -43,6 +45,11 @@ def _check_template(key: str, template: str) -> None:
     _require(
         not PurePosixPath(template).is_absolute() and ".." not in parts,
         f"prepare.{key} must be a path below prepare.root, got '{template}'",
+    )
+    _require(
+        not template.lower().endswith((".dcm", ".ima")),
+        f"prepare.{key}: DICOM is not read: convert the scans to NIfTI with dcm2niix first,"
+        f" got '{template}'",
     )
 
 
@@ -92,9 +99,11 @@ class PrepareConfig:
             only name, root, size, workers, max_quarantined, track, download and the key of their
             own.
         root: the folder that the templates start from (hcp), or that holds the set's files.
-        template: path of an image below root, with one or more {subject}.
+        template: path of an image below root, with one or more {subject}, and {session} where
+            people were scanned repeatedly: each session then is an item of its own.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
-        subjects_table: csv with Subject and, if present, Family_ID; absolute or relative to root.
+        subjects_table: csv with Subject and Family_ID; absolute or relative to root.
+        subjects_table_extra: what a row of somebody without an image is: an error, or passed over.
         plane: which way slices are cut.
         size: side of the square slices, pixels.
         spacing_mm: in-plane distance between pixels, mm.
@@ -129,6 +138,7 @@ class PrepareConfig:
     template: str = "{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
     mask_template: str = ""
     subjects_table: str = ""
+    subjects_table_extra: Literal["refuse", "ignore"] = "refuse"
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
     size: int = 64
     spacing_mm: float = 3.2
@@ -165,6 +175,15 @@ class PrepareConfig:
         _check_template("template", self.template)
         if self.mask_template:
             _check_template("mask_template", self.mask_template)
+            _require(
+                "{session}" not in self.mask_template or "{session}" in self.template,
+                "prepare.mask_template has {session}, so prepare.template must have it too",
+            )
+        _require(
+            self.subjects_table_extra in ("refuse", "ignore"),
+            "prepare.subjects_table_extra must be refuse or ignore,"
+            f" got '{self.subjects_table_extra}'",
+        )
         _require(
             self.size in (32, 64, 128, 256),
             f"prepare.size must be 32, 64, 128 or 256, got {self.size}",

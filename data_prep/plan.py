@@ -9,7 +9,14 @@ from data_prep.sources.source import Item, Outcome
 from data_prep.store import Quarantined, Store, SubjectEntry
 
 # Reasons that may be gone the next time: such subjects are tried again, others only once changed.
-PASSING = {"unreadable", "unexpected", "worker_died"}
+PASSING = {
+    "unreadable",
+    "missing",
+    "broken_link",
+    "no_permission",
+    "unexpected",
+    "worker_died",
+}
 
 # Names shown of those with one reason, where a run only sums up what it is going to do.
 SHOWN = 5

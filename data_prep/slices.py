@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep.config import PrepareConfig
+from data_prep.mask_shape import mask_shape
 from data_prep.volume import Volume
 
 # Per plane: the RAS axis of slices, of rows and of columns. Rows run against their axis.
@@ -62,16 +63,6 @@ def choose_slices(
     return tuple(int(i) for i in chosen)
 
 
-def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest face-connected piece of a non-empty (X, Y, Z) bool mask.
-
-    Skull stripping leaves specks beside the brain; they must not shift the picture.
-    """
-    from monai.transforms.utils import get_largest_connected_component_mask
-
-    return np.asarray(get_largest_connected_component_mask(mask[None], connectivity=1)[0], bool)
-
-
 def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
 
@@ -82,17 +73,16 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     the volume.
     """
     slice_axis, row_axis, column_axis = PLANES[config.plane]
-    order = (slice_axis, row_axis, column_axis)
-    mask = volume.mask.transpose(order)
+    shape = mask_shape(volume.mask)
     indices = choose_slices(
-        mask.sum(axis=(1, 2)),
+        shape.areas[slice_axis],
         float(volume.spacing[slice_axis]),
         config.slice_spacing_mm,
         config.min_brain_area,
         config.max_slices,
     )
-    body = largest_piece(mask)
-    bounds = [np.flatnonzero(body.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
+    # Of the largest piece: specks that skull stripping left must not shift the picture.
+    bounds = [shape.bounds[axis] for axis in (row_axis, column_axis)]
     centre = np.array([(low + high) / 2 for low, high in bounds])
     extent = np.array([high - low + 1 for low, high in bounds])
     factor = config.spacing_mm / volume.spacing[[row_axis, column_axis]]
@@ -100,11 +90,13 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     # Pixel (i, j) lies at voxel  start + step * (i, j): rows run against their axis.
     step = factor * [-1, 1]
     start = centre - step * (config.size - 1) / 2
-    planes = volume.data.transpose(order)[list(indices)]
     sigma = np.maximum(0, (factor - 1) / 2)
     images = np.empty((len(indices), 1, config.size, config.size), np.float32)
-    for image, plane in zip(images, planes, strict=True):
-        smooth = ndimage.gaussian_filter(np.ascontiguousarray(plane), sigma, mode="constant")
+    for image, number in zip(images, indices, strict=True):
+        plane = volume.normalised(slice_axis, number)
+        if row_axis > column_axis:
+            plane = np.ascontiguousarray(plane.T)
+        smooth = ndimage.gaussian_filter(plane, sigma, mode="constant")
         ndimage.affine_transform(
             smooth, step, start, image.shape[1:], output=image[0], order=1, mode="grid-constant"
         )

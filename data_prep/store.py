@@ -48,8 +48,8 @@ SCALE = 65535
 # The manifest's last key: SHA-256 of the others.
 OWN_DIGEST = "manifest_sha256"
 
-# Keys of a subject that a manifest may lack.
-OPTIONAL = ("labels", "volume")
+# Keys of an entry that are absent where they are empty, and in older manifests.
+OPTIONAL = ("labels", "volume", "flags")
 
 
 class StoreError(InputError):
@@ -80,6 +80,7 @@ class SubjectEntry:
     source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
     labels: the class of each image, or empty where there are no classes.
     volume: what the volume was like, or None: images of a set, and stores of earlier versions.
+    flags: what is odd about the source though it is usable, in the words of flags.py.
     """
 
     subject: str
@@ -100,6 +101,7 @@ class SubjectEntry:
     cropped: bool
     labels: tuple[int, ...] = ()
     volume: NativeVolume | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,20 @@ class Store:
             )
         return pixels
 
+    def slice_affine(self, entry: SubjectEntry, n: int) -> np.ndarray:
+        """(4, 4) float64 of the entry's n-th slice: (row, column, 0, 1) to RAS mm.
+
+        A NIfTI image of shape (H, W, 1) with this affine overlays the volume that the slice is of:
+
+            nibabel.Nifti1Image(store.slices(entry)[n, 0, :, :, None], store.slice_affine(entry, n))
+
+        Raises:
+            IndexError: there is no n-th slice.
+        """
+        affine = np.array(entry.affine, np.float64)
+        affine[:, 3] += affine[:, 2] * entry.slice_indices[n]
+        return affine
+
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
@@ -339,18 +355,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _item(entry: SubjectEntry) -> dict[str, Any]:
-    """An entry as a manifest item, without the keys that have nothing to say."""
+    """An entry as a manifest item; optional keys are there only where they say something."""
     values = asdict(entry)
-    for key in OPTIONAL:
-        if not values[key]:
-            del values[key]
-    return values
+    return {key: value for key, value in values.items() if value or key not in OPTIONAL}
 
 
 def _entry(kind: Any, item: dict[str, Any]) -> Any:
     """A manifest item as its dataclass, lists turned into tuples."""
     values = {f.name: item[f.name] for f in fields(kind) if f.name not in OPTIONAL}
     if kind is SubjectEntry:
+        values["flags"] = tuple(str(flag) for flag in item.get("flags", ()))
         values["labels"] = tuple(int(label) for label in item.get("labels", ()))
         if len(values["labels"]) not in (0, len(values["slice_indices"])):
             raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import IMAGE_SETS
+from data_prep.flags import FORMS_DISAGREE
 from data_prep.report import FOLDER, PAGE
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
 
 # Of a set's quarantined images; half of a download would fill the screen.
 SHOWN_IMAGES = 20
+
+# Of flagged subjects, by name.
+SHOWN_FLAGGED = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ def _of_people(store: Store) -> list[str]:
         lines.append(
             f"{cropped} subjects have a brain larger than the {height:g} x {width:g} mm of a "
             "slice: its rim is cut off"
+        )
+    apart = [entry.subject for entry in store.entries if FORMS_DISAGREE in entry.flags]
+    if apart:
+        lines.append(
+            f"{len(apart)} subjects have a qform more than a voxel away from the sform, which is "
+            f"used: {', '.join(apart[:SHOWN_FLAGGED])}" + (", …" * (len(apart) > SHOWN_FLAGGED))
         )
     return lines
 

@@ -4,131 +4,222 @@ nibabel alone reads a compressed volume only as far as it needs to and never rea
 checksum at the end of the gzip stream: a damaged byte then becomes wrong anatomy in silence.
 """
 
-import gzip
+import errno
 import hashlib
-import zlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import nibabel as nib
 import numpy as np
 
+from data_prep.decompress import GZIP_MAGIC, BrokenOff, pieces
 from data_prep.errors import VolumeError
+from data_prep.headers import (
+    HEADER_BYTES,
+    Header,
+    is_short,
+    parse_header,
+    refuse_other_kinds,
+)
 
-# Larger voxels than this are a broken header (often micrometres written as millimetres).
-LARGEST_VOXEL_MM = 20.0
+# What may follow the last voxel: an MGH file's footer and tags.
+FOOTER_BYTES = 1 << 16
+
+# Deflate packs no tighter than this: a header that promises more is wrong.
+MOST_PACKED = 1032
 
 
 @dataclass(frozen=True)
 class VerifiedVolume:
     """A checked volume.
 
-    data: (X, Y, Z) float32 in the file's own storage order and intensity units.
+    data: (X, Y, Z) float32 in the file's own storage order (Fortran) and intensity units.
     affine: (4, 4) float64, voxel indices to RAS mm.
     sha256, size_bytes: of the file's bytes as they lie on disk.
+    flags: what is odd about the file though it is usable (flags.py).
     """
 
     data: np.ndarray
     affine: np.ndarray
     sha256: str
     size_bytes: int
+    flags: tuple[str, ...] = ()
 
 
 def read_verified(path: Path, *, constant_allowed: bool = False) -> VerifiedVolume:
-    """Read a .nii or .nii.gz file and check everything that can be checked about one file.
+    """Read a .nii, .nii.gz, .mgh or .mgz file and check all that can be checked about one file.
+
+    Memory: the float32 volume and about 3 MB, whatever type the file has.
 
     Args:
         path: the file.
         constant_allowed: accept a volume with one value everywhere (a mask may be that).
 
     Raises:
-        VolumeError: `reason` is one of unreadable, empty, html, not_gzip, truncated, corrupt,
-            not_nifti, header, dimensions, not_finite, constant.
+        VolumeError: `reason` is one of missing, broken_link, directory, not_a_file, no_permission,
+            unreadable, empty, html, dicom, wrong_format, wrong_extension, not_gzip, truncated,
+            corrupt, not_nifti, header, dimensions, nan, infinite, constant.
     """
     try:
-        raw = path.read_bytes()
+        with _opened(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return _read(stream, path.name, size, constant_allowed)
     except OSError as error:
-        raise VolumeError("unreadable", f"{path.name} cannot be read: {error.strerror}") from None
-    if not raw:
-        raise VolumeError("empty", f"{path.name} has no bytes in it")
-    if raw[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise VolumeError(
-            "html", f"{path.name} is a web page, not an image: was the download logged in?"
-        )
-    plain = _decompressed(raw, path) if path.name.endswith(".gz") else raw
-    image = _parsed(plain, path)
-    data = _voxels(image, path)
-    if not np.isfinite(data).all():
-        bad = int(data.size - np.isfinite(data).sum())
-        raise VolumeError("not_finite", f"{path.name} holds {bad} values that are not finite")
-    if not constant_allowed and data.min() == data.max():
-        raise VolumeError("constant", f"{path.name} has the value {data.flat[0]:g} everywhere")
-    return VerifiedVolume(
-        data, np.asarray(image.affine, np.float64), hashlib.sha256(raw).hexdigest(), len(raw)
-    )
+        raise _refusal(path, error) from None
 
 
-def _decompressed(raw: bytes, path: Path) -> bytes:
-    """The content of a gzip file, its checksum compared."""
-    if raw[:2] != b"\x1f\x8b":
-        raise VolumeError("not_gzip", f"{path.name} is named .gz but is not a gzip file")
+def _opened(path: Path) -> BinaryIO:
+    # Asked first, because opening a pipe would wait for somebody to write into it.
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise VolumeError("not_a_file", f"{path.name} is a device or a pipe, not a file")
+    return path.open("rb", buffering=0)
+
+
+def _refusal(path: Path, error: OSError) -> VolumeError:
+    """What the file system's refusal means for the file's owner."""
+    name = path.name
+    if isinstance(error, IsADirectoryError):
+        return VolumeError("directory", f"{name} is a folder, not a file")
+    if isinstance(error, PermissionError):
+        return VolumeError("no_permission", f"{name} may not be read by this user")
+    # ELOOP: links that lead to each other.
+    if path.is_symlink() and (isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP):
+        return VolumeError("broken_link", f"{name} is a link to {os.readlink(path)}: nothing there")
+    if isinstance(error, FileNotFoundError):
+        return VolumeError("missing", f"{name} is not there")
+    return VolumeError("unreadable", f"{name} cannot be read: {error.strerror}")
+
+
+def _read(stream: BinaryIO, name: str, size: int, constant_allowed: bool) -> VerifiedVolume:
+    start = stream.read(HEADER_BYTES)
+    stream.seek(0)
+    if not start:
+        raise VolumeError("empty", f"{name} has no bytes in it")
+    compressed = name.endswith((".gz", ".mgz"))
+    packed = start[:2] == GZIP_MAGIC[: len(start)]
+    if packed and not compressed:
+        raise VolumeError("wrong_extension", f"{name} is compressed: its name must end in .gz")
+    if compressed and not packed:
+        refuse_other_kinds(start, name)
+        raise VolumeError("not_gzip", f"{name} is named as a gzip file but is not compressed")
+    digest = hashlib.sha256()
+    content = _Content(name, size * (MOST_PACKED if compressed else 1))
     try:
-        return gzip.decompress(raw)
-    except EOFError:
-        # A damaged byte can also make the decoder run past the end. A file that is complete
+        for piece in pieces(stream, digest, compressed=compressed, name=name):
+            content.take(piece)
+    except BrokenOff as end:
+        # A damaged byte can also make the inflater run past the end. A file that is complete
         # still carries the right length in its last four bytes.
-        if int.from_bytes(raw[-4:], "little") == _length_by_header(raw):
-            raise VolumeError("corrupt", f"{path.name} is damaged inside") from None
-        raise VolumeError("truncated", f"{path.name} ends before its gzip stream does") from None
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError("corrupt", f"{path.name} is damaged inside: {error}") from None
+        header, problem = content.header, content.problem
+        whole = header is not None and 0 <= end.length - header.end % 2**32 < FOOTER_BYTES
+        if whole or problem is not None:
+            raise VolumeError("corrupt", f"{name} is damaged inside") from None
+        raise VolumeError("truncated", f"{name} ends before its gzip stream does") from None
+    data, header = content.finished()
+    low, high = content.range
+    if np.isnan(low):
+        raise VolumeError("nan", f"{name} holds {int(np.isnan(data).sum())} values that are NaN")
+    if not np.isfinite([low, high]).all():
+        raise VolumeError("infinite", f"{name} holds {int(np.isinf(data).sum())} infinite values")
+    if not constant_allowed and low == high:
+        raise VolumeError("constant", f"{name} has the value {low:g} everywhere")
+    shaped = data.reshape(header.shape, order="F")
+    return VerifiedVolume(shaped, header.affine, digest.hexdigest(), size, header.flags)
 
 
-def _length_by_header(raw: bytes) -> int:
-    """Bytes, modulo 2**32, that a file whose gzip stream breaks off should unpack to; 0: unknown"""
-    try:
-        start = zlib.decompressobj(wbits=31).decompress(raw, 4096)
-        header = nib.Nifti1Header(start[:348])
-        voxels = int(np.prod(header.get_data_shape(), dtype=np.int64))
-        return (int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize) % 2**32
-    except Exception:  # any failure only means that the length is not known
-        return 0
+class _Content:
+    """The voxels as they arrive.
+
+    problem: what is wrong with the header. It waits until the stream has been read to its checksum,
+    for a damaged byte may be the cause and is then what should be told.
+    """
+
+    def __init__(self, name: str, most_bytes: int) -> None:
+        self.name, self.most_bytes = name, most_bytes
+        self.header: Header | None = None
+        self.problem: VolumeError | MemoryError | None = None
+        self.start, self.skip = b"", 0
+        self.data = np.empty(0, np.float32)
+        self.filled = 0
+        self.rest = b""  # of a voxel whose other bytes are still to come
+        self.range = (np.float32(np.inf), np.float32(-np.inf))
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes of the content."""
+        if self.problem is not None:
+            return
+        if self.header is None:
+            self.start += piece
+            if len(self.start) < HEADER_BYTES:
+                return
+            self._begin()
+            piece = self.start
+        if self.header is None:
+            return
+        view = memoryview(piece)[self.skip :]
+        self.skip -= min(self.skip, len(piece))
+        item = self.header.dtype.itemsize
+        if self.rest and len(view):
+            missing = item - len(self.rest)
+            self.rest += bytes(view[:missing])
+            view = view[missing:]
+            if len(self.rest) == item:
+                self._store(memoryview(self.rest))
+                self.rest = b""
+        whole = len(view) // item * item
+        if whole:
+            self._store(view[:whole])
+        if len(view) > whole:
+            self.rest = bytes(view[whole:])
+
+    def _begin(self) -> None:
+        try:
+            header = parse_header(self.start[:HEADER_BYTES], self.name)
+            if header.end > self.most_bytes:
+                raise _too_few(self.name)
+            self.data = np.empty(int(np.prod(header.shape, dtype=np.int64)), np.float32)
+        except (VolumeError, MemoryError) as error:
+            self.problem = error
+        else:
+            self.header, self.skip = header, header.offset
+
+    def _store(self, raw: memoryview) -> None:
+        assert self.header is not None
+        values = np.frombuffer(raw, self.header.dtype)[: len(self.data) - self.filled]
+        if not len(values):
+            return  # behind the last voxel
+        part = self.data[self.filled : self.filled + len(values)]
+        slope, intercept = self.header.slope, self.header.intercept
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, as infinite or NaN
+            if (slope, intercept) == (1.0, 0.0):
+                part[...] = values
+            else:
+                # In float64 and in this order, as nibabel does it.
+                part[...] = values.astype(np.float64) * slope + intercept
+        self.filled += len(values)
+        # NaN wins in both, so that two numbers tell whether all are finite.
+        low, high = self.range
+        self.range = (np.minimum(low, part.min()), np.maximum(high, part.max()))
+
+    def finished(self) -> tuple[np.ndarray, Header]:
+        """The values, flat and in the order of the file, once its content has come to its end."""
+        if self.header is None and self.problem is None:
+            if is_short(self.start):
+                raise VolumeError("truncated", f"{self.name} ends within its header")
+            self._begin()
+            if self.header is not None:
+                piece, self.start = self.start, b""
+                self.take(piece)
+        if self.problem is not None:
+            raise self.problem
+        assert self.header is not None
+        if self.filled < len(self.data):
+            raise _too_few(self.name)
+        return self.data, self.header
 
 
-def _parsed(plain: bytes, path: Path) -> nib.Nifti1Image:
-    """The NIfTI image in `plain`, its header checked."""
-    sizes = (plain[:4], plain[3::-1]) if len(plain) >= 4 else ()
-    versions = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
-    known = [versions[n] for n in (int.from_bytes(s, "little") for s in sizes) if n in versions]
-    if not known:
-        raise VolumeError("not_nifti", f"{path.name} does not begin as a NIfTI file does")
-    try:
-        image = known[0].from_bytes(plain)
-        dtype = image.get_data_dtype()
-        zooms = np.asarray(nib.affines.voxel_sizes(image.affine))
-    except Exception as error:  # nibabel raises many kinds for one damaged header
-        raise VolumeError("header", f"{path.name} has a damaged header: {error}") from None
-    if dtype.kind not in "iuf":
-        raise VolumeError("header", f"{path.name} has voxels of type {dtype}: not plain numbers")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise VolumeError("header", f"{path.name} has an orientation matrix without an inverse")
-    if zooms.max() > LARGEST_VOXEL_MM:
-        raise VolumeError("header", f"{path.name} has voxels of {zooms.max():g} mm")
-    return image
-
-
-def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
-    """(X, Y, Z) float32 values; a fourth axis may be there if it holds one volume."""
-    shape = image.shape
-    if len(shape) < 3 or min(shape[:3]) < 2 or any(n != 1 for n in shape[3:]):
-        raise VolumeError(
-            "dimensions",
-            f"{path.name} has the shape {'x'.join(map(str, shape))}: one 3-D volume is needed",
-        )
-    try:
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, ValueError):
-        raise VolumeError(
-            "truncated", f"{path.name} holds fewer voxels than its header says"
-        ) from None
-    return data.reshape(shape[:3])
+def _too_few(name: str) -> VolumeError:
+    return VolumeError("truncated", f"{name} holds fewer voxels than its header says")

@@ -1,4 +1,4 @@
-"""NIfTI file -> intensities in [0, 1] on a canonical RAS grid, and the brain mask."""
+"""Image file -> a volume on a canonical RAS grid, the brain mask, and the range of intensities."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,19 +9,22 @@ import numpy as np
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError, VolumeError
+from data_prep.percentiles import percentiles
 from data_prep.store import NativeVolume
 from data_prep.verify import VerifiedVolume, read_verified
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A normalised volume whose axes run to the right, to the front and up.
+    """A volume whose axes run to the right, to the front and up.
 
-    data: (X, Y, Z) float32 in [0, 1], exactly 0 outside the brain.
-    mask: (X, Y, Z) bool, the brain.
+    data: (X, Y, Z) float32, intensities as they are in the file, or corrected by N4.
+    mask: (X, Y, Z) bool, the brain. Both are views of what was read: nothing is moved in memory.
     affine: (4, 4) float64, voxel indices to RAS mm.
     spacing: (3,) float64, voxel size in mm.
     source_sha256: of the file's bytes.
+    low, high: the intensities that become 0 and 1.
+    flags: as VerifiedVolume.flags.
     native: what it was like on disk; None for one that never was.
     """
 
@@ -30,11 +33,21 @@ class Volume:
     affine: np.ndarray
     spacing: np.ndarray
     source_sha256: str
+    low: float = 0.0
+    high: float = 1.0
+    flags: tuple[str, ...] = ()
     native: NativeVolume | None = None
+
+    def normalised(self, axis: int, number: int) -> np.ndarray:
+        """Slice `number` across `axis`: float32 in [0, 1], exactly 0 outside the brain, C order."""
+        place = (slice(None),) * axis + (number,)  # np.take would copy the whole volume
+        return normalised(
+            np.ascontiguousarray(self.data[place]), self.mask[place], self.low, self.high
+        )
 
 
 def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:
-    """Read, check, reorient and normalise one subject's image.
+    """Read, check and reorient one subject's image, and find its range of intensities.
 
     The brain is where the mask file is above 0, or without one where the image is above 0, as in
     skull-stripped images. Reorientation swaps and flips axes only: no voxel is interpolated.
@@ -52,11 +65,22 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
     spacing = np.round(nib.affines.voxel_sizes(affine), 5)
     if config.n4:
         data = n4_corrected(data, mask, spacing)
-    scaled, low, high = normalised(
-        data, mask, config.lower_percentile, config.upper_percentile, path.name
+    low, high = percentiles(data, mask, [config.lower_percentile, config.upper_percentile])
+    if not high > low:
+        raise VolumeError(
+            "no_contrast", f"{path.name} has one intensity, {low:g}, all over the brain"
+        )
+    return Volume(
+        data,
+        mask,
+        affine,
+        spacing,
+        verified.sha256,
+        low,
+        high,
+        verified.flags,
+        _native(verified, low, high),
     )
-    native = _native(verified, low, high)
-    return Volume(scaled, mask, affine, spacing, verified.sha256, native)
 
 
 def _native(volume: VerifiedVolume, low: float, high: float) -> NativeVolume:
@@ -67,10 +91,10 @@ def _native(volume: VerifiedVolume, low: float, high: float) -> NativeVolume:
 
 
 def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:
-    """The data (X, Y, Z) with axes to the right, front and up, in C order, and its affine."""
-    image = nib.as_closest_canonical(nib.Nifti1Image(volume.data, volume.affine))
-    data = np.ascontiguousarray(np.asarray(image.dataobj), dtype=np.float32)
-    return data, np.asarray(image.affine, np.float64)
+    """The data (X, Y, Z) with axes to the right, front and up, as a view, and its affine."""
+    orientation = nib.io_orientation(volume.affine)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.data.shape)
+    return nib.apply_orientation(volume.data, orientation), affine
 
 
 def read_mask(path: Path, image: VerifiedVolume) -> np.ndarray:
@@ -90,25 +114,14 @@ def read_mask(path: Path, image: VerifiedVolume) -> np.ndarray:
     return canonical(mask)[0] > 0
 
 
-def normalised(
-    data: np.ndarray, mask: np.ndarray, lower: float, upper: float, name: str = "image"
-) -> tuple[np.ndarray, float, float]:
-    """Intensities with the `lower` and `upper` percentile inside `mask` at 0 and 1, clipped.
+def normalised(data: np.ndarray, mask: np.ndarray, low: float, high: float) -> np.ndarray:
+    """float32 intensities with `low` at 0 and `high` at 1, clipped, exactly 0 outside `mask`.
 
-    data (X, Y, Z) float32, mask (X, Y, Z) bool -> (X, Y, Z) float32, exactly 0 outside the mask,
-    and the two percentiles.
-
-    Raises:
-        VolumeError: no_contrast, where the two percentiles coincide.
+    The same numbers as MONAI's ScaleIntensityRange, whose import takes longer and more memory than
+    an HCP volume does.
     """
-    low, high = np.percentile(data[mask].astype(np.float64), [lower, upper])
-    if not high > low:
-        raise VolumeError("no_contrast", f"{name} has one intensity, {low:g}, all over the brain")
-    from monai.transforms import ScaleIntensityRange  # here, for its import takes seconds
-
-    scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data)
-    inside = np.where(mask, np.asarray(scaled, np.float32), np.float32(0))
-    return inside, float(low), float(high)
+    scaled = (data - np.float32(low)) / np.float32(high - low)
+    return np.where(mask, np.clip(scaled, 0, 1, out=scaled), np.float32(0))
 
 
 def require_n4() -> None:

@@ -74,43 +74,70 @@ def discover(config: PrepareConfig) -> list[Subject]:
         raise InputError(
             f"prepare.root: nothing under {root} matches prepare.template '{config.template}'"
         )
-    families = read_families(root, config.subjects_table, names) if config.subjects_table else {}
-    return [
-        Subject(
+    persons = sorted({person for person, _ in names})
+    families = read_families(root, config, persons) if config.subjects_table else {}
+    found: dict[str, Subject] = {}
+    for person, session in names:
+        name = f"{person}_{session}" if session else person
+        # All sessions of a person are one family, as the split must not tear a person apart.
+        subject = Subject(
             name,
-            families.get(name) or name,
+            families.get(person) or person,
             root,
-            config.template.replace("{subject}", name),
-            config.mask_template.replace("{subject}", name),
+            *(_filled(t, person, session) for t in (config.template, config.mask_template)),
         )
-        for name in names
-    ]
+        if name in found:
+            raise InputError(
+                f"prepare.template: {found[name].source} and {subject.source} would both be "
+                f"called {name}"
+            )
+        found[name] = subject
+    return [found[name] for name in sorted(found)]
 
 
-def matching_subjects(root: Path, template: str) -> list[str]:
-    """Identifiers, sorted, for which `template` names a file; each {subject} must be the same."""
-    pieces = template.split("{subject}")
-    pattern = "*".join(glob.escape(piece) for piece in pieces)
-    first, *rest = (re.escape(piece) for piece in pieces)
-    expression = first + f"(?P<subject>{PLAIN_NAME.pattern})" + "(?P=subject)".join(rest)
+def _filled(template: str, person: str, session: str) -> str:
+    return template.replace("{subject}", person).replace("{session}", session)
+
+
+def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
+    """(subject, session), sorted, for which `template` names something; session "" without one.
+
+    Each {subject} must be the same, and each {session}. Folders and links that lead nowhere are
+    listed too: they are to be told, not passed over.
+    """
+    pieces = re.split(r"(\{subject\}|\{session\})", template)
+    keys = ("{subject}", "{session}")
+    pattern = "".join("*" if piece in keys else glob.escape(piece) for piece in pieces)
+    expression, seen = "", set()
+    for piece in pieces:
+        if piece not in keys:
+            expression += re.escape(piece)
+            continue
+        group = piece[1:-1]
+        expression += f"(?P={group})" if group in seen else f"(?P<{group}>{PLAIN_NAME.pattern})"
+        seen.add(group)
     found = set()
     for path in glob.iglob(pattern, root_dir=root):
         match = re.fullmatch(expression, path.replace(os.sep, "/"))
         if match:
-            found.add(match["subject"])
+            groups = match.groupdict()
+            found.add((groups["subject"], groups.get("session", "")))
     return sorted(found)
 
 
-def read_families(root: Path, table: str, names: list[str]) -> dict[str, str]:
-    """Family per subject from a csv with the columns Subject and, if present, Family_ID.
+def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[str, str]:
+    """Family per subject from a csv with the columns Subject and Family_ID; blank: not known.
 
-    A study's table lists more people than one has images of, so rows without an image are passed
-    over; a table that knows nobody here is a mistake. A blank family means: not known.
+    A subject that is not among `names` is an error, or passed over where
+    prepare.subjects_table_extra says so, as a study's table may list more people than have images;
+    a table that knows nobody here is a mistake in any case.
 
     Raises:
-        InputError: no such table, no Subject column, a row without or with a repeated subject,
-            or none of `names` in it.
+        InputError: no such table, a column missing, a row without, with a repeated or with an
+            unknown subject, or none of `names` in the table.
     """
+    table, known = config.subjects_table, set(names)
+    unknown = ""
     path = root / table
     families: dict[str, str] = {}
     try:
@@ -118,6 +145,11 @@ def read_families(root: Path, table: str, names: list[str]) -> dict[str, str]:
             reader = csv.DictReader(stream)
             if "Subject" not in (reader.fieldnames or []):
                 raise InputError(f"prepare.subjects_table: {path} has no column Subject")
+            if "Family_ID" not in (reader.fieldnames or []):
+                raise InputError(
+                    f"prepare.subjects_table: {path} has no column Family_ID; leave the table out "
+                    "where families are not known"
+                )
             for row in reader:
                 place = f"prepare.subjects_table: {path}, row {reader.line_num}"
                 name = (row["Subject"] or "").strip()
@@ -125,12 +157,19 @@ def read_families(root: Path, table: str, names: list[str]) -> dict[str, str]:
                     raise InputError(f"{place} has no Subject")
                 if name in families:
                     raise InputError(f"{place} names subject {name} a second time")
-                families[name] = (row.get("Family_ID") or "").strip()
+                families[name] = (row["Family_ID"] or "").strip()
+                if name not in known and not unknown:
+                    unknown = f"{place} names subject {name}, of whom there is no image"
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"prepare.subjects_table: {path} cannot be read: {error}") from None
-    if not families.keys() & set(names):
+    if not families.keys() & known:
         raise InputError(
             f"prepare.subjects_table: {path} names none of the {len(names)} subjects found, "
             f"the first of which is {names[0]}"
+        )
+    if unknown and config.subjects_table_extra == "refuse":
+        raise InputError(
+            f"{unknown}: take the row out, mend prepare.template, or set "
+            "prepare.subjects_table_extra to ignore"
         )
     return families

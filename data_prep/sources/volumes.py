@@ -64,5 +64,6 @@ def transform(job: Job) -> list[Outcome]:
             affine=tuple(tuple(float(v) for v in row) for row in slices.affine),
             cropped=slices.cropped,
             volume=volume.native,
+            flags=volume.flags,
         )
     ]

@@ -13,9 +13,10 @@ from scipy import ndimage
 from data_prep.config import TRANSFORM_VERSION, PrepareConfig
 from data_prep.errors import InputError as PrepareError
 from data_prep.errors import VolumeError
-from data_prep.slices import PLANES, Slices, cut_slices, largest_piece
+from data_prep.mask_shape import mask_shape
+from data_prep.slices import PLANES, Slices, cut_slices
 from data_prep.verify import read_verified
-from data_prep.volume import load_volume, read_mask
+from data_prep.volume import load_volume, normalised, read_mask
 from pipeline.errors import InputError
 from pipeline.files import replacing
 
@@ -75,7 +76,7 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
     prepared = PreparedVolume(
         path,
         storage,
-        volume.data,
+        normalised(volume.data, volume.mask, volume.low, volume.high),
         # Ventricles can hold values of 0 or, after resampling, below: they are inside the head.
         ndimage.binary_fill_holes(volume.mask),
         volume.affine,
@@ -122,8 +123,8 @@ def _check_affine(path: Path) -> None:
 
 
 def _check_extent(path: Path, mask: np.ndarray, spacing: np.ndarray, config: PrepareConfig) -> None:
-    where = np.nonzero(largest_piece(mask))
-    size = max((int(np.ptp(axis)) + 1) * s for axis, s in zip(where, spacing, strict=True))
+    bounds = mask_shape(mask).bounds
+    size = max((last - first + 1) * s for (first, last), s in zip(bounds, spacing, strict=True))
     side = config.size * config.spacing_mm
     if size < LEAST_EXTENT * side:
         raise InputError(

@@ -1,5 +1,6 @@
 """Where voxels go: orientation, physical size, the affine, the choice of slices."""
 
+from dataclasses import replace
 from itertools import pairwise, permutations, product
 from pathlib import Path
 
@@ -8,12 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import map_coordinates
+from monai.transforms import ScaleIntensityRange
+from scipy.ndimage import label, map_coordinates
+from scipy.spatial.transform import Rotation
 from small_volumes import brain, write_nifti
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import VolumeError
-from data_prep.slices import choose_slices, cut_slices, largest_piece
+from data_prep.mask_shape import mask_shape
+from data_prep.percentiles import percentiles
+from data_prep.prepare import prepare
+from data_prep.slices import choose_slices, cut_slices
 from data_prep.volume import Volume, load_volume, n4_corrected, normalised
 
 CONFIG = PrepareConfig(
@@ -78,7 +84,99 @@ def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, pla
     voxels = (np.linalg.inv(volume.affine) @ slices.affine @ places.T)[:3]
     # The grid's centre may lie half-way between two voxels: linear interpolation there.
     shown = slices.images[pixels[:, 0], 0, pixels[:, 1], pixels[:, 2]]
-    np.testing.assert_allclose(map_coordinates(volume.data, voxels, order=1), shown, atol=1e-5)
+    values = normalised(volume.data, volume.mask, volume.low, volume.high)
+    np.testing.assert_allclose(map_coordinates(values, voxels, order=1), shown, atol=1e-5)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("spacing", [(0.5, 1.1, 2.3), (2.3, 0.5, 1.1), (1.1, 2.3, 0.5)])
+def test_a_sphere_is_round_and_of_its_diameter_whatever_the_voxels(
+    tmp_path: Path, plane: str, spacing: tuple[float, float, float]
+) -> None:
+    """A ball of 30 mm is 30 pixels of 1 mm across in every direction of the picture."""
+    shape = tuple(round(44 / mm) for mm in spacing)
+    centred = [
+        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
+        for axis, (n, mm) in enumerate(zip(shape, spacing, strict=True))
+    ]
+    radius = np.sqrt(sum(c**2 for c in centred))
+    # Bright enough at its rim that its edge is where the intensity falls to one half.
+    data = np.where(radius < 15, 1000 - 2 * radius, 0).astype(np.float32)
+    path = write_nifti(tmp_path / "ball.nii", data, np.diag([*spacing, 1.0]))
+    config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "size": 64, "spacing_mm": 1.0})
+    volume = load_volume(path, None, config)
+    image = cut_slices(replace(volume, low=0.0, high=900.0), config).images
+    middle = image[len(image) // 2, 0]
+    across, down = (middle > 0.5).sum(axis=0).max(), (middle > 0.5).sum(axis=1).max()
+    # To within a voxel, for the ball itself is drawn in voxels.
+    axes = {"axial": (1, 0), "coronal": (2, 0), "sagittal": (2, 1)}[plane]
+    assert across == pytest.approx(30, abs=0.5 + spacing[axes[0]])
+    assert down == pytest.approx(30, abs=0.5 + spacing[axes[1]])
+    area = float(middle.sum())
+    assert area == pytest.approx(np.pi * 15**2, rel=0.06)
+
+
+def oblique(axes: tuple[int, ...], flips: tuple[int, ...], degrees: float) -> np.ndarray:
+    """AFFINE turned about an oblique axis, its voxel axes swapped and flipped."""
+    turn = Rotation.from_rotvec(np.radians(degrees) * np.array([1, -0.6, 0.4])).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = (turn @ AFFINE[:3, :3])[:, axes] * flips
+    affine[:3, 3] = -11, 7, 5
+    return affine
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize(
+    ("axes", "flips"),
+    [
+        ((0, 1, 2), (1, 1, 1)),
+        ((0, 1, 2), (-1, 1, 1)),
+        ((2, 0, 1), (1, -1, -1)),
+        ((1, 2, 0), (-1, -1, 1)),
+    ],
+)
+def test_a_slice_saved_as_an_image_lies_where_its_volume_has_it(
+    tmp_path: Path,
+    work: Path,
+    plane: str,
+    axes: tuple[int, ...],
+    flips: tuple[int, ...],
+) -> None:
+    """Through files and both affines: every pixel shows what the volume holds at its place."""
+    shape = (36, 40, 32)
+    places = np.indices(shape).reshape(3, -1).astype(float)
+    affine = oblique(axes, flips, degrees=14)
+    centre = (affine @ [*(np.array(shape) - 1) / 2, 1])[:3]
+    # A field given in mm, linear in each axis: interpolation reads it exactly.
+    mm = (affine[:3, :3] @ places + affine[:3, 3:]).T - centre
+    inside = (np.abs(places.T - (np.array(shape) - 1) / 2) < np.array(shape) / 2 - 4).all(1)
+    values = np.where(inside, 1000 + mm @ [3.0, -5.0, 7.0], 0).reshape(shape)
+    source = write_nifti(tmp_path / "raw" / "a.nii.gz", values.astype(np.float32), affine)
+    keys = {"plane": plane, "spacing_mm": 0.9, "root": str(tmp_path / "raw"), "name": "back"}
+    extremes = {"lower_percentile": 0.0, "upper_percentile": 100.0}
+    config = PrepareConfig(
+        **{**vars(CONFIG), **keys, **extremes, "template": "{subject}.nii.gz", "workers": 1}
+    )
+    store = prepare(config, work, lambda line: None).store
+    entry = store.entries[0]
+    low, high = values[inside.reshape(shape)].min(), values.max()
+    volume = nib.load(source)
+    count = len(entry.slice_indices)
+    for n in (count // 2 - 1, count // 2, count // 2 + 1):
+        pixels = store.slices(entry)[n, 0] / 65535
+        nib.save(
+            nib.Nifti1Image(pixels[:, :, None].astype(np.float32), store.slice_affine(entry, n)),
+            tmp_path / "slice.nii.gz",
+        )
+        image = nib.load(tmp_path / "slice.nii.gz")
+        rows = np.indices(image.shape).reshape(3, -1)
+        to_voxel = np.linalg.inv(volume.affine) @ image.affine
+        voxels = to_voxel[:3, :3] @ rows + to_voxel[:3, 3:]
+        deep = (np.abs(voxels.T - (np.array(shape) - 1) / 2) < np.array(shape) / 2 - 6).all(1)
+        assert deep.sum() > 100
+        there = map_coordinates(np.asarray(volume.dataobj), voxels[:, deep], order=1)
+        shown = image.get_fdata().reshape(-1)[deep]
+        np.testing.assert_allclose(shown, (there - low) / (high - low), atol=2e-4)
 
 
 def test_voxel_size_and_not_array_shape_decides_the_size_in_pixels() -> None:
@@ -99,7 +197,44 @@ def test_a_speck_beside_the_brain_does_not_shift_the_picture() -> None:
     mask = brain() > 0
     speck = mask.copy()
     speck[0, 0, 0] = True
-    np.testing.assert_array_equal(largest_piece(speck), mask)
+    assert mask_shape(speck).bounds == mask_shape(mask).bounds
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 0.9), st.permutations(range(3)), st.booleans())
+def test_areas_and_bounds_are_those_of_a_labelling_of_voxels(
+    seed: int, share: float, axes: list[int], flipped: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    mask = generator.random(generator.integers(2, 9, 3)) < share
+    mask[1, 1, 1] = True
+    # Any storage order: the same mask seen through swapped and flipped axes.
+    seen = mask.transpose(axes)[:: -1 if flipped else 1]
+    labels, _ = label(seen)
+    largest = labels == np.bincount(labels[seen]).argmax()  # of equal ones the first
+    shape = mask_shape(seen)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        np.testing.assert_array_equal(shape.areas[axis], seen.sum(axis=others))
+        slices = np.flatnonzero(largest.any(axis=others))
+        assert shape.bounds[axis] == (slices[0], slices[-1])
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.floats(0, 100), min_size=1, max_size=3),
+    st.sampled_from([1, 7, 5000]),
+    st.sampled_from(["smooth", "sorted", "few"]),
+)
+def test_percentiles_are_numpys_to_the_last_bit(
+    seed: int, shares: list[float], size: int, kind: str
+) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((3, size)).astype(np.float32)
+    values = {"smooth": values, "sorted": np.sort(values, None), "few": values.round()}[kind]
+    mask = generator.random(values.shape) < 0.5
+    mask.flat[0] = True
+    expected = np.percentile(values[mask].astype(np.float64), shares)
+    assert percentiles(values, mask, shares) == list(expected)
 
 
 def test_a_brain_larger_than_the_picture_is_reported(tmp_path: Path) -> None:
@@ -127,16 +262,20 @@ def test_chosen_slices_are_ascending_large_enough_and_evenly_apart(
     assert all((b - a) % step == 0 for a, b in pairwise(chosen))
 
 
-def test_normalised_intensities_span_0_to_1_and_the_background_is_exactly_0() -> None:
+def test_normalised_intensities_are_monais_and_the_background_is_exactly_0() -> None:
     data = brain().astype(np.float32)
     mask = data > 0
-    result, *_ = normalised(data, mask, 1, 99)
+    low, high = percentiles(data, mask, [1, 99])
+    result = normalised(data, mask, low, high)
     assert result.dtype == np.float32
     assert (result[~mask] == 0).all()
-    assert result.min() == 0
-    assert result.max() == 1
+    assert (result.min(), result.max()) == (0, 1)
+    monai = np.asarray(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data))
+    np.testing.assert_array_equal(result[mask], monai[mask])
     # Scanner units and offset carry no meaning and leave no trace.
-    np.testing.assert_allclose(normalised(7 * data + 3, mask, 1, 99)[0], result, atol=1e-5)
+    other = 7 * data + 3
+    low, high = percentiles(other, mask, [1, 99])
+    np.testing.assert_allclose(normalised(other, mask, low, high), result, atol=1e-5)
 
 
 def test_a_mask_replaces_the_guess_and_must_fit(tmp_path: Path) -> None:

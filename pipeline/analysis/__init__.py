@@ -1,0 +1,1 @@
+"""What a trained decoder is for: analyses that know its package and nothing of its training."""

@@ -25,6 +25,10 @@ commands:
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
 
+commands with a decoder package, whose options python -m pipeline COMMAND --help lists:
+  reconstruct  undersampled MR images under the decoder's prior    -> WORK/reconstructions
+  restore      noisy, blurred or coarse images under the same      -> WORK/restorations
+
 python -m pipeline COMMAND --help lists every configuration key."""
 
 
@@ -147,7 +151,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # Commands that take options of their own in place of the configuration. A module has a frozen
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
-MODULES: dict[str, str] = {"export": "pipeline.exporting"}
+MODULES: dict[str, str] = {
+    "export": "pipeline.exporting",
+    "reconstruct": "pipeline.analysis.reconstruct",
+    "restore": "pipeline.analysis.restore",
+}
 
 
 def _with_options(command: str, argv: Sequence[str]) -> None:

@@ -47,9 +47,10 @@ class Prior(Protocol):
 class SolverSettings:
     """How long and from where both phases search."""
 
-    latent_steps: int = 200
+    latent_steps: int = 120
     image_steps: int = 100
-    restarts: int = 2
+    restarts: int = 1
+    support: bool = True
     learning_rate: float = 0.05
     cg_steps: int = 4
     final_cg_steps: int = 100
@@ -69,6 +70,9 @@ class Solution:
 LEAST_NOISE = 1e-3
 # λ of a frequency that the kernel lost is next to 0; its variance must not swamp the mean.
 LEAST_PRECISION = 0.05
+# Intensity above which the decoder draws tissue, and how much of σ is left far from it.
+TISSUE = 0.04
+OUTSIDE = 0.05
 
 
 def conjugate_gradient(
@@ -103,23 +107,38 @@ def colour(image: Tensor, precision: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(image) * precision, s=image.shape[-2:])
 
 
+def support(drawn: Tensor) -> Tensor:
+    """How far an image may depart from what was drawn, τ: 1 at tissue, little far from any.
+
+    drawn (B,C,H,W) -> the same shape. Tissue is where the decoder draws more than TISSUE; around it
+    τ falls over a pixel or two.
+    """
+    tissue = (drawn > TISSUE).to(drawn.dtype)
+    pool = torch.nn.functional
+    grown = pool.max_pool2d(tissue, 3, stride=1, padding=1)
+    soft = pool.avg_pool2d(grown, 3, stride=1, padding=1)
+    return OUTSIDE + (1 - OUTSIDE) * soft
+
+
 def best_departure(
     operator: Operator,
     measurement: Tensor,
     drawn: Tensor,
     precision: Tensor,
+    reach: Tensor | float,
     ratio: float,
     start: Tensor,
     steps: int,
 ) -> Tensor:
-    """The x − decode(z) that minimises ‖A x − y‖²/2s² + ‖x − decode(z)‖²_λ/2σ²: (B,C,H,W).
+    """The u that minimises ‖A (decode(z) + τu) − y‖²/2s² + ‖u‖²_λ/2σ²: (B,C,H,W).
 
-    drawn: decode(z); precision λ; ratio s²/σ²; start: a first guess of the departure.
+    drawn: decode(z); precision λ; reach τ; ratio s²/σ²; start: a first guess of u.
     """
-    right = operator.adjoint(measurement - operator.forward(drawn))
+    right = reach * operator.adjoint(measurement - operator.forward(drawn))
 
     def apply(image: Tensor) -> Tensor:
-        return operator.adjoint(operator.forward(image)) + ratio * colour(image, precision)
+        data = operator.adjoint(operator.forward(reach * image))
+        return reach * data + ratio * colour(image, precision)
 
     return conjugate_gradient(apply, right, start, steps)
 
@@ -158,20 +177,26 @@ def solve(
         _cool(optimiser, settings.learning_rate, index, settings.image_steps)
         mean = prior.decode(latent)
         with torch.no_grad():
-            precision = prior.precision(latent)
+            precision, reach = prior.precision(latent), _reach(mean, settings)
             departure = best_departure(
-                operator, measurement, mean, precision, ratio, departure, settings.cg_steps
+                operator, measurement, mean, precision, reach, ratio, departure, settings.cg_steps
             )
-            pull = colour(departure, precision) / sigma**2
-        # ∂/∂z of the quadratic form at a fixed x: −⟨Σ⁻¹(x − mean), ∂mean⟩/σ².
+            image = mean + reach * departure
+            pull = operator.adjoint(measurement - operator.forward(image)) / noise**2
+        # The gradient of the minimum over x: that of the misfit at this x, as if x moved along.
         _descend(optimiser, -(pull * mean).sum() + 0.5 * latent.square().sum())
         step()
     with torch.no_grad():
         mean, precision = prior.decode(latent), prior.precision(latent)
+        reach, steps = _reach(mean, settings), settings.final_cg_steps
         departure = best_departure(
-            operator, measurement, mean, precision, ratio, departure, settings.final_cg_steps
+            operator, measurement, mean, precision, reach, ratio, departure, steps
         )
-    return Solution(latent.detach(), drawn, (mean + departure).clamp(0, 1))
+    return Solution(latent.detach(), drawn, (mean + reach * departure).clamp(0, 1))
+
+
+def _reach(drawn: Tensor, settings: SolverSettings) -> Tensor:
+    return support(drawn) if settings.support else torch.ones_like(drawn)
 
 
 def _latent_phase(

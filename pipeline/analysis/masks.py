@@ -71,8 +71,10 @@ def sampled_centre(mask: Tensor) -> int:
     full = mask.bool().all(dim=0)
     middle = len(full) // 2
     reach = 0
-    while middle - reach >= 0 and middle + reach < len(full) and bool(
-        full[middle - reach] and full[middle + reach]
+    while (
+        middle - reach >= 0
+        and middle + reach < len(full)
+        and bool(full[middle - reach] and full[middle + reach])
     ):
         reach += 1
     return max(0, 2 * reach - 1)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {
-    "help", "prepare", "train", "evaluate", "compare", "bench", "ui", "test", "test-all",
+    "help", "prepare", "train", "evaluate", "compare", "reconstruct", "restore", "bench", "ui", "test", "test-all",
     "lint", "clean",
 }  # fmt: skip
 

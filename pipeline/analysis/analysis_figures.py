@@ -56,6 +56,8 @@ def comparison(cases: Sequence[Case], title: str) -> Figure:
     if colours is not None:
         bar = figure.colorbar(colours, ax=axes, shrink=0.4, pad=0.01)
         bar.set_label("error, intensity", fontsize=8)
+    if known:
+        title += "\n(the middle slice of each; scores are means over a person's slices)"
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -222,7 +222,7 @@ def _latent_phase(
 
     best, lowest = first, torch.full((len(first),), torch.inf)
     for restart in range(settings.restarts):
-        start = first if restart == 0 else torch.randn(first.shape, generator=generator)
+        start = first if restart == 0 else torch.randn(first.shape, generator=generator).to(first)
         latent = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([latent], lr=settings.learning_rate)
         for index in range(settings.latent_steps):

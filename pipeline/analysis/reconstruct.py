@@ -111,7 +111,16 @@ class Options:
             raise ValueError(f"acceleration must lie between 2 and 8, not {self.acceleration:g}")
         if self.coils < 1:
             raise ValueError(f"coils must be at least 1, not {self.coils}")
-        check_numbers(self.noise, self.scale, self.tv_weight, self.slices, self.seed)
+        check_numbers(
+            noise=self.noise,
+            scale=self.scale,
+            tv_weight=self.tv_weight or 0.0,
+            slices=self.slices,
+            seed=self.seed,
+            latent_steps=self.latent_steps,
+            image_steps=self.image_steps,
+            restarts=self.restarts - 1,
+        )
 
     @property
     def solver(self) -> SolverSettings:
@@ -125,12 +134,11 @@ class Options:
         )
 
 
-def check_numbers(noise: float, scale: float, weight: float | None, slices: int, seed: int) -> None:
-    """Raise ValueError where a number that both commands take is negative or not finite."""
-    named = {"noise": noise, "scale": scale, "tv_weight": weight or 0.0, "slices": slices}
-    for name, value in {**named, "seed": seed}.items():
+def check_numbers(**numbers: float) -> None:
+    """Raise ValueError, naming it, where a number of the options is negative or not finite."""
+    for name, value in numbers.items():
         if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must not be negative, not {value}")
+            raise ValueError(f"{name} is too small or no number")
 
 
 def run(options: Options) -> None:

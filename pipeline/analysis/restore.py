@@ -92,7 +92,16 @@ class Options:
             raise ValueError("give one of --store and --image")
         if not 0 <= self.blur < float("inf"):
             raise ValueError(f"blur must not be negative, not {self.blur}")
-        check_numbers(self.noise, self.scale, self.tv_weight, self.slices, self.seed)
+        check_numbers(
+            noise=self.noise,
+            scale=self.scale,
+            tv_weight=self.tv_weight or 0.0,
+            slices=self.slices,
+            seed=self.seed,
+            latent_steps=self.latent_steps,
+            image_steps=self.image_steps,
+            restarts=self.restarts - 1,
+        )
 
     @property
     def solver(self) -> SolverSettings:

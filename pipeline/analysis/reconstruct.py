@@ -146,7 +146,7 @@ def run(options: Options) -> None:
     package = open_package(options.package)
     output = Path(options.output or work_folder() / "reconstructions")
     _check_acceleration(options, package)
-    record = {"decoder": package_record(package, options.package),
+    record: dict[str, Any] = {"decoder": package_record(package, options.package),
               "options": options_record(options)}  # fmt: skip
     if options.store:
         store = open_store(options.store, work_folder())

@@ -129,7 +129,7 @@ def run(options: Options) -> None:
     output = Path(options.output or work_folder() / "restorations")
     height, width = package.image_shape[1:]
     operator = degradation(options.blur, options.factor, (height, width))
-    record = {"decoder": package_record(package, options.package),
+    record: dict[str, Any] = {"decoder": package_record(package, options.package),
               "options": options_record(options)}  # fmt: skip
     if options.store:
         store = open_store(options.store, work_folder())

@@ -33,7 +33,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate compare reconstruct restore bench ui test test-all lint clean
+.PHONY: help prepare train evaluate export compare reconstruct restore bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
@@ -55,6 +55,9 @@ train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
 
 evaluate: $(INSTALLED) ## Score a run on people it has not seen
 	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
+
+export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
+	$(PY) -m pipeline export --run "$(or $(RUN),$(basename $(notdir $(CONFIG))))" $(ARGS)
 
 compare: $(INSTALLED) ## Every reconstruction term at one rate -> WORK/comparisons/RUN
 	$(PY) -m pipeline compare $(stage) $(run) $(ARGS)

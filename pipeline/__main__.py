@@ -23,6 +23,7 @@ USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [-
 commands:
   train      train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+  export     write a run's decoder package, and register it       -> WORK/packages/RUN
   compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
 
 commands with a decoder package, whose options python -m pipeline COMMAND --help lists:

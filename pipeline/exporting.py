@@ -6,18 +6,22 @@ python -m pipeline export --run RUN                                  -> WORK/pac
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.comparison.leaderboard import DENSITY, RECONSTRUCTION, SAMPLES, loss
 from pipeline.data.slices import Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
 from pipeline.decoder_package.metadata import hashed_people
+from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.model_registry import Registry, Version
 from pipeline.models.config import ModelConfig
 from pipeline.stages import run_folder
+from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import MANIFEST, Checkpoint, find_checkpoint
 from pipeline.training.step import part_of
 
@@ -28,6 +32,8 @@ PARTS = {
     "kernel_network": "kernel_network",
     "term": "density",
 }
+# Metrics that say which of two decoders is better.
+SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
 # Keys of a store's configuration that only say where a machine keeps files.
 PLACES = ("root", "subjects_table")
 
@@ -44,24 +50,107 @@ class Options:
     """Whether every graph is written as .onnx, too."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint."""
+    register: bool = True
+    """Whether it is registered in MLflow as EXPERIMENT-decoder; runs without tracking are not."""
+    experiment: str = ""
+    """The experiment; "" = the run's."""
+    champion: Literal["if_better", "always", "never"] = "if_better"
+    """Whether the alias `champion` is moved to this version."""
+    champion_metric: str = "lpips_alex"
+    """By which key of the evaluation's metrics.json it is better."""
 
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("say which run to export: --run RUN")
+        if self.champion_metric not in SCORES:
+            raise ValueError(f"champion_metric must be one of {', '.join(SCORES)}, "
+                             f"not {self.champion_metric}")  # fmt: skip
 
 
 def run(options: Options) -> None:
     """The command. Raises InputError where there is no such run, or no place for the package."""
-    package = package_of_run(options.run, options.checkpoint)
+    package, tracking = package_of_run(options.run, options.checkpoint)
     folder = Path(options.output or work_folder() / "packages" / options.run)
     if write(folder, package, onnx=options.onnx):
         print(f"decoder package of run {options.run}: {folder}")
     else:
         print(f"package {folder} is written already: nothing to do")
+    if options.register and tracking.enabled:
+        _register(folder, options, replace(
+            tracking, experiment=options.experiment or tracking.experiment
+        ))  # fmt: skip
 
 
-def package_of_run(run: str, which: Literal["best", "last"] = "best") -> DecoderPackage:
-    """The package of a run's checkpoint, averaged weights, not yet written.
+def _register(folder: Path, options: Options, tracking: TrackingConfig) -> None:
+    """Register what lies in `folder`, and move the champion where it is due."""
+    metadata = read_metadata(folder)
+    evaluation = metadata["evaluation"] or {"metrics": {}, "inputs": {}}
+    means = {key: value["mean"] for key, value in evaluation["metrics"].items()
+             if value["mean"] is not None}  # fmt: skip
+    registry = Registry(tracking, work_folder())
+    version = registry.add(folder, metadata, metrics=means, scored_on=scored_on(evaluation))
+    print(f"MLflow: {version.name}, version {version.number}"
+          f"{'' if version.new else ' (registered already)'}")  # fmt: skip
+    champion = registry.champion()
+    move, reason = is_due(version, champion, options.champion, options.champion_metric)
+    if move:
+        registry.crown(version)
+    print(f"champion: {'version ' + str(version.number) if move else 'unchanged'}, {reason}")
+
+
+def is_due(version: Version, champion: Version | None, how: str, key: str) -> tuple[bool, str]:
+    """Whether a version is to become the champion, and the reason in words."""
+    if champion is not None and champion.number == version.number:
+        return False, "it is this version"
+    if how == "always":
+        return True, "as asked for"
+    if how == "never":
+        return False, "as asked for"
+    if key not in version.metrics:
+        return False, f"for this checkpoint has no {key} yet: evaluate the run, then export again"
+    value = version.metrics[key]
+    if champion is None:
+        return True, f"the first with {key} ({value:.4f})"
+    if key not in champion.metrics:
+        return True, f"with {key} {value:.4f}, which version {champion.number} lacks"
+    if champion.scored_on != version.scored_on:
+        return False, (
+            f"for version {champion.number} was scored on other people or with other settings: "
+            "--champion always moves it"
+        )
+    old = champion.metrics[key]
+    better = _loss(version, key) < _loss(champion, key)
+    words = "better" if better else "no better"
+    return (
+        better,
+        f"{words} than version {champion.number} in {key} ({value:.4f} against {old:.4f})",
+    )
+
+
+def _loss(version: Version, key: str) -> float:
+    return loss(
+        SCORES[key], version.metrics[key], version.metrics.get("blur_effect_data", math.nan)
+    )
+
+
+def scored_on(evaluation: dict[str, Any]) -> str:
+    """What an evaluation's metrics are of, as a digest: the people and what decides a score."""
+    inputs = evaluation["inputs"]
+    kept = {
+        "store": inputs.get("store"),
+        "evaluation": {
+            key: value
+            for key, value in inputs.get("evaluation", {}).items()
+            if key not in ("batch_size", "checkpoint", "bootstrap") and "weights" not in key
+        },
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def package_of_run(
+    run: str, which: Literal["best", "last"] = "best"
+) -> tuple[DecoderPackage, TrackingConfig]:
+    """The package of a run's checkpoint, averaged weights, not yet written; and how it is tracked.
 
     Raises InputError where the run, its checkpoint or its store can't be used.
     """
@@ -72,7 +161,7 @@ def package_of_run(run: str, which: Literal["best", "last"] = "best") -> Decoder
     state = checkpoint.state
     store = _store(state, run)
     channels, height, width = state["image_shape"]
-    model, likelihood = _sections(checkpoint)
+    model, likelihood, tracking = _sections(checkpoint)
     metadata = describe(
         (channels, height, width),
         model,
@@ -103,7 +192,7 @@ def package_of_run(run: str, which: Literal["best", "last"] = "best") -> Decoder
             f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
             "yet: train for more epochs than likelihood.warmup_epochs"
         )
-    return package
+    return package, tracking
 
 
 def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -133,10 +222,14 @@ def _store(state: dict[str, Any], run: str) -> Store:
     return store
 
 
-def _sections(checkpoint: Checkpoint) -> tuple[ModelConfig, LikelihoodConfig]:
+def _sections(checkpoint: Checkpoint) -> tuple[ModelConfig, LikelihoodConfig, TrackingConfig]:
     config = checkpoint.state["config"]
     try:
-        return ModelConfig(**config["model"]), LikelihoodConfig(**config["likelihood"])
+        return (
+            ModelConfig(**config["model"]),
+            LikelihoodConfig(**config["likelihood"]),
+            TrackingConfig(**config["tracking"]),
+        )
     except (TypeError, ValueError) as error:
         raise InputError(
             f"checkpoint {checkpoint.path} is of another version of this program ({error}): "

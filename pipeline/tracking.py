@@ -1,4 +1,4 @@
-"""All that touches MLflow.
+"""All that touches MLflow, but for the registry of decoders (model_registry).
 
 A `Tracker` is one MLflow run. Metrics are collected and sent in batches; MLflow is imported when
 the first tracker is opened, since its import takes seconds that other commands need not pay.
@@ -6,6 +6,7 @@ the first tracker is opened, since its import takes seconds that other commands 
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import time
@@ -57,7 +58,7 @@ class NoTracker:
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
+def telling() -> Iterator[None]:
     """Within it, a failure of MLflow is an InputError: a full disk, a server that is gone."""
     from mlflow.exceptions import MlflowException
 
@@ -85,7 +86,7 @@ class Tracker(NoTracker):
         self._pending: list[Any] = []
         self._known: dict[str, set[int]] | None = {} if continued else None
 
-    @_telling()
+    @telling()
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested sections flattened to dotted names."""
         from mlflow.entities import Param
@@ -110,7 +111,7 @@ class Tracker(NoTracker):
         if len(self._pending) >= METRICS_PER_BATCH:
             self.flush()
 
-    @_telling()
+    @telling()
     def latest(self, values: Mapping[str, float]) -> None:
         """Log metrics without a step, in place of what was logged of that name before."""
         from mlflow.entities import Metric
@@ -119,7 +120,7 @@ class Tracker(NoTracker):
         metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
-    @_telling()
+    @telling()
     def _steps(self, key: str) -> set[int]:
         """Steps of a metric that a continued run has already."""
         if self._known is None:
@@ -129,24 +130,24 @@ class Tracker(NoTracker):
             self._known[key] = {metric.step for metric in history}
         return self._known[key]
 
-    @_telling()
+    @telling()
     def flush(self) -> None:
         """Send what was noted."""
         pending, self._pending = self._pending, []
         for start in range(0, len(pending), METRICS_PER_BATCH):
             self._client.log_batch(self.run_id, metrics=pending[start : start + METRICS_PER_BATCH])
 
-    @_telling()
+    @telling()
     def text(self, content: str, name: str) -> None:
         """Log a text as an artifact."""
         self._client.log_text(self.run_id, content, name)
 
-    @_telling()
+    @telling()
     def figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact."""
         self._client.log_figure(self.run_id, figure, name)
 
-    @_telling()
+    @telling()
     def image(self, image: Any, key: str, step: int) -> None:
         """Log an image, uint8 (H,W,3), of a step."""
         if self._known is not None:
@@ -156,7 +157,7 @@ class Tracker(NoTracker):
                 return
         self._client.log_image(self.run_id, image, key=key, step=step)
 
-    @_telling()
+    @telling()
     def dataset(self, name: str, digest: str, path: Path, context: str) -> None:
         """Log a prepared store as the run's data set; context is training or evaluation."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -174,7 +175,7 @@ class Tracker(NoTracker):
             self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), [tag])]
         )
 
-    @_telling()
+    @telling()
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         self._client.set_tag(self.run_id, name, value)
@@ -197,18 +198,18 @@ def track(
     if not config.enabled:
         yield NoTracker()
         return
-    client, experiment = _connect(config, work)
-    with _telling():
-        run_id = known = _known(client, continued)
+    client, experiment = connect(config, work)
+    with telling():
+        run_id = found = known(client, continued)
     if run_id is None:
         tags = {"mlflow.runName": name}
-        with _telling():
-            if parent_id := _known(client, parent):
+        with telling():
+            if parent_id := known(client, parent):
                 tags["mlflow.parentRunId"] = parent_id
             run_id = client.create_run(experiment, tags=tags).info.run_id
-    with _telling():
+    with telling():
         client.update_run(run_id, status="RUNNING")
-    tracker = Tracker(client, run_id, continued=known is not None)
+    tracker = Tracker(client, run_id, continued=found is not None)
     try:
         yield tracker
     except BaseException as error:
@@ -218,24 +219,37 @@ def track(
             client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
         raise
     tracker.flush()
-    with _telling():
+    with telling():
         client.set_terminated(run_id, "FINISHED")
 
 
-def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
-    """A client and the experiment's id. One process at a time creates the database."""
+def quieten() -> None:
+    """Before MLflow's first import: no telemetry, and nothing said that is raised as well."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import logging
-
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised, too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def address(work: Path) -> str:
+    """Where MLflow is: MLFLOW_TRACKING_URI, else the database under `work`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+
+
+def connect(
+    config: TrackingConfig, work: Path, instead: str = "--tracking.enabled false"
+) -> tuple[Any, str]:
+    """A client and the experiment's id. One process at a time creates the database.
+
+    instead: the option that an error names as the way to do without MLflow.
+    """
+    quieten()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     work.mkdir(parents=True, exist_ok=True)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+    uri = address(work)
     artifacts = None  # a server knows its own place
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).resolve()
@@ -253,12 +267,11 @@ def _connect(config: TrackingConfig, work: Path) -> tuple[Any, str]:
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"MLflow can't be used at {uri} ({reason}): set MLFLOW_TRACKING_URI, "
-            "or pass --tracking.enabled false"
+            f"MLflow can't be used at {uri} ({reason}): set MLFLOW_TRACKING_URI, or pass {instead}"
         ) from error
 
 
-def _known(client: Any, run_id: str | None) -> str | None:
+def known(client: Any, run_id: str | None) -> str | None:
     """The id if the database has a run of that name that is not deleted, else None."""
     from mlflow.exceptions import MlflowException
 

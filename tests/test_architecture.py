@@ -18,11 +18,13 @@ FLOORS = {
     "pipeline.backbones": 0.0,
     "pipeline.processes": 0.5,
     "pipeline.tracking": 1.0,
+    "pipeline.served_decoder": 1.0,
+    "pipeline.model_registry": 1.5,
     "pipeline.blur": 1.0,
     "pipeline.models": 1.0,
     "pipeline.data": 2.0,
     "pipeline.losses": 2.0,
-    "pipeline.decoder_package": 2.0,
+    "pipeline.decoder_package": 2.5,
     "pipeline.analysis": 3.0,
     "pipeline.config": 3.0,
     "pipeline.training": 4.0,
@@ -32,6 +34,7 @@ FLOORS = {
     "pipeline.evaluation.aggregate": 1.0,
     "pipeline.stages": 5.5,
     "pipeline.comparison": 6.0,
+    "pipeline.exporting": 6.5,
     "pipeline.__main__": 7.0,
 }
 
@@ -110,10 +113,13 @@ def test_no_module_is_two(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-def test_mlflow_is_touched_in_one_module() -> None:
+MLFLOW = {"pipeline.tracking", "pipeline.model_registry", "pipeline.served_decoder"}
+
+
+def test_mlflow_is_touched_in_its_modules_alone() -> None:
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "mlflow" for name in names):
-                assert _name(path) == "pipeline.tracking"
+                assert _name(path) in MLFLOW

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {
-    "help", "prepare", "train", "evaluate", "compare", "reconstruct", "restore", "bench", "ui", "test", "test-all",
-    "lint", "clean",
+    "help", "prepare", "train", "evaluate", "export", "compare", "reconstruct", "restore", "bench",
+    "ui", "test", "test-all", "lint", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -48,6 +48,13 @@ def test_names_reach_the_programs() -> None:
 def test_a_named_run_is_scored_with_its_own_configuration() -> None:
     assert "--config" not in _make("-n", "evaluate", "RUN=a")
     assert "--config" in _make("-n", "evaluate", "RUN=a", "CONFIG=configs/hcp.yaml")
+
+
+def test_the_run_that_is_exported_is_named_or_that_of_the_configuration() -> None:
+    assert _make("-n", "export", "RUN=a", "ARGS=--onnx true").split()[-4:] == [
+        "--run", '"a"', "--onnx", "true",
+    ]  # fmt: skip
+    assert _make("-n", "export", "CONFIG=configs/hcp.yaml").split()[-1] == '"hcp"'
 
 
 @pytest.mark.parametrize("name", ["Makefile", "constraints.txt", "pyproject.toml", ".ci/run"])

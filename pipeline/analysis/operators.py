@@ -35,6 +35,20 @@ class Identity:
         return measurement
 
 
+class Within:
+    """The image inside a region, 0 outside: its own adjoint."""
+
+    def __init__(self, region: Tensor) -> None:
+        """region (B,C,H,W) or what broadcasts to it, of 0 and 1."""
+        self.region = region
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.region * image
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        return self.region * measurement
+
+
 class MaskedFourier:
     """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space a coil."""
 

@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
-from pipeline.analysis.inverse import Prior, SolverSettings, solve
-from pipeline.analysis.operators import Operator
+from pipeline.analysis.inverse import Prior, SolverSettings, solve, support
+from pipeline.analysis.operators import Composed, Operator, Within
 from pipeline.analysis.total_variation import GRID, total_variation
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.decoder_package import DecoderPackage, load
@@ -28,6 +28,8 @@ from pipeline.files import replacing, work_folder, write_text
 from pipeline.progress import Reporter
 
 TV, LATENT, IMAGE = "total variation", "decoder, latent", "decoder, image"
+# What the decoder adds beyond knowing where the head is shows against this.
+TV_WITHIN = "TV, decoder's support"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ def solve_case(
         problem.simple,
         settings,
         notice,
+    )
+    within = (support(found.drawn) > 0.5).to(found.drawn.dtype)
+    images[TV_WITHIN] = within * total_variation(
+        Composed(Within(within), problem.operator), problem.measurement, weight, problem.simple
     )
     images |= {LATENT: found.drawn, IMAGE: found.image}
     case = Case(name, problem, images)

@@ -127,14 +127,18 @@ class Row:
 
     def loss(self, metric: Metric) -> float:
         """What is to be small for a row to be the best."""
-        value = self.mean(metric.key)
-        if metric.better == "up":
-            return -value
-        if metric.better == "one":
-            return abs(value - 1)
-        if metric.better == "data":
-            return abs(value - self.mean("blur_effect_data"))
-        return value
+        return loss(metric, self.mean(metric.key), self.mean("blur_effect_data"))
+
+
+def loss(metric: Metric, value: float, data: float = math.nan) -> float:
+    """What is to be small for a score to be good; data: the blur effect of the data itself."""
+    if metric.better == "up":
+        return -value
+    if metric.better == "one":
+        return abs(value - 1)
+    if metric.better == "data":
+        return abs(value - data)
+    return value
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:

@@ -113,11 +113,13 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
     program = torch.export.export(
         graph.network, (graph.example(TRACED),), dynamic_shapes=({0: batch},)
     )
-    for node in list(program.graph.nodes):
-        node.meta.pop("stack_trace", None)  # paths of this machine
-        if node.target in TIED:
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in list(module.graph.nodes):
+                node.meta.pop("stack_trace", None)  # paths of this machine
+                if node.target in TIED:
+                    module.graph.erase_node(node)
+            module.recompile()
     return program
 
 

@@ -112,9 +112,7 @@ def parts(package: DecoderPackage) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _load_part(
-    path: Path, part: nn.Module, files: dict[str, Any], tensors: dict[str, Any]
-) -> None:
+def _load_part(path: Path, part: nn.Module, files: dict[str, Any], tensors: dict[str, Any]) -> None:
     """Weights from a file into a module, where file, metadata and module agree."""
     try:
         content = path.read_bytes()

@@ -14,6 +14,7 @@ from pipeline.analysis.operators import (
     Identity,
     MaskedFourier,
     Operator,
+    Within,
     complex_noise,
     smooth_sensitivities,
 )
@@ -36,6 +37,7 @@ OPERATORS: dict[str, Make] = {
     "multi-coil": lambda shape: MaskedFourier(_mask(shape), _coils(shape)),
     "blur": lambda shape: GaussianBlur(1.3, shape),
     "downsampling": lambda shape: Downsampling(3, shape),
+    "within": lambda shape: Within((torch.rand(1, 1, *shape) > 0.4).double()),
     "blur and downsampling": lambda shape: Composed(
         GaussianBlur(0.8, shape), Downsampling(3, shape)
     ),

@@ -1,0 +1,241 @@
+"""MLflow's registry of decoders: versions by name, and which of them is the champion."""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.files import work_folder
+from pipeline.tracking import TrackingConfig, address, connect, known, quieten, telling
+
+MODEL = "decoder"
+CHAMPION = "champion"
+INSTEAD = "--register false"
+# Tags of a version.
+DIGEST, METRICS, SCORED_ON = "package_digest", "metrics", "scored_on"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered decoder, and what is known of it."""
+
+    name: str
+    number: int
+    metrics: dict[str, float]
+    """Means by key; empty where the package has no evaluation."""
+    scored_on: str
+    """Which people and settings the metrics are of; equal ones can be compared."""
+    new: bool = False
+
+
+class Registry:
+    """The registered model `<experiment>-decoder` of one experiment."""
+
+    def __init__(self, config: TrackingConfig, work: Path) -> None:
+        """Raises InputError where MLflow can't be used."""
+        self.client, self.experiment = connect(config, work, INSTEAD)
+        self.name = f"{config.experiment}-decoder"
+
+    def add(
+        self,
+        package: Path,
+        metadata: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, float],
+        scored_on: str,
+    ) -> Version:
+        """Log the package as a model of its training run, and register it.
+
+        A package that is registered already keeps its version. Where the database does not know
+        the training run, a run of the export stands for it.
+        """
+        with telling(), _quiet():
+            for version in self._versions():
+                if version.tags.get(DIGEST) == metadata["digest"]:
+                    return _version(version)
+            tags = {
+                DIGEST: str(metadata["digest"]),
+                METRICS: json.dumps(dict(metrics), sort_keys=True),
+                SCORED_ON: scored_on,
+                "run": str(metadata["run"].get("name", "")),
+                "store_digest": str(metadata["store"].get("digest", "")),
+                "simulated": str(metadata["store"].get("simulated", "")).lower(),
+            }
+            run_id = known(self.client, metadata["run"].get("id")) or self._run(tags["run"])
+            model = self._log(package, metadata, run_id)
+            # Not models:/ID, which MLflow looks up at its global address and not at the client's.
+            made = self.client.create_model_version(
+                self.name, model.artifact_location, run_id=run_id, tags=tags,
+                model_id=model.model_id,
+            )  # fmt: skip
+            return Version(self.name, int(made.version), dict(metrics), scored_on, new=True)
+
+    def champion(self) -> Version | None:
+        """The version that the alias `champion` stands at; None without one."""
+        from mlflow.exceptions import MlflowException
+
+        with telling():
+            try:
+                found = self.client.get_model_version_by_alias(self.name, CHAMPION)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+            return _version(found)
+
+    def crown(self, version: Version) -> None:
+        """Set the alias `champion` at a version."""
+        with telling():
+            self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+
+    def _versions(self) -> list[Any]:
+        """All versions; the registered model itself is made where it is not there yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return list(self.client.search_model_versions(f"name='{self.name}'"))
+
+    def _run(self, name: str) -> str:
+        run = self.client.create_run(self.experiment, tags={"mlflow.runName": f"{name} export"})
+        self.client.set_terminated(run.info.run_id, "FINISHED")
+        return run.info.run_id
+
+    def _log(self, package: Path, metadata: Mapping[str, Any], run_id: str) -> Any:
+        """The package as a logged model with signature and example."""
+        import mlflow.pyfunc
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        from pipeline import served_decoder
+
+        latent, image = metadata["latent_shape"], metadata["image_shape"]
+        single = np.dtype(np.float32)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(single, (-1, *latent))]),
+            outputs=Schema([TensorSpec(single, (-1, *image))]),
+        )
+        example = np.zeros((1, *latent), dtype=np.float32)
+        run = self.client.get_run(run_id)
+        model = self.client.create_logged_model(
+            run.info.experiment_id, MODEL, source_run_id=run_id, model_type="decoder"
+        )
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=served_decoder.__file__,
+                artifacts={"package": str(package.resolve())},
+                signature=signature,
+                input_example=example,
+                pip_requirements=_requirements(metadata),
+                mlflow_model=Model(
+                    artifact_path=model.artifact_location,
+                    model_uuid=model.model_id,
+                    run_id=run_id,
+                    model_id=model.model_id,
+                ),
+            )
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        step = len(run.outputs.model_outputs) if run.outputs else 0  # the last one wins at runs:/
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        self.client.finalize_logged_model(model.model_id, "READY")
+        return model
+
+
+def fetch(source: str) -> Path:
+    """The folder of a package from "models:/NAME@ALIAS", "models:/NAME/3" or "runs:/ID/decoder".
+
+    A copy where MLflow's artifacts are not on this machine. Raises InputError where there is none.
+    """
+    quieten()
+    import mlflow.artifacts
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = address(work_folder())
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
+        raise InputError(
+            f"{source}: there is no MLflow database {database}: set WORK or MLFLOW_TRACKING_URI"
+        )
+    try:
+        with _quiet():
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=_location(MlflowClient(uri), source), tracking_uri=uri
+            )
+    except (MlflowException, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{source} can't be had from MLflow at {uri} ({lines[0][:160]}): register it with "
+            "make export RUN=…, or set MLFLOW_TRACKING_URI"
+        ) from error
+    found = sorted(Path(place).glob("**/metadata.json"))
+    if not found:
+        raise InputError(f"{source} holds no decoder package: register one with make export RUN=…")
+    return found[0].parent
+
+
+def _location(client: Any, source: str) -> str:
+    """Where MLflow keeps what an address stands for.
+
+    Looked up here, since MLflow's own look-up asks the process's global address.
+    """
+    kind, _, rest = source.partition(":/")
+    if kind == "runs":
+        run_id, _, model_name = rest.partition("/")
+        outputs = client.get_run(run_id).outputs
+        for output in sorted(outputs.model_outputs if outputs else (), key=lambda o: -o.step):
+            model = client.get_logged_model(output.model_id)
+            if model.name == model_name:
+                return str(model.artifact_location)
+        raise InputError(
+            f"{source}: that run has no model {model_name!r}: register one with make export RUN=…"
+        )
+    name, at, alias = rest.rpartition("@")
+    if at:
+        number = client.get_model_version_by_alias(name, alias).version
+    else:
+        name, _, number = rest.rpartition("/")
+        if not name or not number.isdecimal():
+            raise InputError(f"{source}: write models:/NAME@{CHAMPION}, models:/NAME/3 or "
+                             f"runs:/ID/{MODEL}")  # fmt: skip
+    return str(client.get_model_version_download_uri(name, str(number)))
+
+
+def _requirements(metadata: Mapping[str, Any]) -> list[str]:
+    import mlflow
+
+    torch = str(metadata["pytorch_version"]).partition("+")[0]
+    return [f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch}"]
+
+
+def _version(found: Any) -> Version:
+    metrics = json.loads(found.tags.get(METRICS) or "{}")
+    return Version(found.name, int(found.version), metrics, found.tags.get(SCORED_ON, ""))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what MLflow says of itself on screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

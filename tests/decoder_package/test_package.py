@@ -1,0 +1,143 @@
+"""What a package computes: the likelihood it was trained under, and nothing that trains."""
+
+import math
+
+import pytest
+import torch
+from tiny_packages import MODEL, make_package
+from torch import Tensor
+
+from pipeline.blur.likelihood import gaussian_nll
+from pipeline.decoder_package import DecoderPackage
+from pipeline.decoder_package.package import DENSITIES
+from pipeline.errors import InputError
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.registry import TERMS
+from pipeline.models.config import ModelConfig
+from pipeline.training.objective import Objective
+
+GAUSSIANS = ("blur", "gaussian", "fourier_gaussian")
+
+
+def _pair(package: DecoderPackage, batch: int = 3) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    image = torch.rand(batch, *package.image_shape, generator=random)
+    return image, torch.randn(batch, *package.latent_shape, generator=random)
+
+
+def test_the_densities_are_those_of_the_registry() -> None:
+    assert {name for name, term in TERMS.items() if term.density} == set(DENSITIES)
+
+
+@pytest.mark.parametrize("term", sorted(DENSITIES))
+def test_the_likelihood_is_that_of_training(term: str) -> None:
+    package = make_package(term)
+    likelihood = LikelihoodConfig(term=term, kernel_size=5)
+    objective = Objective((1, 32, 32), MODEL, likelihood).eval()
+    objective.vae.encoder.load_state_dict(package.encoder.state_dict())
+    objective.vae.decoder.load_state_dict(package.decoder.state_dict())
+    objective.term.load_state_dict(package.density.state_dict())
+    if package.kernel_network is not None:
+        objective.kernel_network.load_state_dict(package.kernel_network.state_dict())
+    image, _ = _pair(package)
+    parts = objective.elbo(image, mean_latent=True)
+    posterior = package.encode(image)
+    assert torch.equal(package.decode(posterior.mean), parts.reconstruction)
+    assert torch.equal(package.log_likelihood(image, posterior.mean), -parts.distortion)
+    assert torch.equal(posterior.rate(), parts.rate)
+    assert package.scale == pytest.approx(parts.scale.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("term", GAUSSIANS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_precision_and_scale_make_the_likelihood(term: str, channels: int) -> None:
+    package = make_package(term, channels=channels)
+    image, latent = _pair(package)
+    precision = package.precision(latent)
+    assert precision.shape == (3, 1, 32, 17) and (precision > 0).all()
+    found = gaussian_nll(image - package.decode(latent), precision, package.scale)
+    torch.testing.assert_close(-found, package.log_likelihood(image, latent), rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("term", sorted(DENSITIES))
+def test_the_likelihood_has_gradients_in_image_and_latent_and_no_parameter_has(term: str) -> None:
+    package = make_package(term)
+    image, latent = _pair(package)
+    image.requires_grad_()
+    latent.requires_grad_()
+    package.log_likelihood(image, latent).sum().backward()
+    assert image.grad.abs().sum() > 0 and latent.grad.abs().sum() > 0
+    assert all(not p.requires_grad and p.grad is None for p in package.parameters())
+
+
+def test_the_prior_is_the_standard_normal() -> None:
+    package = make_package()
+    _, latent = _pair(package)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    expected = normal.log_prob(latent).flatten(1).sum(dim=1)
+    torch.testing.assert_close(package.log_prior(latent), expected)
+
+
+@pytest.mark.parametrize("term", GAUSSIANS)
+def test_noise_has_the_spread_of_the_likelihood(term: str) -> None:
+    package = make_package(term)
+    clean, noisy = (
+        package.sample(64, torch.Generator().manual_seed(3), noise=noise) for noise in (False, True)
+    )
+    assert clean.min() >= 0 and clean.max() <= 1
+    random = torch.Generator().manual_seed(3)
+    precision = package.precision(torch.randn(64, *package.latent_shape, generator=random))
+    residual = torch.fft.fft2(noisy - clean, norm="ortho")[..., :17].abs().square()
+    assert (residual * precision).mean() == pytest.approx(package.scale**2, rel=0.02)
+
+
+def test_training_mode_leaves_the_likelihood_alone() -> None:
+    package = make_package()
+    image, latent = _pair(package)
+    before = package.scale
+    package.train().log_likelihood(image, latent)
+    assert not package.training and package.scale == before
+
+
+def test_the_kernel_is_normalised_and_absent_without_a_network() -> None:
+    package = make_package()
+    _, latent = _pair(package)
+    assert package.kernel(latent).shape == (3, 1, 5, 5)
+    torch.testing.assert_close(package.kernel(latent).sum(dim=(1, 2, 3)), torch.ones(3))
+    assert make_package("gaussian").kernel(latent) is None
+
+
+def test_a_fixed_scale_is_the_scale() -> None:
+    assert make_package("gaussian", scale=0.2).scale == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("term", sorted(set(TERMS) - set(DENSITIES)))
+def test_a_distance_decodes_and_refuses_to_be_a_likelihood(term: str) -> None:
+    package = make_package(term)
+    image, latent = _pair(package)
+    assert package.decode(latent).shape == image.shape
+    for ask in (
+        lambda: package.log_likelihood(image, latent),
+        lambda: package.precision(latent),
+        lambda: package.scale,
+        lambda: package.sample(2, noise=True),
+    ):
+        with pytest.raises(InputError, match=f"{term} is no likelihood"):
+            ask()
+
+
+@pytest.mark.parametrize("term", ["laplace", "robust"])
+def test_a_density_that_is_no_gaussian_has_no_precision(term: str) -> None:
+    package = make_package(term)
+    with pytest.raises(InputError, match="no precision spectrum"):
+        package.precision(_pair(package)[1])
+
+
+def test_other_shapes_are_refused() -> None:
+    package = make_package(model=ModelConfig(latent=[8], width=4, max_width=8))
+    image, latent = _pair(package)
+    assert math.isfinite(package.log_likelihood(image, latent).sum())
+    with pytest.raises(ValueError, match="latents must be"):
+        package.decode(latent[:, :7])
+    with pytest.raises(ValueError, match="images must be"):
+        package.encode(image[..., :16])

@@ -1,0 +1,28 @@
+"""Tiny packages with random weights."""
+
+import torch
+
+from pipeline.decoder_package import DecoderPackage, describe
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.models.config import ModelConfig
+
+MODEL = ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8)
+
+
+def make_package(
+    term: str = "blur", model: ModelConfig = MODEL, channels: int = 1, **likelihood: object
+) -> DecoderPackage:
+    """A package of random weights for images of 32x32, with scales as after a training."""
+    torch.manual_seed(0)
+    config = LikelihoodConfig(term=term, kernel_size=5, **likelihood)  # type: ignore[arg-type]
+    facts = describe(
+        (channels, 32, 32), model, config, spacing_mm=3.2, orientation="rows A>P, columns L>R",
+        plane="axial", prepare={"size": 32, "lower_percentile": 0.5}, run={"name": "tiny"},
+    )  # fmt: skip
+    package = DecoderPackage(facts)
+    for name, buffer in package.named_buffers():
+        if name.endswith("running"):
+            buffer.copy_(torch.linspace(-4, -6, max(buffer.numel(), 2))[: buffer.numel()].reshape(
+                buffer.shape
+            ))  # fmt: skip
+    return package

@@ -1,0 +1,306 @@
+"""The export of a run: its package, its version in MLflow, the champion, and every refusal."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.store import Store
+from pipeline import served_decoder
+from pipeline.__main__ import main
+from pipeline.config import Config
+from pipeline.decoder_package import load, writing
+from pipeline.exporting import is_due, scored_on
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.model_registry import Version
+from pipeline.models.config import ModelConfig
+from pipeline.training.checkpoint import find_checkpoint, mark_best, save_checkpoint
+from pipeline.training.objective import build_objective
+
+CONFIG = replace(
+    Config(),
+    data=replace(Config().data, store="tiny"),
+    model=ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8),
+    likelihood=LikelihoodConfig(kernel_size=5),
+)
+NAME = "sharp-vae-mri-decoder"
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(work: Path, store_writer: Callable[..., Store]) -> MakeRun:
+    """Makes a run as a training leaves it, with random weights, scored if lpips is given."""
+    store = store_writer(work)
+
+    def make(
+        name: str = "tiny",
+        *,
+        lpips: float | None = None,
+        seed: int = 0,
+        trained: bool = True,
+        config: Config = CONFIG,
+    ) -> Path:
+        torch.manual_seed(seed)
+        objective = build_objective(config, store.image_shape)
+        weights = {f"averaged.{name}": value for name, value in objective.state_dict().items()}
+        if trained:
+            weights["averaged.term.scale.running"] = torch.tensor(-4.0)
+        state = {
+            "config": asdict(config),
+            "image_shape": list(store.image_shape),
+            "store": {"name": store.name, "digest": store.digest},
+            "trained_on": [
+                {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
+                for e in store.subjects("train")
+            ],
+            "tracking_run": None,
+        }
+        folder = work / "runs" / name
+        for step in (3, 6):
+            path = save_checkpoint(folder / "checkpoints", step, weights, state)
+        mark_best(folder / "checkpoints", 6)
+        if lpips is not None:
+            score(folder, path, lpips)
+        return folder
+
+    return make
+
+
+def score(folder: Path, checkpoint: Path, lpips: float) -> None:
+    """An evaluation of a checkpoint, as `evaluate` leaves it."""
+    (folder / "evaluation").mkdir(exist_ok=True)
+    digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+    metrics = {"lpips_alex": {"mean": lpips, "low": None, "high": None}}
+    inputs = {"checkpoint": digest, "store": "s", "evaluation": {"split": "test"}}
+    (folder / "evaluation/metrics.json").write_text(json.dumps(metrics))
+    (folder / "evaluation/inputs.json").write_text(json.dumps(inputs))
+
+
+@pytest.fixture
+def export(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Exports; the graphs, whose proof takes seconds and has tests of its own, unproven."""
+    monkeypatch.setattr(writing, "prove", lambda *_: None)
+
+    def run(*words: object, code: int = 0) -> str:
+        assert main(["export", *map(str, words)]) == code
+        said = capsys.readouterr()
+        if code:
+            assert len(said.err.splitlines()) == 1 and said.err.startswith("error: ")
+        return said.err if code else said.out
+
+    return run
+
+
+def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], work: Path) -> None:
+    make_run(lpips=0.2)
+    words = ("--run", "tiny", "--register", "false")
+    assert str(work / "packages/tiny") in export(*words)
+    assert "nothing to do" in export(*words)
+    package = load(work / "packages/tiny")
+    checkpoint = find_checkpoint(work / "runs/tiny/checkpoints", "best")
+    for name, value in package.decoder.state_dict().items():
+        assert torch.equal(value, checkpoint.weights[f"averaged.vae.decoder.{name}"])
+    facts = package.metadata
+    assert facts["run"]["name"] == "tiny" and facts["run"]["checkpoint"]["step"] == 6
+    assert facts["store"]["name"] == "tiny" and facts["store"]["simulated"]
+    assert facts["evaluation"]["metrics"]["lpips_alex"]["mean"] == 0.2
+    assert (package.spacing_mm, package.plane) == (3.2, "axial")
+    assert package.orientation == "rows A>P, columns L>R"
+    assert package.prepare_keys["upper_percentile"] == 99.5 and "root" not in package.prepare_keys
+    assert package.trained_on(subject="p00") and package.trained_on(family="p01")
+    assert not package.trained_on(subject="p04", family="p04")
+    assert '"p00"' not in json.dumps(facts)
+    assert package.scale == pytest.approx(np.exp(-2))
+    assert not (work / "mlflow.db").exists()
+
+
+def test_a_later_evaluation_makes_another_package(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    folder = make_run()
+    export("--run", "tiny", "--register", "false")
+    assert load(work / "packages/tiny").metadata["evaluation"] is None
+    last = find_checkpoint(folder / "checkpoints", "last").path
+    score(folder, last.with_name("step-00000003"), 0.1)  # of another checkpoint: not its own
+    assert "nothing to do" in export("--run", "tiny", "--register", "false")
+    score(folder, last, 0.1)
+    assert "nothing to do" not in export("--run", "tiny", "--register", "false")
+    assert load(work / "packages/tiny").metadata["evaluation"] is not None
+
+
+@pytest.mark.slow
+def test_versions_and_champion_in_mlflow(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    """A story in one test, since a fresh database takes seconds."""
+    from mlflow import MlflowClient
+
+    run = make_run("plain")
+    said = export("--run", "plain")
+    assert f"{NAME}, version 1" in said and "unchanged" in said and "evaluate the run" in said
+    make_run("good", lpips=0.2, seed=1)
+    assert "champion: version 2, the first" in export("--run", "good")
+    make_run("worse", lpips=0.3, seed=2)
+    assert "champion: unchanged, no better than version 2" in export("--run", "worse")
+    make_run("better", lpips=0.1, seed=3)
+    assert "champion: version 4, better than version 2" in export("--run", "better")
+    assert "version 4 (registered already)" in export("--run", "better")
+    assert "champion: version 3" in export("--run", "worse", "--champion", "always")
+
+    client = MlflowClient(f"sqlite:///{work}/mlflow.db")
+    assert len(client.search_model_versions(f"name='{NAME}'")) == 4
+    named = load(f"models:/{NAME}@champion")
+    assert named.metadata["run"]["name"] == "worse"
+    assert load(f"models:/{NAME}/4").metadata["run"]["name"] == "better"
+    tracked = client.get_model_version(NAME, "4").run_id
+    assert load(f"runs:/{tracked}/decoder").metadata["run"]["name"] == "better"
+
+    served = subprocess.run(
+        [sys.executable, "-c", SERVED, f"sqlite:///{work}/mlflow.db", f"models:/{NAME}@champion"],
+        input=json.dumps(torch.ones(2, 4, 4, 4).tolist()), capture_output=True, text=True,
+        cwd=work,
+    )  # fmt: skip
+    assert served.returncode == 0, served.stderr
+    found = torch.tensor(json.loads(served.stdout.splitlines()[-1]))
+    torch.testing.assert_close(found, named.decode(torch.ones(2, 4, 4, 4)), rtol=0, atol=0)
+
+    unknown = (f"models:/{NAME}/9", f"models:/{NAME}@nobody", "models:/nobody@champion",
+               "models:/nobody", f"runs:/{tracked}/encoder", "runs:/nobody/decoder")  # fmt: skip
+    for address in unknown:
+        with pytest.raises(Exception, match=address) as refused:
+            load(address)
+        assert type(refused.value).__name__ == "InputError" and "\n" not in str(refused.value)
+    shutil.rmtree(run)
+
+
+# Without the project; signature and example are those of the model.
+SERVED = """
+import sys, json, logging
+class Blocker:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("pipeline", "data_prep"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+import mlflow, numpy as np, torch
+torch.set_num_threads(1)
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+assert [t.shape for t in model.metadata.signature.inputs.inputs] == [(-1, 4, 4, 4)]
+assert [t.shape for t in model.metadata.signature.outputs.inputs] == [(-1, 1, 32, 32)]
+assert model.input_example.shape == (1, 4, 4, 4)
+print(json.dumps(model.predict(np.array(json.load(sys.stdin), dtype=np.float32)).tolist()))
+"""
+
+
+def test_what_mlflow_serves_is_the_decoder_unpickled(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    """Without a database; the slow test goes through the registry."""
+    import mlflow.pyfunc
+
+    make_run()
+    export("--run", "tiny", "--register", "false")
+    mlflow.pyfunc.save_model(
+        str(work / "model"),
+        python_model=served_decoder.__file__,
+        artifacts={"package": str(work / "packages/tiny")},
+        pip_requirements=["torch"],
+    )
+    latents = torch.randn(3, 4, 4, 4)
+    found = mlflow.pyfunc.load_model(str(work / "model")).predict(latents.numpy())
+    expected = load(work / "packages/tiny").decode(latents).numpy()
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    assert not [*work.glob("model/**/*.pkl")]
+
+
+def test_an_address_without_a_database_is_refused(work: Path) -> None:
+    with pytest.raises(Exception, match="no MLflow database"):
+        load(f"models:/{NAME}@champion")
+    assert not (work / "mlflow.db").exists()
+
+
+def test_what_can_not_be_exported_is_refused(
+    make_run: MakeRun, export: Callable[..., str], work: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, store_writer: Callable[..., Store],
+) -> None:  # fmt: skip
+    assert "no run at" in export("--run", "nobody", code=2)
+    assert "--run RUN" in export(code=2)
+    assert "plain name" in export("--run", "../x", code=2)
+    assert "champion_metric" in export("--run", "tiny", "--champion_metric", "lpips", code=2)
+    assert "--onyx" in export("--run", "tiny", "--onyx", "true", code=2)
+    (work / "runs/empty").mkdir(parents=True)
+    assert "no checkpoint" in export("--run", "empty", code=2)
+    make_run("cold", trained=False)
+    assert "warmup_epochs" in export("--run", "cold", code=2)
+    make_run()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").touch()
+    words = ("--run", "tiny", "--output", tmp_path / "there")
+    assert "is no decoder package" in export(*words, code=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/there/file/mlflow.db")
+    assert "--register false" in export("--run", "tiny", code=2)
+    assert load(work / "packages/tiny")  # which is there all the same
+    store_writer(work, seed=9)
+    assert "another than run tiny was trained on" in export("--run", "tiny", code=2)
+
+
+def test_a_run_without_tracking_is_not_registered(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    make_run(config=replace(CONFIG, tracking=replace(CONFIG.tracking, enabled=False)))
+    assert "MLflow" not in export("--run", "tiny")
+    assert not (work / "mlflow.db").exists()
+
+
+def _version(number: int, scored: str = "people", **metrics: float) -> Version:
+    return Version(NAME, number, metrics, scored)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "how", "due"),
+    [
+        (_version(2, psnr=22.0), _version(1, psnr=21.0), "if_better", True),
+        (_version(2, psnr=21.0), _version(1, psnr=22.0), "if_better", False),
+        (_version(2, psnr=21.0), _version(1, psnr=21.0), "if_better", False),
+        (_version(2, "others", psnr=22.0), _version(1, psnr=21.0), "if_better", False),
+        (_version(2, psnr=22.0), None, "if_better", True),
+        (_version(2), None, "if_better", False),
+        (_version(2), _version(1, psnr=22.0), "if_better", False),
+        (_version(2, psnr=20.0), _version(1), "if_better", True),
+        (_version(2), _version(1, psnr=22.0), "always", True),
+        (_version(2, psnr=22.0), None, "never", False),
+        (_version(2, psnr=22.0), _version(2, psnr=22.0), "always", False),
+    ],
+)
+def test_the_champion_moves_to_what_is_better_on_the_same_people(
+    new: Version, old: Version | None, how: Any, due: bool
+) -> None:
+    assert is_due(new, old, how, "psnr")[0] is due
+
+
+def test_nearest_to_one_and_lowest_are_better_where_they_are() -> None:
+    key = "high_frequency_ratio"
+    assert is_due(_version(2, **{key: 0.9}), _version(1, **{key: 1.3}), "if_better", key)[0]
+    key = "kid_vgg16"
+    assert is_due(_version(2, **{key: 0.1}), _version(1, **{key: 0.2}), "if_better", key)[0]
+
+
+def test_scores_of_other_people_or_settings_are_told_apart() -> None:
+    def of(store: str, **settings: object) -> str:
+        return scored_on({"inputs": {"store": store, "evaluation": settings}})
+
+    assert of("a", split="test") != of("b", split="test")
+    assert of("a", split="test") != of("a", split="validation")
+    assert of("a", split="test", batch_size=4) == of("a", split="test", batch_size=8)

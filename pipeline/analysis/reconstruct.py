@@ -7,7 +7,7 @@ python -m pipeline reconstruct --package DIR --kspace k.npy --like x.nii.gz --ma
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch

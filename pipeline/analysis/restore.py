@@ -6,7 +6,7 @@ python -m pipeline restore --package DIR --image x.nii.gz --factor 2  a degraded
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor

@@ -4,6 +4,7 @@ CONFIG ?= configs/demo.yaml
 ARGS ?=
 RUN ?=
 STORE ?=
+PACKAGE ?=
 WORK ?= work
 PORT ?= 5000
 PYTHON ?= python3
@@ -22,6 +23,8 @@ UV_INSTALL := env -u UV_SYSTEM_PYTHON $(PY) -m uv pip install --quiet --python $
 
 # STORE names the prepared store in every stage, RUN the run; both default to the config's name.
 stage = --config "$(CONFIG)" $(if $(STORE),--prepare.name "$(STORE)")
+# A decoder package and the store of people that an analysis is tried on.
+analysed = $(if $(PACKAGE),--package "$(PACKAGE)") $(if $(STORE),--store "$(STORE)")
 run = $(if $(RUN),--run "$(RUN)")
 # With RUN= and no CONFIG=, a run is scored with the configuration it was trained with.
 scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
@@ -30,16 +33,18 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate export compare anomaly bench ui test test-all lint clean
+.PHONY: help prepare train evaluate export compare reconstruct restore anomaly \
+  bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
 	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
 	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
+	@echo "  PACKAGE=DIR  a decoder package, of reconstruct and restore"
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
 
@@ -63,6 +68,12 @@ anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anoma
 	  echo "error: make anomaly PACKAGE=FOLDER IMAGE=volume.nii.gz [ARGS='--lesions mask.nii.gz']" >&2; \
 	  exit 2; }
 	$(PY) -m pipeline anomaly --package "$(PACKAGE)" --image "$(IMAGE)" $(ARGS)
+
+reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE
+	$(PY) -m pipeline reconstruct $(analysed) $(ARGS)
+
+restore: $(INSTALLED) ## Noisy, blurred or coarse images of STORE under the decoder PACKAGE
+	$(PY) -m pipeline restore $(analysed) $(ARGS)
 
 bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
 	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }

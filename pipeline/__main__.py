@@ -21,14 +21,20 @@ from pipeline.errors import InputError, Stopped
 USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 
 commands:
-  train      train a VAE on a prepared store                       -> WORK/runs/RUN
-  evaluate   score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
-  export     write a run's decoder package, and register it       -> WORK/packages/RUN
-  compare    train and score every reconstruction term at one rate -> WORK/comparisons/RUN
-  anomaly    map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
-  calibration draw the calibration of scored runs side by side    -> WORK/calibration.png
+  train       train a VAE on a prepared store                       -> WORK/runs/RUN
+  evaluate    score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+  compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
+  calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
+  export      write a run's decoder package, and register it        -> WORK/packages/RUN
+  reconstruct undersampled MR images under a decoder's prior        -> WORK/reconstructions
+  restore     noisy, blurred or coarse images under the same        -> WORK/restorations
+  anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
 
-python -m pipeline COMMAND --help lists every configuration key."""
+python -m pipeline COMMAND --help lists:
+  reconstruct  undersampled MR images under the decoder's prior    -> WORK/reconstructions
+  restore      noisy, blurred or coarse images under the same      -> WORK/restorations
+
+python -m pipeline COMMAND --help lists every key and option."""
 
 
 DESCRIPTIONS = {
@@ -154,6 +160,8 @@ MODULES: dict[str, str] = {
     "export": "pipeline.exporting",
     "anomaly": "pipeline.analysis.anomaly",
     "calibration": "pipeline.evaluation.side_by_side",
+    "reconstruct": "pipeline.analysis.reconstruct",
+    "restore": "pipeline.analysis.restore",
 }
 
 

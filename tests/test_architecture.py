@@ -29,13 +29,18 @@ FLOORS = {
     "pipeline.config": 3.0,
     "pipeline.training": 4.0,
     "pipeline.evaluation": 5.0,
+    # Pure functions of images and of numbers, which the analyses measure with, too.
+    "pipeline.evaluation.fidelity": 1.0,
+    "pipeline.evaluation.aggregate": 1.0,
     "pipeline.stages": 5.5,
     "pipeline.comparison": 6.0,
     "pipeline.exporting": 6.5,
     "pipeline.__main__": 7.0,
 }
 
-GEOMETRY = {f"data_prep.{name}" for name in ("config", "errors", "slices", "verify", "volume")}
+GEOMETRY = {
+    f"data_prep.{name}" for name in ("config", "errors", "mask_shape", "slices", "verify", "volume")
+}
 
 
 def _name(path: Path) -> str:
@@ -65,8 +70,8 @@ def _imports(path: Path) -> Iterator[str]:
 
 def _room(module: str) -> str:
     rooms = [room for room in FLOORS if f"{module}.".startswith(f"{room}.")]
-    assert len(rooms) == 1, f"{module} stands on no floor of the house: see FLOORS"
-    return rooms[0]
+    assert rooms, f"{module} stands on no floor of the house: see FLOORS"
+    return max(rooms, key=len)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

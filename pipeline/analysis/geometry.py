@@ -1,0 +1,166 @@
+"""Slices as NIfTI files: read into the decoder's grid, written back with the affine they came with.
+
+A decoder's picture has rows and columns of known direction ("rows A>P, columns L>R") and spacing;
+a NIfTI slice may be stored in any order of axes. What was turned is turned back before it is
+written, so that the output lies over the input.
+"""
+
+import gzip
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+
+from pipeline.errors import InputError
+from pipeline.files import replacing
+
+# Of the pixel size: further away a decoder has never seen such a brain.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A slice in the decoder's grid and the way back to its file.
+
+    image (H,W) float64; affine (4,4): (row, column, 0, 1) -> RAS mm.
+    """
+
+    image: np.ndarray
+    affine: np.ndarray
+    back: np.ndarray
+    source_shape: tuple[int, ...]
+
+
+def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Picture:
+    """Read a NIfTI file of one slice, turned to `orientation`.
+
+    spacing_mm: the pixel size that is demanded; None = any. Raises InputError where the file can't
+    be read, has no affine, more than one slice, or values that are not finite, or another spacing.
+    """
+    try:
+        file = nib.Nifti1Image.from_filename(path)
+        values = np.asanyarray(file.dataobj).astype(np.float64)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path} can't be read as NIfTI ({str(error)[:120]})") from error
+    affine = np.asarray(file.affine, np.float64)
+    header = file.header
+    if not (header["sform_code"] or header["qform_code"]) or abs(np.linalg.det(affine)) < 1e-9:
+        raise InputError(f"{path} has no affine (sform and qform are unset): set one, so that the "
+                         "result can be laid over it")  # fmt: skip
+    shape = values.shape
+    values = values.reshape(shape + (1,) * (3 - values.ndim))
+    if values.ndim > 3 and set(values.shape[3:]) == {1}:
+        values = values.reshape(values.shape[:3])
+    if values.ndim != 3 or min(values.shape) != 1:
+        raise InputError(f"{path} must hold one slice, not {'x'.join(map(str, shape))}")
+    if not np.isfinite(values).all():
+        raise InputError(f"{path} has values that are not finite")
+    found = io_orientation(affine)
+    turn = ornt_transform(found, axcodes2ornt(_axes(orientation)))
+    turned = apply_orientation(values, turn)
+    if turned.shape[2] != 1:
+        raise InputError(f"{path} is a slice of another plane than the decoder's ({orientation})")
+    moved = affine @ inv_ornt_aff(turn, values.shape)
+    spacing = np.linalg.norm(moved[:3, :2], axis=0)
+    if spacing_mm is not None and (abs(spacing / spacing_mm - 1) > TOLERANCE).any():
+        raise InputError(
+            f"{path} has pixels of {spacing[0]:.3g} x {spacing[1]:.3g} mm, the decoder draws "
+            f"{spacing_mm:.3g} mm: resample it, or train on its spacing"
+        )
+    back = ornt_transform(axcodes2ornt(_axes(orientation)), found)
+    return Picture(turned[:, :, 0], moved, back, shape)
+
+
+def _axes(orientation: str) -> tuple[str, str, str]:
+    """The axis codes of rows, columns and slices: "rows A>P, columns L>R" -> P, R, S."""
+    match = re.fullmatch(r"rows (.)>(.), columns (.)>(.)", orientation)
+    if match is None:
+        raise InputError(f"the decoder's pictures have no anatomical directions ({orientation!r})")
+    rows, columns = match[2], match[4]
+    used = rows + columns
+    slices = next(c for c, both in (("R", "RL"), ("A", "AP"), ("S", "SI"))
+                  if not set(both) & set(used))  # fmt: skip
+    return rows, columns, slices
+
+
+def write_picture(path: Path, image: np.ndarray, affine: np.ndarray, like: Picture | None) -> None:
+    """Write a picture (H,W) in the axes of the file that `like` came from, atomically.
+
+    affine: of the picture, (row, column, 0, 1) -> RAS mm. Without `like` it is stored as it is.
+    """
+    values = np.asarray(image, np.float64)[:, :, None]
+    if like is not None:
+        stored = apply_orientation(values, like.back)
+        affine = affine @ inv_ornt_aff(like.back, values.shape)
+        if image.shape == like.image.shape:
+            stored = stored.reshape(like.source_shape)
+        values = stored
+    write_volume(path, values, affine)
+
+
+def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    """Write an array as .nii.gz, float32, with its affine as sform and qform (mm), atomically."""
+    image = nib.Nifti1Image(values.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    stream = io.BytesIO()
+    image.to_stream(stream)
+    with replacing(path) as file:  # mtime 0: equal content, equal bytes
+        file.write(gzip.compress(stream.getvalue(), mtime=0))
+
+
+def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray | None:
+    """The affine of a stack of slices, (row, column, place in the stack, 1) -> RAS mm.
+
+    affine: a shard's, of (row, column, slice number); indices: the slices' numbers, ascending.
+    None where they are not evenly spaced: no affine says where such a stack lies.
+    """
+    steps = np.diff(indices)
+    if len(steps) and (steps != steps[0]).any():
+        return None
+    step = int(steps[0]) if len(steps) else 1
+    place = np.eye(4)
+    place[2, 2], place[2, 3] = step, indices[0]
+    return affine @ place
+
+
+def finer_affine(affine: np.ndarray, factor: int) -> np.ndarray:
+    """The affine of pixels `factor` times finer than those of a picture's affine."""
+    place = np.diag([1 / factor, 1 / factor, 1.0, 1.0])
+    place[:2, 3] = -(factor - 1) / (2 * factor)
+    return affine @ place
+
+
+def regular_choice(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` places, evenly spaced about the middle; 0 = all."""
+    if not limit or limit >= count:
+        return list(range(count))
+    step = max(1, count // limit)
+    first = (count - 1 - (limit - 1) * step) // 2
+    return [first + step * i for i in range(limit)]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
+    try:
+        if path.name.endswith((".nii", ".nii.gz")):
+            return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path} can't be read ({str(error)[:120]})") from error

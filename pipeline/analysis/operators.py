@@ -1,0 +1,169 @@
+"""Forward operators: how a scanner or a degradation turns an image into a measurement.
+
+One protocol serves reconstruction and restoration. Images are real, (B,C,H,W); measurements are
+real or complex. The inner product of two measurements is Re Σ u* v, so that `adjoint` is that of a
+map between real vector spaces: ⟨Ax, y⟩ = ⟨x, A*y⟩.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.fourier import fft2c, ifft2c
+
+
+class Operator(Protocol):
+    """A linear map A from images to measurements, and its adjoint A*."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """A x: (B,C,H,W) real -> the measurement."""
+        ...
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        """A* y: a measurement -> (B,C,H,W) real."""
+        ...
+
+
+class Identity:
+    """The image itself: denoising."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        return measurement
+
+
+class Within:
+    """The image inside a region, 0 outside: its own adjoint."""
+
+    def __init__(self, region: Tensor) -> None:
+        """region (B,C,H,W) or what broadcasts to it, of 0 and 1."""
+        self.region = region
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.region * image
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        return self.region * measurement
+
+
+class MaskedFourier:
+    """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space a coil."""
+
+    def __init__(self, mask: Tensor, sensitivities: Tensor | None = None) -> None:
+        """mask (H,W) of 0 and 1; sensitivities complex (coils,H,W), one coil of ones without.
+
+        Raises ValueError on other shapes.
+        """
+        if mask.ndim != 2:
+            raise ValueError(f"mask must be (H,W), not {tuple(mask.shape)}")
+        if sensitivities is None:
+            sensitivities = torch.ones((1, *mask.shape), dtype=mask.dtype)
+        if sensitivities.ndim != 3 or sensitivities.shape[1:] != mask.shape:
+            raise ValueError(
+                f"sensitivities must be (coils,{mask.shape[0]},{mask.shape[1]}), "
+                f"not {tuple(sensitivities.shape)}"
+            )
+        self.mask = mask
+        self.sensitivities = sensitivities
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B,1,H,W) -> complex (B,coils,H,W), 0 where nothing was measured."""
+        if image.shape[1:] != (1, *self.mask.shape):
+            raise ValueError(f"images {tuple(image.shape)} do not fit a mask of "
+                             f"{tuple(self.mask.shape)}")  # fmt: skip
+        return self.mask * fft2c(self.sensitivities * image)
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        """Complex (B,coils,H,W) -> (B,1,H,W): zero filling, coils combined, the real part."""
+        coils = ifft2c(self.mask * measurement)
+        return (self.sensitivities.conj() * coils).sum(dim=1, keepdim=True).real
+
+
+class GaussianBlur:
+    """Circular convolution with a Gaussian, by its transfer function exp(−2π²s²|f|²)."""
+
+    def __init__(self, width: float, shape: tuple[int, int]) -> None:
+        """width: the Gaussian's s, pixels, not negative; shape (H,W) of the images."""
+        if not width >= 0:
+            raise ValueError(f"blur must not be negative, not {width}")
+        rows = torch.fft.fftfreq(shape[0], dtype=torch.float64)[:, None]
+        columns = torch.fft.rfftfreq(shape[1], dtype=torch.float64)[None, :]
+        exponent = -2 * (torch.pi * width) ** 2 * (rows.square() + columns.square())
+        self.shape = shape
+        self.transfer = exponent.exp()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,C,H,W)."""
+        transfer = self.transfer.to(image.dtype)
+        return torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=self.shape)
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        """The blur itself: its kernel is even."""
+        return self.forward(measurement)
+
+
+class Downsampling:
+    """Pixels of factor × factor pixels' mean: (B,C,H,W) -> (B,C,H/factor,W/factor)."""
+
+    def __init__(self, factor: int, shape: tuple[int, int]) -> None:
+        """Raises ValueError where the factor is below 1 or does not divide (H,W)."""
+        if factor < 1 or any(side % factor for side in shape):
+            raise ValueError(f"factor {factor} must divide the image of {shape[0]}x{shape[1]}")
+        self.factor = factor
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(image, self.factor)
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        spread = measurement.repeat_interleave(self.factor, -2)
+        return spread.repeat_interleave(self.factor, -1) / self.factor**2
+
+
+class Composed:
+    """One operator after another: A = last · … · first."""
+
+    def __init__(self, *operators: Operator) -> None:
+        """operators: in the order in which they act on the image."""
+        self.operators = operators
+
+    def forward(self, image: Tensor) -> Tensor:
+        for operator in self.operators:
+            image = operator.forward(image)
+        return image
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        for operator in reversed(self.operators):
+            measurement = operator.adjoint(measurement)
+        return measurement
+
+
+def smooth_sensitivities(coils: int, shape: tuple[int, int]) -> Tensor:
+    """Made-up coils around the head: complex64 (coils,H,W) with Σ|S|² = 1 in every pixel.
+
+    Each coil sits on a circle of 1.2 times the half width, falls off as a Gaussian of 0.9 times
+    it, and has a linear phase.
+    """
+    if coils < 1:
+        raise ValueError(f"coils must be at least 1, not {coils}")
+    if coils == 1:
+        return torch.ones((1, *shape), dtype=torch.complex64)
+    rows = torch.linspace(-1, 1, shape[0])[:, None]
+    columns = torch.linspace(-1, 1, shape[1])[None, :]
+    angles = 2 * torch.pi * torch.arange(coils)[:, None, None] / coils
+    centre_row, centre_column = 1.2 * angles.sin(), 1.2 * angles.cos()
+    squared = (rows - centre_row).square() + (columns - centre_column).square()
+    size = (-squared / (2 * 0.9**2)).exp()
+    phase = angles + 0.8 * (rows * angles.sin() + columns * angles.cos())
+    maps = torch.polar(size, phase.expand_as(size).contiguous())
+    return maps / maps.abs().square().sum(dim=0).sqrt()
+
+
+def complex_noise(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """White Gaussian noise of a measurement's shape; `deviation` is that of each real number."""
+    if not like.is_complex():
+        return deviation * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    real = torch.randn((*like.shape, 2), generator=generator, dtype=like.real.dtype)
+    return deviation * torch.view_as_complex(real)

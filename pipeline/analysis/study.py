@@ -1,0 +1,285 @@
+"""A comparison of methods on inverse problems: who, what, how well; tables, figures, NIfTI files.
+
+What reconstruction and restoration share. A Problem is a batch of slices of one operator; each
+method's images of it are scored where the truth is known.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
+from pipeline.analysis.inverse import Prior, SolverSettings, solve, support
+from pipeline.analysis.operators import Composed, Operator, Within
+from pipeline.analysis.total_variation import GRID, total_variation
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.decoder_package import DecoderPackage, load
+from pipeline.errors import InputError
+from pipeline.evaluation.aggregate import aggregate
+from pipeline.evaluation.fidelity import psnr, ssim
+from pipeline.files import replacing, work_folder, write_text
+from pipeline.progress import Reporter
+
+TV, LATENT, IMAGE = "total variation", "decoder, latent", "decoder, image"
+# What the decoder adds beyond knowing where the head is shows against this.
+TV_WITHIN = "TV, decoder's support"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Slices of one person that were measured alike.
+
+    operator A; measurement y; noise s, intensity units; simple (B,C,H,W): what is had without a
+    prior; reference (B,C,H,W) in [0,1], where the truth is known; mask (H,W) of k-space.
+    """
+
+    operator: Operator
+    measurement: Tensor
+    noise: float
+    simple: Tensor
+    reference: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass
+class Case:
+    """A person's problem, solved: images (B,C,H,W) in [0,1] by method."""
+
+    name: str
+    problem: Problem
+    images: dict[str, Tensor]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def solve_case(
+    name: str,
+    problem: Problem,
+    simple_name: str,
+    prior: Prior,
+    weight: float,
+    settings: SolverSettings,
+    notice: Callable[[float], None],
+) -> Case:
+    """One problem by every method; PSNR and SSIM, means over slices, where there is a reference."""
+    images = {
+        simple_name: problem.simple.clamp(0, 1),
+        TV: total_variation(problem.operator, problem.measurement, weight, problem.simple),
+    }
+    found = solve(
+        prior,
+        problem.operator,
+        problem.measurement,
+        problem.noise,
+        problem.simple,
+        settings,
+        notice,
+    )
+    within = (support(found.drawn) > 0.5).to(found.drawn.dtype)
+    images[TV_WITHIN] = within * total_variation(
+        Composed(Within(within), problem.operator), problem.measurement, weight, problem.simple
+    )
+    images |= {LATENT: found.drawn, IMAGE: found.image}
+    case = Case(name, problem, images)
+    if problem.reference is not None:
+        case.scores = {method: _scores(problem.reference, x) for method, x in images.items()}
+    return case
+
+
+def _scores(reference: Tensor, image: Tensor) -> dict[str, float]:
+    values = {"psnr": psnr(reference, image), "ssim": ssim(reference, image)}
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def choose_weight(problems: Sequence[Problem], notice: Callable[[float], None]) -> float:
+    """The weight of GRID with the highest SSIM over problems whose truth is known."""
+    means = []
+    for index, weight in enumerate(GRID):
+        found = []
+        for p in problems:
+            assert p.reference is not None
+            image = total_variation(p.operator, p.measurement, weight, p.simple)
+            found.append(_scores(p.reference, image)["ssim"])
+        means.append(np.mean(found))
+        notice((index + 1) / len(GRID))
+    return GRID[int(np.argmax(means))]
+
+
+def open_package(source: str) -> DecoderPackage:
+    """A decoder package by folder, by name under WORK/packages, or by its address in MLflow."""
+    named = work_folder() / "packages" / source
+    return load(named if "/" not in source and named.is_dir() else source)
+
+
+def people(store: Store, package: DecoderPackage, split: str, subject: str) -> list[SubjectEntry]:
+    """Whom to score: a split's people, or one subject of the store.
+
+    Raises InputError where there is nobody, the images have another shape than the decoder's, or
+    a person was trained on.
+    """
+    if tuple(store.image_shape) != tuple(package.image_shape):
+        raise InputError(
+            f"store {store.name} holds images of {store.image_shape}, the decoder draws "
+            f"{tuple(package.image_shape)}: prepare it with the same prepare.size"
+        )
+    entries = [e for e in store.subjects("all" if subject else split)
+               if subject in ("", e.subject)]  # fmt: skip
+    if not entries:
+        raise InputError(f"store {store.name} has nobody in split {split}" if not subject else
+                         f"store {store.name} has no subject {subject}")  # fmt: skip
+    seen = [
+        e.subject
+        for e in entries
+        if package.trained_on(subject=e.subject, family=e.family, source_sha256=e.source_sha256)
+    ]
+    if seen:
+        raise InputError(
+            f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
+            f"({', '.join(seen[:5])}): score the split test, or a store of other people"
+        )
+    return entries
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A study on people of a store, whose images are degraded by `degrade(image, number)`.
+
+    number: the person's place, which decides mask and noise; validation people have negative ones.
+    """
+
+    store: Store
+    entries: list[SubjectEntry]
+    package: DecoderPackage
+    degrade: Callable[[Tensor, int], Problem]
+    simple_name: str
+    slices: int
+    weight: float | None
+    settings: SolverSettings
+
+
+def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], float]:
+    """Solve everybody's problem and write their NIfTI files; the cases and the weight of TV."""
+    with Reporter() as reporter:
+        weight = study.weight
+        share = 0.0
+        if weight is None:
+            share = 0.15
+            weight = choose_weight(
+                _validation_problems(study),
+                lambda part: reporter.update(share * part, "weight of total variation"),
+            )
+        cases, data = [], SliceDataset(study.store, study.entries)
+        for number, entry in enumerate(study.entries):
+            places = regular_choice(len(entry.slice_indices), study.slices)
+            images = data.__getitems__([int(data.first[number]) + place for place in places])
+
+            def notice(part: float, number: int = number) -> None:
+                done = (number + part) / len(study.entries)
+                reporter.update(share + (1 - share) * done, f"subject {number + 1}")
+
+            problem = study.degrade(images, number)
+            case = solve_case(
+                entry.subject, problem, study.simple_name, study.package, weight,
+                study.settings, notice,
+            )  # fmt: skip
+            cases.append(case)
+            write_stack(output / entry.subject, case.images[IMAGE], entry, places)
+    return cases, weight
+
+
+def _validation_problems(study: Simulation) -> list[Problem]:
+    """Problems of validation people who are not scored, to choose the weight of TV by."""
+    scored = {entry.family for entry in study.entries}
+    entries = [e for e in study.store.subjects("validation") if e.family not in scored]
+    if not entries:
+        raise InputError(
+            f"store {study.store.name} has nobody in split validation to choose the weight of "
+            "total variation by: give one (--tv_weight 0.003)"
+        )
+    data = SliceDataset(study.store, entries)
+    return [
+        study.degrade(data.of_subject(number, min(study.slices or 4, 4)), -1 - number)
+        for number in range(min(len(entries), 5))
+    ]
+
+
+def write_stack(
+    folder: Path, images: Tensor, entry: SubjectEntry, places: Sequence[int]
+) -> list[Path]:
+    """Slices of one person as NIfTI files that lie over their volume: the paths.
+
+    images (n,1,H,W); places: which of the entry's slices. One file, or one a slice where their
+    numbers are not evenly spaced.
+    """
+    affine = np.asarray(entry.affine)
+    indices = [entry.slice_indices[place] for place in places]
+    values = images[:, 0].permute(1, 2, 0).double().numpy()
+    together = stack_affine(affine, indices)
+    if together is not None:
+        path = folder / "reconstruction.nii.gz"
+        write_volume(path, values, together)
+        return [path]
+    paths = []
+    for number, index in enumerate(indices):
+        single = stack_affine(affine, [index])
+        assert single is not None
+        paths.append(folder / f"reconstruction-slice-{index:03d}.nii.gz")
+        write_volume(paths[-1], values[:, :, number : number + 1], single)
+    return paths
+
+
+def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) -> dict[str, Any]:
+    """scores.csv, a line a person and method, and scores.json: means over people, intervals.
+
+    record: what else scores.json says. Returns the methods' means.
+    """
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["subject", "method", "slices", "psnr", "ssim"])
+    values: dict[str, dict[str, list[float]]] = {}
+    for case in cases:
+        for method, scores in case.scores.items():
+            table.writerow(
+                [case.name, method, len(case.images[method]), scores["psnr"], scores["ssim"]]
+            )
+            for metric, value in scores.items():
+                values.setdefault(method, {}).setdefault(metric, []).append(value)
+    methods = {
+        method: aggregate({metric: np.array(found) for metric, found in metrics.items()})
+        for method, metrics in values.items()
+    }
+    write_text(output / "scores.csv", stream.getvalue())
+    content = {**record, "subjects": len(cases), "methods": methods}
+    write_text(output / "scores.json", json.dumps(content, indent=1) + "\n")
+    return methods
+
+
+def describe(methods: dict[str, Any]) -> str:
+    """The methods' means as a table of plain text."""
+    lines = [f"{'method':24s} {'PSNR, dB':>9s} {'SSIM':>7s}"]
+    for method, metrics in methods.items():
+        lines.append(f"{method:24s} {metrics['psnr']['mean']:9.2f} {metrics['ssim']['mean']:7.4f}")
+    return "\n".join(lines)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """A matplotlib figure as PNG, atomically."""
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+
+
+def package_record(package: DecoderPackage, source: str) -> dict[str, Any]:
+    """Which decoder it was, for scores.json."""
+    keys = ("name", "digest", "run", "store")
+    return {"source": source, **{key: package.metadata.get(key) for key in keys}}
+
+
+def options_record(options: Any) -> dict[str, Any]:
+    """The options of a command, for scores.json."""
+    return asdict(options)

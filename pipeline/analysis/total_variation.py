@@ -1,0 +1,87 @@
+"""Total variation, the classical prior that the decoder has to beat.
+
+minimise over 0 ≤ x ≤ 1   ½‖A x − y‖² + w · Σ |∇x|,   |∇x| the length of both differences,
+
+by the primal–dual algorithm of Chambolle & Pock (A First-Order Primal-Dual Algorithm for Convex
+Problems, JMIV 2011), algorithm 1. Rudin, Osher, Fatemi 1992; for MRI Lustig et al. 2007.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.operators import Operator
+
+# Of the weight, in intensity units: a factor of √10 apart, from no effect to cartoons.
+GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def gradient(image: Tensor) -> Tensor:
+    """Forward differences along rows and columns, 0 at the far border: (...) -> (2,...)."""
+    down = torch.diff(image, dim=-2, append=image[..., -1:, :])
+    right = torch.diff(image, dim=-1, append=image[..., :, -1:])
+    return torch.stack([down, right])
+
+
+def divergence(field: Tensor) -> Tensor:
+    """Minus the adjoint of `gradient`: (2,...,H,W) -> (...,H,W)."""
+    down, right = field[0][..., :-1, :], field[1][..., :, :-1]
+    pad = torch.nn.functional.pad
+    rows = pad(down, (0, 0, 0, 1)) - pad(down, (0, 0, 1, 0))
+    columns = pad(right, (0, 1)) - pad(right, (1, 0))
+    return rows + columns
+
+
+def squared_norm(operator: Operator, like: Tensor, iterations: int = 20) -> float:
+    """‖A‖² by power iteration from a fixed start; like: an image (B,C,H,W)."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(like[:1].shape, generator=generator, dtype=like.dtype)
+    size = 1.0
+    for _ in range(iterations):
+        vector = operator.adjoint(operator.forward(vector / vector.norm()))
+        size = float(vector.norm())
+        if not size > 0:
+            return 0.0
+    return 1.05 * size  # from below: a little more keeps the steps safe
+
+
+@torch.no_grad()
+def total_variation(
+    operator: Operator,
+    measurement: Tensor,
+    weight: float,
+    start: Tensor,
+    iterations: int = 400,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """The minimiser above: (B,C,H,W) in [0,1].
+
+    measurement y; weight w, intensity units; start (B,C,H,W), any image; stops when no pixel's
+    mean square moves by more than tolerance² in a step.
+    """
+    if weight < 0:
+        raise ValueError(f"the weight of total variation must not be negative: {weight}")
+    step = 1.0 / (squared_norm(operator, start) + 8.0) ** 0.5
+    image = start.clamp(0, 1)
+    extrapolated = image
+    data = torch.zeros_like(measurement)
+    slopes = torch.zeros_like(gradient(image))
+    for _ in range(iterations):
+        data = (data + step * (operator.forward(extrapolated) - measurement)) / (1 + step)
+        slopes = slopes + step * gradient(extrapolated)
+        if weight:
+            slopes = slopes / (slopes.norm(dim=0) / weight).clamp_min(1.0)
+        else:
+            slopes = torch.zeros_like(slopes)
+        moved = (image - step * (operator.adjoint(data) - divergence(slopes))).clamp(0, 1)
+        extrapolated = 2 * moved - image
+        change = (moved - image).square().mean(dim=(1, 2, 3)).max()
+        image = moved
+        if float(change) < tolerance**2:
+            break
+    return image
+
+
+def objective(operator: Operator, measurement: Tensor, weight: float, image: Tensor) -> Tensor:
+    """What `total_variation` minimises, of each image: (B,)."""
+    misfit = (operator.forward(image) - measurement).abs().square().flatten(1).sum(dim=1)
+    return 0.5 * misfit + weight * gradient(image).norm(dim=0).flatten(1).sum(dim=1)

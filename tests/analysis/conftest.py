@@ -1,0 +1,52 @@
+"""A small decoder that is trained here, and commands that find it under the name `tiny`."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from data_prep.store import Store
+from pipeline.data.slices import SliceDataset
+from pipeline.decoder_package import DecoderPackage, describe
+from pipeline.decoder_package.metadata import hashed_people
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.models.config import ModelConfig
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_store: Store) -> DecoderPackage:
+    """A decoder of the tiny store's training people, after seconds of training."""
+    torch.manual_seed(0)
+    people = tiny_store.subjects("train")
+    metadata = describe(
+        (1, 32, 32),
+        ModelConfig(latent=[4, 8, 8], width=8, max_width=16),
+        LikelihoodConfig(term="gaussian", scale=0.05),
+        spacing_mm=tiny_store.spacing_mm,
+        orientation=tiny_store.orientation,
+        plane=tiny_store.plane,
+        store={"name": tiny_store.name, "simulated": True},
+        trained_on=hashed_people(
+            {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
+            for e in people
+        ),
+    )
+    package = DecoderPackage(metadata).requires_grad_(True)
+    data = SliceDataset(tiny_store, people)
+    images = data.__getitems__(range(len(data)))
+    optimiser = torch.optim.Adam(package.parameters(), lr=5e-3)
+    for _ in range(80):
+        posterior = package.encode(images)
+        error = (package.decode(posterior.sample()) - images).square().sum() / (2 * 0.05**2)
+        loss = error + posterior.rate().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return package.requires_grad_(False)
+
+
+@pytest.fixture
+def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
+    """`--package tiny` is that decoder."""
+    monkeypatch.setattr("pipeline.analysis.study.load", lambda _: trained)
+    yield trained

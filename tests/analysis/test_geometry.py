@@ -1,0 +1,99 @@
+"""Slices as NIfTI: whatever axes a file has, what is written lies over what was read."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.analysis.geometry import (
+    finer_affine,
+    read_picture,
+    regular_choice,
+    stack_affine,
+    write_picture,
+)
+from pipeline.errors import InputError
+
+ORIENTATION = "rows A>P, columns L>R"
+# A store's affine, its rows to the back, its columns to the right.
+AFFINE = np.array([[0, 3.2, 0, -90], [-3.2, 0, 0, 80], [0, 0, 1, -20], [0, 0, 0, 1]], float)
+
+
+def _write(path: Path, codes: str, shape: tuple[int, int] = (12, 10)) -> np.ndarray:
+    """The same slice stored in other axes; what RAS position has which value is the same."""
+    picture = np.arange(shape[0] * shape[1], dtype=float).reshape(*shape, 1)
+    image = nib.Nifti1Image(picture, AFFINE)
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(tuple(codes))
+    )
+    nib.save(image.as_reoriented(turn), path)
+    return picture[:, :, 0]
+
+
+@pytest.mark.parametrize("codes", ["PRS", "RAS", "LPS", "ARI", "SRA", "PSL"])
+def test_read_and_written_back_it_is_the_same_file(tmp_path: Path, codes: str) -> None:
+    picture = _write(tmp_path / "in.nii.gz", codes)
+    read = read_picture(tmp_path / "in.nii.gz", ORIENTATION, 3.2)
+    np.testing.assert_array_equal(read.image, picture)
+    np.testing.assert_allclose(read.affine, AFFINE)
+    write_picture(tmp_path / "out.nii.gz", read.image, read.affine, read)
+    before, after = (nib.load(tmp_path / name) for name in ("in.nii.gz", "out.nii.gz"))
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
+    np.testing.assert_allclose(after.get_fdata(), before.get_fdata(), atol=1e-4)
+
+
+def test_finer_pixels_fill_the_same_field_of_view(tmp_path: Path) -> None:
+    """Both files' outer corners are at the same millimetre."""
+    _write(tmp_path / "in.nii.gz", "RAS")
+    read = read_picture(tmp_path / "in.nii.gz", ORIENTATION, 3.2)
+    fine = np.repeat(np.repeat(read.image, 2, axis=0), 2, axis=1)
+    write_picture(tmp_path / "out.nii.gz", fine, finer_affine(read.affine, 2), read)
+    corners = []
+    for name in ("in.nii.gz", "out.nii.gz"):
+        image = nib.load(tmp_path / name)
+        ends = np.array([[-0.5] * 3, [n - 0.5 for n in image.shape]])
+        corners.append(nib.affines.apply_affine(image.affine, ends))
+    np.testing.assert_allclose(corners[0], corners[1], atol=1e-4)
+
+
+def test_a_stack_lies_where_its_slices_lie() -> None:
+    together = stack_affine(AFFINE, [40, 44, 48])
+    assert together is not None
+    for place, index in enumerate((40, 44, 48)):
+        np.testing.assert_allclose(together @ [3, 5, place, 1], AFFINE @ [3, 5, index, 1])
+    assert stack_affine(AFFINE, [40, 44, 49]) is None
+    assert stack_affine(AFFINE, [40]) is not None
+
+
+@pytest.mark.parametrize(("count", "limit"), [(40, 4), (39, 3), (7, 5), (5, 5), (3, 8), (9, 0)])
+def test_chosen_slices_are_evenly_spaced(count: int, limit: int) -> None:
+    places = regular_choice(count, limit)
+    assert len(places) == (min(count, limit) if limit else count)
+    assert places[0] >= 0 and places[-1] < count
+    assert len(set(np.diff(places))) <= 1
+
+
+def test_files_that_are_no_slice(tmp_path: Path) -> None:
+    path = tmp_path / "x.nii.gz"
+
+    def said(spacing: float = 3.2) -> str:
+        with pytest.raises(InputError) as error:
+            read_picture(path, ORIENTATION, spacing)
+        return str(error.value)
+
+    assert "there is no file" in said()
+    path.write_bytes(b"no image")
+    assert "can't be read" in said()
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 2)), AFFINE), path)
+    assert "one slice" in said()
+    nib.save(nib.Nifti1Image(np.full((4, 4, 1), np.nan), AFFINE), path)
+    assert "not finite" in said()
+    _write(path, "PRS")
+    assert "3.2 x 3.2 mm" in said(1.0)
+    nib.save(nib.Nifti1Image(np.ones((1, 4, 4)), np.diag([3.2, 3.2, 3.2, 1])), path)
+    assert "another plane" in said()
+    bare = nib.Nifti1Image(np.ones((4, 4, 1)), None)
+    bare.header["sform_code"] = bare.header["qform_code"] = 0
+    nib.save(bare, path)
+    assert "no affine" in said()

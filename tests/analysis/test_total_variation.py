@@ -1,0 +1,63 @@
+"""Total variation: its derivative's adjoint, the minimum it finds, its limits."""
+
+import pytest
+import torch
+
+from pipeline.analysis.masks import cartesian_mask
+from pipeline.analysis.operators import Downsampling, Identity, MaskedFourier
+from pipeline.analysis.total_variation import (
+    divergence,
+    gradient,
+    objective,
+    squared_norm,
+    total_variation,
+)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 6), (5, 9)])
+def test_divergence_is_minus_the_adjoint_of_the_gradient(shape: tuple[int, int]) -> None:
+    image = torch.randn(2, 1, *shape, dtype=torch.float64)
+    field = torch.randn(2, 2, 1, *shape, dtype=torch.float64)
+    left, right = (gradient(image) * field).sum(), -(image * divergence(field)).sum()
+    assert float(left) == pytest.approx(float(right))
+
+
+def test_the_norm_of_an_operator() -> None:
+    like = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
+    assert squared_norm(Identity(), like) == pytest.approx(1.05)
+    assert squared_norm(Downsampling(3, (12, 12)), like) == pytest.approx(1.05 / 9, rel=1e-6)
+
+
+def test_no_weight_on_the_image_itself_is_identity() -> None:
+    image = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = total_variation(Identity(), image, 0.0, torch.zeros_like(image), 2000, 1e-12)
+    torch.testing.assert_close(found, image, atol=1e-8, rtol=0)
+
+
+def test_a_large_weight_leaves_the_mean() -> None:
+    image = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = total_variation(Identity(), image, 100.0, image, 5000, 1e-12)
+    mean = image.mean(dim=(2, 3), keepdim=True).expand_as(image)
+    torch.testing.assert_close(found, mean, atol=1e-4, rtol=0)
+
+
+def test_a_step_loses_what_theory_says() -> None:
+    """Along one axis two plateaus of n pixels come closer by w/n each (Strong & Chan 2003)."""
+    image = torch.full((1, 1, 1, 20), 0.2, dtype=torch.float64)
+    image[..., 10:] = 0.8
+    found = total_variation(Identity(), image, 0.5, image, 20000, 1e-12)
+    torch.testing.assert_close(found[..., :10], torch.full_like(found[..., :10], 0.25))
+    torch.testing.assert_close(found[..., 10:], torch.full_like(found[..., 10:], 0.75))
+
+
+def test_nothing_near_the_minimum_is_lower() -> None:
+    operator = MaskedFourier(cartesian_mask((12, 12), 2, 0.2).double())
+    truth = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
+    truth[..., 3:8, 4:9] = 0.7
+    measured = operator.forward(truth)
+    found = total_variation(operator, measured, 0.01, truth, 5000, 1e-12)
+    least = objective(operator, measured, 0.01, found)
+    for size in (1e-1, 1e-2, 1e-3):
+        other = (found + size * torch.randn(50, 1, 12, 12, dtype=torch.float64)).clamp(0, 1)
+        assert (objective(operator, measured, 0.01, other) >= least - 1e-9).all()
+    assert least <= objective(operator, measured, 0.01, truth)

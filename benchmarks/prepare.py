@@ -127,7 +127,7 @@ def monai(folder: Path, kind: str) -> None:
 
 def many(folder: Path, kind: str, workers: int, people: int) -> None:
     """Volumes a second, and processor seconds a volume, of workers that have started already."""
-    from data_prep.executor import run_all
+    from data_prep.executor import Processes
     from data_prep.sources import hcp
     from data_prep.sources.source import Job
 
@@ -135,7 +135,7 @@ def many(folder: Path, kind: str, workers: int, people: int) -> None:
     found = hcp.discover(config)
     jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(people)]
     # The first result of each worker carries its start and its imports: not counted.
-    done = list(run_all(timed, jobs, workers, lambda job: (0.0, 0.0)))
+    done = list(Processes(workers).run_all(timed, jobs, lambda job: (0.0, 0.0)))
     ends, seconds = zip(*sorted(done)[workers:], strict=True)
     rate = (len(ends) - 1) / (ends[-1] - ends[0])
     print(json.dumps({"rate": rate, "seconds": float(np.median(seconds))}))

@@ -46,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return GOOD
         report = prepare(config, work)
         print("\n".join(summary(report, work / "stores" / config.name)), flush=True)
+        # There while a change is still to be logged, should MLflow fail or this process be killed.
+        pending = work / "stores" / f".{config.name}.untracked"
         if config.track and report.changed:
+            pending.touch()
+        if config.track and pending.exists():
             from data_prep import tracking
 
             tracking.track(report.store, work)
+            pending.unlink()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -92,7 +97,7 @@ def _verify(arguments: list[str]) -> int:
     if found:
         print(
             f"error: {len(found)} damaged: delete these files and prepare the store again, which "
-            "then makes only them",
+            "then makes only them (without its manifest, all)",
             file=sys.stderr,
         )
         return BAD_INPUT

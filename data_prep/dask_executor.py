@@ -1,8 +1,10 @@
 """A Dask cluster as executor: https://distributed.dask.org."""
 
 import importlib.util
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from data_prep.config import TRANSFORM_VERSION
@@ -12,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What a shard's bytes depend on beside the program: all machines must have the same.
-DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "monai")
+DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "SimpleITK")
 
 SECONDS_TO_CONNECT = 30
 
@@ -55,7 +57,8 @@ class DaskCluster:
             ) from None
         try:
             self._check(client)
-            yield from self._stream(client, function, items, died)
+            checked = partial(_checked, versions(), function)
+            yield from self._stream(client, checked, items, died)
         except (FutureCancelledError, CommClosedError):
             raise InputError(
                 f"prepare.scheduler: the Dask cluster at {self.address} went away: the same "
@@ -65,7 +68,7 @@ class DaskCluster:
             client.close(timeout=5)
 
     def _check(self, client: Any) -> None:
-        """Raise InputError where no worker is there, or one would make other bytes."""
+        """Raise InputError where no worker is there, or one lacks this program."""
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
         except TimeoutError:
@@ -73,19 +76,12 @@ class DaskCluster:
                 f"prepare.scheduler: the scheduler at {self.address} has no workers: start some "
                 f"with dask worker {self.address}"
             ) from None
-        ours = versions()
-        for worker, theirs in client.run(versions, on_error="return").items():
-            if isinstance(theirs, Exception):
+        for worker, found in client.run(versions, on_error="return").items():
+            if isinstance(found, Exception):
                 raise InputError(
-                    f"prepare.scheduler: worker {worker} cannot import this program ({theirs}): "
+                    f"prepare.scheduler: worker {worker} cannot import this program ({found}): "
                     "install it there, too"
                 )
-            for name, ours_is in ours.items():
-                if theirs[name] != ours_is:
-                    raise InputError(
-                        f"prepare.scheduler: worker {worker} has {name} {theirs[name]}, this "
-                        f"process {ours_is}: their bytes could differ"
-                    )
 
     def _stream(
         self,
@@ -129,6 +125,23 @@ class DaskCluster:
 
 
 def versions() -> dict[str, str]:
-    """What the bytes of a shard depend on, as it is in this process."""
-    found = {name: version(name) for name in DECISIVE_PACKAGES}
-    return found | {"the program's arithmetic": str(TRANSFORM_VERSION)}
+    """What the bytes of a shard depend on, as it is in this process; "" for what is not there."""
+    found = {"the program's arithmetic": str(TRANSFORM_VERSION)}
+    for name in DECISIVE_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _checked(expected: dict[str, str], function: Callable[[Item], Result], item: Item) -> Result:
+    """`function(item)`, on a worker whose versions are these: one may join at any time."""
+    for name, here in versions().items():
+        if here != expected[name]:
+            raise InputError(
+                f"prepare.scheduler: a worker on {socket.gethostname()} has {name} "
+                f"{here or 'not installed'}, this process {expected[name] or 'has not'}: their "
+                "bytes could differ"
+            )
+    return function(item)

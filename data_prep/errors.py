@@ -9,7 +9,7 @@ class InputError(Exception):
 
     def __init__(self, message: str) -> None:
         # One line whatever the cause's own text looked like: scripts and people read lines.
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(message.encode("utf-8", "replace").decode().split()))
 
 
 class VolumeError(Exception):
@@ -21,7 +21,8 @@ class VolumeError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message)
         self.reason = reason
-        self.message = " ".join(message.split())
+        # A file name may hold bytes that are no text, which a manifest could not be written with.
+        self.message = " ".join(message.encode("utf-8", "replace").decode().split())
 
     def __str__(self) -> str:
         return self.message

@@ -2,3 +2,6 @@
 
 # A NIfTI's two affines, both given, place a corner of the volume more than a voxel apart.
 FORMS_DISAGREE = "sform_qform"
+
+# What the report says of each.
+WORDS = {FORMS_DISAGREE: "its qform lies more than a voxel away from its sform, which is used"}

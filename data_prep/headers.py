@@ -95,6 +95,11 @@ def parse_header(start: bytes, name: str) -> Header:
         voxel = nib.affines.voxel_sizes(affine)
     except Exception as error:  # nibabel raises many kinds for one damaged header
         raise VolumeError("header", f"{name} has a damaged header: {error}") from None
+    if kind is not MGHHeader:
+        if bytes(header["magic"]).startswith(b"ni"):
+            raise VolumeError("header", f"{name} is the header of a pair: its voxels are elsewhere")
+        if offset < _length(kind) + 4:
+            raise VolumeError("header", f"{name} has voxels that would begin inside its header")
     if dtype.kind not in "iuf":
         raise VolumeError("header", f"{name} has voxels of type {dtype}: not plain numbers")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

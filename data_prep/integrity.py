@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 
 def locate(store: str, work: Path) -> Path:
     """The folder of a store, given by its path or its name under work/stores."""
-    for folder in (Path(store).expanduser(), work / "stores" / store):
+    for folder in (Path(store), work / "stores" / store):
         if (folder / MANIFEST).exists():
             return folder
     raise InputError(f"--store: there is no prepared store {store}, nor one of that name in {work}")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.config import PrepareConfig, pixel_keys
+from data_prep.config import IMAGE_SETS, PrepareConfig, pixel_keys
 from data_prep.sources.source import Item, Outcome
-from data_prep.store import Quarantined, Store, SubjectEntry
+from data_prep.store import OWN_DIGEST, Quarantined, Store, SubjectEntry
 
 # Reasons that may be gone the next time: such subjects are tried again, others only once changed.
 PASSING = {
@@ -17,6 +17,8 @@ PASSING = {
     "unexpected",
     "worker_died",
 }
+
+RETRY = "it failed before"
 
 # Names shown of those with one reason, where a run only sums up what it is going to do.
 SHOWN = 5
@@ -33,6 +35,11 @@ class Plan:
     todo: dict[str, str]
     kept: dict[str, list[Outcome]]
     gone: tuple[str, ...]
+
+    @property
+    def only_retries(self) -> bool:
+        """Whether all there is to do is to try again what failed."""
+        return not self.gone and all(why.startswith(RETRY) for why in self.todo.values())
 
     def lines(self, noun: str, shown: int | None = SHOWN) -> list[str]:
         """For people: each reason, and whom it concerns; all of them where `shown` is None."""
@@ -96,6 +103,7 @@ def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
     """Why an item's earlier outcomes are not what its files would give, or "" where they are."""
     found = item.fingerprint()
+    volumes = store.manifest["configuration"]["source"] not in IMAGE_SETS
     for outcome in outcomes:
         # An image of a block has names of its own.
         named = () if outcome.subject == item.subject else ("subject", "source")
@@ -104,7 +112,11 @@ def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
             return "its mask changed" if other[0].startswith("mask") else "its file changed"
         if isinstance(outcome, Quarantined):
             if outcome.reason in PASSING:
-                return f"it failed before ({outcome.reason}), which may have passed"
+                return f"{RETRY} ({outcome.reason}), which may have passed"
+            if OWN_DIGEST not in store.manifest:
+                return "an earlier version of this program refused it"
         elif store.shard_problem(outcome):
             return "its shard is missing or cut"
+        elif volumes and outcome.volume is None:
+            return "an earlier version of this program prepared it"
     return ""

@@ -1,5 +1,6 @@
 """The stage: discover, verify, transform, split, write."""
 
+import secrets
 import socket
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from data_prep import report
+from data_prep.atomic import atomic_file
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
 from data_prep.executor import executor_for
@@ -21,6 +23,7 @@ from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (
     MANIFEST,
     OWN_DIGEST,
+    RUNNING,
     Quarantined,
     Store,
     StoreError,
@@ -86,9 +89,19 @@ def _bring_up_to_date(
         if not report.is_current(before):
             report.write_report(before)
         return Report(before, 0, False)
+    if before is None and (folder / MANIFEST).exists():
+        say(f"{folder / MANIFEST} is damaged: everything is prepared again")
     if before is not None:
         for line in plan.lines(source.noun):
             say(line)
+    # Absolute, as workers may stand elsewhere.
+    run = secrets.token_hex(8)
+    jobs = [
+        Job(item, config, folder.absolute(), run)
+        for item in source.items
+        if item.subject in plan.todo
+    ]
+    transform = partial(_at_store, source.transform)
 
     def save(filename: str) -> None:
         results = outcomes.values()
@@ -106,16 +119,22 @@ def _bring_up_to_date(
             filename=filename,
         )
 
+    with atomic_file(folder / RUNNING) as stream:
+        stream.write(run.encode())
+    if finished and before and plan.only_retries:
+        # What failed before mostly fails again: the store is not touched for that.
+        for found in executor_for(config).run_all(transform, jobs, _died):
+            outcomes |= {outcome.subject: outcome for outcome in found}
+        if _unchanged(before, outcomes, config):
+            (folder / RUNNING).unlink()
+            return Report(before, 0, False)
+        jobs = []
     # From here to the end there is no manifest.json: nobody reads a store that is half old.
     save(PARTIAL)
+    sealed = (folder / MANIFEST).read_bytes() if finished else b""
     (folder / MANIFEST).unlink(missing_ok=True)
     report.remove(folder)
     saved = time.monotonic()
-    # Absolute, as workers may stand elsewhere.
-    jobs = [
-        Job(item, config, folder.absolute()) for item in source.items if item.subject in plan.todo
-    ]
-    transform = partial(_at_store, source.transform)
     results = executor_for(config).run_all(transform, jobs, _died)
     try:
         for found in progress(results, len(jobs), "preparing", say):
@@ -128,19 +147,25 @@ def _bring_up_to_date(
             save(PARTIAL)
         raise
     shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
-    for file in (folder / "slices").glob("*"):
-        if f"slices/{file.name}" not in shards:
-            file.unlink()
     if not shards:
         reasons = Counter(o.reason for o in outcomes.values() if isinstance(o, Quarantined))
         first = next(o for o in outcomes.values() if isinstance(o, Quarantined))
-        (folder / PARTIAL).unlink()
+        if before and sealed:  # no shard was written: a mistyped key must not cost the old ones
+            with atomic_file(folder / MANIFEST) as stream:
+                stream.write(sealed)
+            report.write_report(before)
+        for name in (PARTIAL, RUNNING):
+            (folder / name).unlink()
         raise InputError(
             f"not one of {len(outcomes)} {source.noun} could be prepared ({counted(reasons)}); "
             f"the first: {first.subject}: {first.message}"
         )
+    for file in (folder / "slices").glob("*.npy"):
+        if f"slices/{file.name}" not in shards:
+            file.unlink()
     save(MANIFEST)
-    (folder / PARTIAL).unlink()
+    for name in (PARTIAL, RUNNING):
+        (folder / name).unlink()
     store = Store.open(folder)
     report.write_report(store)
     return Report(store, len(jobs), True)
@@ -199,5 +224,6 @@ def _remove_unfinished(folder: Path, *, partial: bool) -> None:
     for place in (folder, folder / "slices", folder / report.FOLDER):
         for file in place.glob(".*.tmp"):
             file.unlink()
+    (folder / RUNNING).unlink(missing_ok=True)
     if partial:
         (folder / PARTIAL).unlink(missing_ok=True)

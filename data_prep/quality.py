@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from data_prep.flags import WORDS
 from data_prep.store import SCALE, Store, SubjectEntry
 
 # Beyond this many robust standard deviations a number is told as an outlier (Iglewicz and Hoaglin,
@@ -103,7 +104,7 @@ class Subject:
     @property
     def flags(self) -> tuple[str, ...]:
         """What was noticed while the volume was read."""
-        return tuple(getattr(self.entry, "flags", ()))
+        return tuple(WORDS.get(flag, flag) for flag in self.entry.flags)
 
 
 def _high(subject: Subject) -> float | None:
@@ -164,8 +165,9 @@ def measure(pixels: np.ndarray, spacing_mm: float) -> Quality:
     if not total:
         return Quality(len(pixels), 0.0, 0.0, 0.0, 0.0, 0.0, (0.0,) * BINS)
     levels = np.arange(SCALE + 1) / SCALE
-    mean = float(counts @ levels) / total
-    sd = math.sqrt(float(counts @ np.square(levels - mean)) / total)
+    # Not as dot products, whose last digits depend on the number of threads.
+    mean = float((counts * levels).sum()) / total
+    sd = math.sqrt(float((counts * np.square(levels - mean)).sum()) / total)
     # 65536 levels, so each bin has equally many.
     bins = counts.reshape(BINS, -1).sum(1) / total
     return Quality(

@@ -42,7 +42,7 @@ def digest(store: Store) -> str:
     entries = [
         {
             "volume": str(entry.volume),
-            "flags": list(getattr(entry, "flags", ())),
+            "flags": list(entry.flags),
             "cropped": entry.cropped,
             "slices": entry.slice_indices,
         }

@@ -15,7 +15,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from data_prep.atomic import atomic_file
 from data_prep.config import CohortConfig, PrepareConfig, SplitConfig
+from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
 from data_prep.split import SPLITS
 
@@ -45,81 +46,16 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SCALE = 65535
 
+# Holds the name of the run that is at work. A worker of a cluster may outlive its run, and must
+# not write into what a later one makes.
+RUNNING = ".run"
+
 # The manifest's last key: SHA-256 of the others.
 OWN_DIGEST = "manifest_sha256"
-
-# Keys of an entry that are absent where they are empty, and in older manifests.
-OPTIONAL = ("labels", "volume", "flags")
 
 
 class StoreError(InputError):
     """A store that cannot be read: missing, damaged, or of another schema version."""
-
-
-@dataclass(frozen=True)
-class NativeVolume:
-    """A volume as it lay on disk.
-
-    shape: voxels along its three axes as stored. spacing_mm: voxel size along them. orientation:
-    where they run to, such as "LAS". low, high: the intensities inside the brain, in the file's own
-    units, that became 0 and 1 (after N4, where it was asked for).
-    """
-
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    orientation: str
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class SubjectEntry:
-    """One subject in the manifest.
-
-    source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
-    source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
-    labels: the class of each image, or empty where there are no classes.
-    volume: what the volume was like, or None: images of a set, and stores of earlier versions.
-    flags: what is odd about the source though it is usable, in the words of flags.py.
-    """
-
-    subject: str
-    family: str
-    split: str
-    source: str
-    source_sha256: str
-    source_bytes: int
-    source_mtime_ns: int
-    mask: str
-    mask_bytes: int
-    mask_mtime_ns: int
-    shard: str
-    shard_sha256: str
-    shard_bytes: int
-    slice_indices: tuple[int, ...]
-    affine: tuple[tuple[float, ...], ...]
-    cropped: bool
-    labels: tuple[int, ...] = ()
-    volume: NativeVolume | None = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A subject that could not be prepared: a short reason code and the explanation.
-
-    An image that is missing from its block has the name BLOCK/FILE, and the block's bytes and time.
-    """
-
-    subject: str
-    source: str
-    source_bytes: int
-    source_mtime_ns: int
-    mask: str
-    mask_bytes: int
-    mask_mtime_ns: int
-    reason: str
-    message: str
 
 
 def canonical_digest(value: Any) -> str:
@@ -134,8 +70,10 @@ def configuration_digest(configuration: dict[str, Any]) -> str:
     return canonical_digest({k: v for k, v in configuration.items() if k not in places})
 
 
-def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]:
+def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") -> dict[str, Any]:
     """Write (n, C, H, W) as a shard, atomically: intensities in [0, 1], or uint8.
+
+    run: name of the run that the shard is for, as in the store's RUNNING; "" asks no such thing.
 
     255 x 257 is 65535, so bytes come back exactly: as the shard's numbers over 257.
 
@@ -151,11 +89,20 @@ def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]
     shard = f"slices/{subject}.npy"
     with atomic_file(store / shard) as file:
         file.write(content)
+        if run and _running(store) != run:
+            raise InputError(f"another run is working on {store}: this one has ended")
     return {
         "shard": shard,
         "shard_sha256": hashlib.sha256(content).hexdigest(),
         "shard_bytes": len(content),
     }
+
+
+def _running(store: Path) -> str:
+    try:
+        return (store / RUNNING).read_text()
+    except OSError:
+        return ""
 
 
 def write_manifest(
@@ -183,7 +130,7 @@ def write_manifest(
         "spacing_mm": spacing_mm,
         "orientation": orientation,
         "plane": plane,
-        "subjects": [_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
+        "subjects": [as_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
     manifest[OWN_DIGEST] = canonical_digest(manifest)
@@ -221,11 +168,11 @@ class Store:
         path = Path(path)
         manifest = _read_manifest(path / filename)
         try:
-            entries = tuple(_entry(SubjectEntry, item) for item in manifest["subjects"])
-            quarantined = tuple(_entry(Quarantined, item) for item in manifest["quarantined"])
+            entries = tuple(from_item(SubjectEntry, item) for item in manifest["subjects"])
+            quarantined = tuple(from_item(Quarantined, item) for item in manifest["quarantined"])
             _ = [manifest[key] for key in ("configuration_digest", "image_shape", "simulated")]
             shape = tuple(int(n) for n in manifest["image_shape"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(f"{path / filename} is damaged ({error}): prepare it again") from None
         if len(shape) != 3:
             raise StoreError(f"{path / filename}: image_shape is not (C, H, W): prepare it again")
@@ -352,33 +299,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path.parent} and prepare it again"
         )
     return manifest
-
-
-def _item(entry: SubjectEntry) -> dict[str, Any]:
-    """An entry as a manifest item; optional keys are there only where they say something."""
-    values = asdict(entry)
-    return {key: value for key, value in values.items() if value or key not in OPTIONAL}
-
-
-def _entry(kind: Any, item: dict[str, Any]) -> Any:
-    """A manifest item as its dataclass, lists turned into tuples."""
-    values = {f.name: item[f.name] for f in fields(kind) if f.name not in OPTIONAL}
-    if kind is SubjectEntry:
-        values["flags"] = tuple(str(flag) for flag in item.get("flags", ()))
-        values["labels"] = tuple(int(label) for label in item.get("labels", ()))
-        if len(values["labels"]) not in (0, len(values["slice_indices"])):
-            raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")
-        values["volume"] = _volume(item["volume"]) if "volume" in item else None
-        values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
-        values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
-    return kind(**values)
-
-
-def _volume(item: dict[str, Any]) -> NativeVolume:
-    x, y, z = (int(n) for n in item["shape"])
-    dx, dy, dz = (float(v) for v in item["spacing_mm"])
-    code = str(item["orientation"])
-    return NativeVolume((x, y, z), (dx, dy, dz), code, float(item["low"]), float(item["high"]))
 
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:

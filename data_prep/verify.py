@@ -146,9 +146,11 @@ class _Content:
         self.filled = 0
         self.rest = b""  # of a voxel whose other bytes are still to come
         self.range = (np.float32(np.inf), np.float32(-np.inf))
+        self.length = 0
 
     def take(self, piece: bytes) -> None:
         """The next bytes of the content."""
+        self.length += len(piece)
         if self.problem is not None:
             return
         if self.header is None:
@@ -218,6 +220,8 @@ class _Content:
         assert self.header is not None
         if self.filled < len(self.data):
             raise _too_few(self.name)
+        if self.length > self.header.end + FOOTER_BYTES:
+            raise VolumeError("header", f"{self.name} holds more than its header says")
         return self.data, self.header
 
 

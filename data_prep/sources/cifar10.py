@@ -138,7 +138,7 @@ def transform(job: Job) -> list[Outcome]:
     return [
         SubjectEntry(
             **found,
-            **write_shard(job.store, block.subject, images),
+            **write_shard(job.store, block.subject, images, job.run),
             **block.placed(job.config),
             source_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
             slice_indices=tuple(range(block.first, block.first + len(images))),

@@ -66,7 +66,10 @@ def discover(config: PrepareConfig) -> list[Subject]:
     """
     if not config.root:
         raise InputError("prepare.root is not set: give the folder that holds the subjects")
-    root = Path(config.root).expanduser().absolute()  # workers may stand elsewhere
+    try:
+        root = Path(config.root).expanduser().absolute()  # workers may stand elsewhere
+    except RuntimeError as error:
+        raise InputError(f"prepare.root: {config.root}: {error}") from None
     if not root.is_dir():
         raise InputError(f"prepare.root: there is no folder {root}")
     names = matching_subjects(root, config.template)
@@ -116,12 +119,20 @@ def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
         group = piece[1:-1]
         expression += f"(?P={group})" if group in seen else f"(?P<{group}>{PLAIN_NAME.pattern})"
         seen.add(group)
+    lazy = expression.replace(PLAIN_NAME.pattern, PLAIN_NAME.pattern + "?")
     found = set()
     for path in glob.iglob(pattern, root_dir=root):
         match = re.fullmatch(expression, path.replace(os.sep, "/"))
         if match:
             groups = match.groupdict()
             found.add((groups["subject"], groups.get("session", "")))
+            other = re.fullmatch(lazy, path.replace(os.sep, "/"))
+            if "_ses-" in groups["subject"] or other is None or other.groupdict() != groups:
+                raise InputError(
+                    f"prepare.template: where do subject and session part in {path}? Sessions of "
+                    "one person would count as people: write {session} where the session stands, "
+                    "with a folder or ses- before it"
+                )
     return sorted(found)
 
 
@@ -134,7 +145,7 @@ def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[s
 
     Raises:
         InputError: no such table, a column missing, a row without, with a repeated or with an
-            unknown subject, or none of `names` in the table.
+            unknown subject, or one of `names` missing in the table.
     """
     table, known = config.subjects_table, set(names)
     unknown = ""
@@ -166,6 +177,13 @@ def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[s
         raise InputError(
             f"prepare.subjects_table: {path} names none of the {len(names)} subjects found, "
             f"the first of which is {names[0]}"
+        )
+    absent = [name for name in names if name not in families]
+    if absent:
+        raise InputError(
+            f"prepare.subjects_table: {path} has no row for {len(absent)} of the subjects found, "
+            f"the first of which is {absent[0]}: add them, with a blank Family_ID where the family "
+            "is not known, as siblings could be torn apart otherwise"
         )
     if unknown and config.subjects_table_extra == "refuse":
         raise InputError(

@@ -27,11 +27,12 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One item to transform, as sent to a worker."""
+    """One item to transform, as sent to a worker. run: for `write_shard`."""
 
     item: Any
     config: PrepareConfig
     store: Path
+    run: str = ""
 
 
 @dataclass(frozen=True)

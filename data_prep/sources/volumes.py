@@ -53,7 +53,7 @@ def transform(job: Job) -> list[Outcome]:
         message = f"{type(error).__name__}: {error}"
         return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
     # Outside the try: a full disk is nobody's bad scan and ends the run.
-    shard = write_shard(job.store, subject.subject, slices.images)
+    shard = write_shard(job.store, subject.subject, slices.images, job.run)
     return [
         SubjectEntry(
             **found,

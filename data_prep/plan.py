@@ -8,15 +8,8 @@ from data_prep.config import IMAGE_SETS, PrepareConfig, pixel_keys
 from data_prep.sources.source import Item, Outcome
 from data_prep.store import OWN_DIGEST, Quarantined, Store, SubjectEntry
 
-# Reasons that may be gone the next time: such subjects are tried again, others only once changed.
-PASSING = {
-    "unreadable",
-    "missing",
-    "broken_link",
-    "no_permission",
-    "unexpected",
-    "worker_died",
-}
+# Reasons that may be gone the next time though no file changed: such subjects are tried again.
+PASSING = {"unreadable", "no_permission", "unexpected", "worker_died"}
 
 RETRY = "it failed before"
 

@@ -4,9 +4,9 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     with exclusive(folder.with_name(f".{config.name}.lock")):
         if source.begin:
             source.begin(say)
-        return _bring_up_to_date(folder, source, config, say)
+        return _Preparation(folder, source, config, say).bring_up_to_date()
 
 
 def list_work(config: PrepareConfig, work: Path) -> list[str]:
@@ -78,97 +78,120 @@ def list_work(config: PrepareConfig, work: Path) -> list[str]:
     return [*lines, f"dry run: nothing was written to {folder}"]
 
 
-def _bring_up_to_date(
-    folder: Path, source: Source, config: PrepareConfig, say: Callable[[str], None]
-) -> Report:
-    before, finished = _existing(folder)
-    _remove_unfinished(folder, partial=finished)
-    plan = make_plan(before, source.items, config)
-    outcomes = {o.subject: o for found in plan.kept.values() for o in found}
-    if not plan.todo and finished and before and _unchanged(before, outcomes, config):
-        if not report.is_current(before):
-            report.write_report(before)
-        return Report(before, 0, False)
-    if before is None and (folder / MANIFEST).exists():
-        say(f"{folder / MANIFEST} is damaged: everything is prepared again")
-    if before is not None:
-        for line in plan.lines(source.noun):
-            say(line)
-    # Absolute, as workers may stand elsewhere.
-    run = secrets.token_hex(8)
-    jobs = [
-        Job(item, config, folder.absolute(), run)
-        for item in source.items
-        if item.subject in plan.todo
-    ]
-    transform = partial(_at_store, source.transform)
+@dataclass(frozen=True)
+class _Preparation:
+    """One run at one store, which it has to itself."""
 
-    def save(filename: str) -> None:
+    folder: Path
+    source: Source
+    config: PrepareConfig
+    say: Callable[[str], None]
+
+    def bring_up_to_date(self) -> Report:
+        before, finished = _existing(self.folder)
+        _remove_unfinished(self.folder, partial=finished)
+        plan = make_plan(before, self.source.items, self.config)
+        outcomes = {o.subject: o for found in plan.kept.values() for o in found}
+        if not plan.todo and finished and before and _unchanged(before, outcomes, self.config):
+            if not report.is_current(before):
+                report.write_report(before)
+            return Report(before, 0, False)
+        if before is None and (self.folder / MANIFEST).exists():
+            self.say(f"{self.folder / MANIFEST} is damaged: everything is prepared again")
+        if before is not None:
+            for line in plan.lines(self.source.noun):
+                self.say(line)
+        with _named_run(self.folder) as run:
+            # Absolute, as workers may stand elsewhere.
+            jobs = [
+                Job(item, self.config, self.folder.absolute(), run)
+                for item in self.source.items
+                if item.subject in plan.todo
+            ]
+            if finished and before and plan.only_retries:
+                # What failed before mostly fails again: the store is not touched for that.
+                for found in self._transformed(jobs):
+                    outcomes |= {outcome.subject: outcome for outcome in found}
+                if _unchanged(before, outcomes, self.config):
+                    return Report(before, 0, False)
+                jobs = []
+            return self._redo(jobs, outcomes, before if finished else None)
+
+    def _transformed(self, jobs: list[Job]) -> Iterator[list[Outcome]]:
+        transform = partial(_at_store, self.source.transform)
+        return executor_for(self.config).run_all(transform, jobs, _died)
+
+    def _redo(self, jobs: list[Job], outcomes: dict[str, Outcome], whole: Store | None) -> Report:
+        """Do the jobs, add what they give to the outcomes, and write the store. whole: what was
+        there before, if that was finished."""
+        # From here to the end there is no manifest.json: nobody reads a store that is half old.
+        self._save(outcomes, PARTIAL)
+        sealed = (self.folder / MANIFEST).read_bytes() if whole else b""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        report.remove(self.folder)
+        saved = time.monotonic()
+        try:
+            for found in progress(self._transformed(jobs), len(jobs), "preparing", self.say):
+                outcomes |= {outcome.subject: outcome for outcome in found}
+                if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
+                    self._save(outcomes, PARTIAL)
+                    saved = time.monotonic()
+        except BaseException:
+            with suppress(OSError):  # a full disk must not hide what happened
+                self._save(outcomes, PARTIAL)
+            raise
+        shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
+        if not shards:
+            if whole:  # no shard was written: a mistyped key must not cost the old ones
+                with atomic_file(self.folder / MANIFEST) as stream:
+                    stream.write(sealed)
+                report.write_report(whole)
+            (self.folder / PARTIAL).unlink()
+            raise InputError(self._nobody(outcomes))
+        for file in (self.folder / "slices").glob("*.npy"):
+            if f"slices/{file.name}" not in shards:
+                file.unlink()
+        self._save(outcomes, MANIFEST)
+        (self.folder / PARTIAL).unlink()
+        store = Store.open(self.folder)
+        report.write_report(store)
+        return Report(store, len(jobs), True)
+
+    def _save(self, outcomes: dict[str, Outcome], filename: str) -> None:
         results = outcomes.values()
         write_manifest(
-            folder,
-            name=config.name,
-            simulated=source.simulated,
-            configuration=config.recorded(),
-            image_shape=source.image_shape,
-            spacing_mm=source.spacing_mm,
-            orientation=source.orientation,
-            plane=source.plane,
+            self.folder,
+            name=self.config.name,
+            simulated=self.source.simulated,
+            configuration=self.config.recorded(),
+            image_shape=self.source.image_shape,
+            spacing_mm=self.source.spacing_mm,
+            orientation=self.source.orientation,
+            plane=self.source.plane,
             subjects=[r for r in results if isinstance(r, SubjectEntry)],
             quarantined=[r for r in results if isinstance(r, Quarantined)],
             filename=filename,
         )
 
+    def _nobody(self, outcomes: dict[str, Outcome]) -> str:
+        refused = [o for o in outcomes.values() if isinstance(o, Quarantined)]
+        return (
+            f"not one of {len(outcomes)} {self.source.noun} could be prepared "
+            f"({counted(Counter(o.reason for o in refused))}); the first: {refused[0].subject}: "
+            f"{refused[0].message}"
+        )
+
+
+@contextmanager
+def _named_run(folder: Path) -> Iterator[str]:
+    """The name of a run, which its workers find in the folder as long as it is at work."""
+    run = secrets.token_hex(8)
     with atomic_file(folder / RUNNING) as stream:
         stream.write(run.encode())
-    if finished and before and plan.only_retries:
-        # What failed before mostly fails again: the store is not touched for that.
-        for found in executor_for(config).run_all(transform, jobs, _died):
-            outcomes |= {outcome.subject: outcome for outcome in found}
-        if _unchanged(before, outcomes, config):
-            (folder / RUNNING).unlink()
-            return Report(before, 0, False)
-        jobs = []
-    # From here to the end there is no manifest.json: nobody reads a store that is half old.
-    save(PARTIAL)
-    sealed = (folder / MANIFEST).read_bytes() if finished else b""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    report.remove(folder)
-    saved = time.monotonic()
-    results = executor_for(config).run_all(transform, jobs, _died)
     try:
-        for found in progress(results, len(jobs), "preparing", say):
-            outcomes |= {outcome.subject: outcome for outcome in found}
-            if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
-                save(PARTIAL)
-                saved = time.monotonic()
-    except BaseException:
-        with suppress(OSError):  # a full disk must not hide what happened
-            save(PARTIAL)
-        raise
-    shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
-    if not shards:
-        reasons = Counter(o.reason for o in outcomes.values() if isinstance(o, Quarantined))
-        first = next(o for o in outcomes.values() if isinstance(o, Quarantined))
-        if before and sealed:  # no shard was written: a mistyped key must not cost the old ones
-            with atomic_file(folder / MANIFEST) as stream:
-                stream.write(sealed)
-            report.write_report(before)
-        for name in (PARTIAL, RUNNING):
-            (folder / name).unlink()
-        raise InputError(
-            f"not one of {len(outcomes)} {source.noun} could be prepared ({counted(reasons)}); "
-            f"the first: {first.subject}: {first.message}"
-        )
-    for file in (folder / "slices").glob("*.npy"):
-        if f"slices/{file.name}" not in shards:
-            file.unlink()
-    save(MANIFEST)
-    for name in (PARTIAL, RUNNING):
-        (folder / name).unlink()
-    store = Store.open(folder)
-    report.write_report(store)
-    return Report(store, len(jobs), True)
+        yield run
+    finally:
+        (folder / RUNNING).unlink(missing_ok=True)
 
 
 def _at_store(transform: Callable[[Job], list[Outcome]], job: Job) -> list[Outcome]:

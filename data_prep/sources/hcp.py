@@ -178,16 +178,16 @@ def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[s
             f"prepare.subjects_table: {path} names none of the {len(names)} subjects found, "
             f"the first of which is {names[0]}"
         )
+    if unknown and config.subjects_table_extra == "refuse":
+        raise InputError(
+            f"{unknown}: take the row out, mend prepare.template, or set "
+            "prepare.subjects_table_extra to ignore"
+        )
     absent = [name for name in names if name not in families]
     if absent:
         raise InputError(
             f"prepare.subjects_table: {path} has no row for {len(absent)} of the subjects found, "
             f"the first of which is {absent[0]}: add them, with a blank Family_ID where the family "
             "is not known, as siblings could be torn apart otherwise"
-        )
-    if unknown and config.subjects_table_extra == "refuse":
-        raise InputError(
-            f"{unknown}: take the row out, mend prepare.template, or set "
-            "prepare.subjects_table_extra to ignore"
         )
     return families

@@ -13,6 +13,7 @@ from test_prepare_survival import content
 
 from data_prep import dask_executor
 from data_prep.__main__ import main
+from data_prep.errors import InputError
 from data_prep.sources.source import Job
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")
@@ -59,12 +60,12 @@ def test_workers_that_stand_elsewhere_get_whole_paths(
 
     def run_all(self: object, function: object, items: list[Job], died: object) -> list[object]:
         sent.extend(items)
-        return []
+        raise InputError("seen")
 
     monkeypatch.setattr(dask_executor.DaskCluster, "run_all", run_all)
     monkeypatch.setenv("WORK", "here")
     monkeypatch.chdir(tmp_path)
-    main(configured(tmp_path, Path("raw"), scheduler="tcp://127.0.0.1:1"))
+    assert main(configured(tmp_path, Path("raw"), scheduler="tcp://127.0.0.1:1")) == 2
     assert len(sent) == 2
     assert all(job.store.is_absolute() and job.item.source_path.is_absolute() for job in sent)
 

@@ -15,8 +15,10 @@ from fragile_worker import double
 from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 
 from data_prep.__main__ import main
+from data_prep.errors import InputError, VolumeError
 from data_prep.executor import Processes
-from data_prep.store import Store
+from data_prep.store import Store, write_shard
+from data_prep.volume import load_volume
 
 NAMES = [str(n) for n in range(201, 207)]
 
@@ -170,7 +172,9 @@ def test_other_layouts_give_the_same_pixels(
 
 
 def test_families_stay_together(root: Path, work: Path, tmp_path: Path) -> None:
-    (root / "subjects.csv").write_text("Subject,Family_ID\n201,a\n202,a\n203,a\n204,b\n205,\n")
+    (root / "subjects.csv").write_text(
+        "Subject,Family_ID\n201,a\n202,a\n203,a\n204,b\n205,\n206,\n"
+    )
     store = run_and_list(configured(tmp_path, root, subjects_table="subjects.csv"), work)
     families = {e.subject: e.family for e in store.entries}
     assert families == dict(zip(NAMES, ["a", "a", "a", "b", "205", "206"], strict=True))
@@ -182,6 +186,10 @@ def test_families_stay_together(root: Path, work: Path, tmp_path: Path) -> None:
     [
         ("Person,Family_ID\n201,a\n", "no column Subject"),
         ("Subject\n201\n202\n", "no column Family_ID"),
+        (
+            "Subject,Family_ID\n201,a\n",
+            "no row for 5 of the subjects found, the first of which is 202",
+        ),
         ("Subject,Family_ID\n201,\n202,\n201,\n", "row 4 names subject 201 a second time"),
         ("Subject,Family_ID\n201,\n777,\n", "row 3 names subject 777, of whom there is no image"),
         ("Subject,Family_ID\n201,\n777,\n", "subjects_table_extra"),
@@ -202,10 +210,72 @@ def test_a_bad_subjects_table_is_told(
 def test_rows_of_people_without_an_image_are_passed_over_where_that_is_asked_for(
     root: Path, work: Path, tmp_path: Path
 ) -> None:
-    (root / "subjects.csv").write_text("Subject,Family_ID\n201,a\n777,a\n")
+    rows = "".join(f"{name},a\n" for name in [*NAMES, "777"])
+    (root / "subjects.csv").write_text(f"Subject,Family_ID\n{rows}")
     keys = {"subjects_table": "subjects.csv", "subjects_table_extra": "ignore"}
     store = run_and_list(configured(tmp_path, root, **keys), work)
     assert [e.subject for e in store.entries] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("sub-{subject}_T1w.nii.gz", ["sub-01_ses-1_T1w.nii.gz", "sub-01_ses-2_T1w.nii.gz"]),
+        ("{subject}_{session}.nii.gz", ["001_1.nii.gz", "001_pre_2.nii.gz"]),
+    ],
+)
+def test_sessions_are_never_taken_for_people(
+    template: str, names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        write_nifti(tmp_path / "flat" / name, brain())
+    assert main(configured(tmp_path, tmp_path / "flat", template=template)) == 2
+    told = capsys.readouterr().err
+    assert "Sessions of one person would count as people" in told
+    assert told.count("\n") == 1
+
+
+def test_a_mistyped_key_leaves_the_store_as_it_was(
+    root: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = configured(tmp_path, root)
+    store = run_and_list(arguments, work)
+    before = {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
+    assert main([*arguments, "--prepare.mask_template={subject}/typo.nii.gz"]) == 2
+    assert "not one of 6 subjects could be prepared" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()} == before
+
+
+def test_trying_again_in_vain_touches_nothing(
+    root: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, *_: object, **__: object) -> None:
+        raise VolumeError("no_permission", f"{path.name} may not be read by this user")
+
+    arguments = configured(tmp_path, root, max_quarantined=1)
+    whole = load_volume
+    refused = root / LAYOUT.replace("{subject}", "203")
+    monkeypatch.setattr(
+        "data_prep.sources.volumes.load_volume",
+        lambda path, *rest: refuses(path) if path == refused else whole(path, *rest),
+    )
+    store = run_and_list(arguments, work)
+    assert [q.reason for q in store.quarantined] == ["no_permission"]
+    stamps = times(work)
+    run_and_list(arguments, work)
+    assert times(work) == stamps
+    monkeypatch.undo()
+    monkeypatch.setenv("WORK", str(work))
+    assert not run_and_list(arguments, work).quarantined
+
+
+def test_a_worker_that_outlived_its_run_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".run").write_text("the later one")
+    images = np.zeros((1, 1, 2, 2))
+    with pytest.raises(InputError, match="another run"):
+        write_shard(tmp_path, "1", images, "the earlier one")
+    assert not list(tmp_path.rglob("*.npy"))
+    assert write_shard(tmp_path, "1", images, "the later one")["shard"] == "slices/1.npy"
 
 
 def test_sessions_are_items_of_their_own_and_one_person(work: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,10 +99,11 @@ def test_workers_do_not_outlive_a_killed_preparation(
     arguments = accepting(tmp_path, root, workers=2)
     for name in NAMES:  # large enough for the kill to fall on them
         write_nifti(root / LAYOUT.replace("{subject}", name), brain((120, 140, 110), int(name)))
-    for wait in (0.0, 0.3, 0.6, 0.9):
+    for wait in (0.2, 0.8, 1.4, 2.0):
+        shutil.rmtree(work / "stores", ignore_errors=True)
         process = command(arguments, work)
         deadline = time.monotonic() + 120
-        while not list(work.glob("stores/study/slices/*")) and time.monotonic() < deadline:
+        while len(workers_of(process.pid)) < 2 and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         time.sleep(wait)

@@ -30,10 +30,6 @@ commands:
   restore     noisy, blurred or coarse images under the same        -> WORK/restorations
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
 
-python -m pipeline COMMAND --help lists:
-  reconstruct  undersampled MR images under the decoder's prior    -> WORK/reconstructions
-  restore      noisy, blurred or coarse images under the same      -> WORK/restorations
-
 python -m pipeline COMMAND --help lists every key and option."""
 
 

@@ -422,9 +422,8 @@ def test_mlflow_holds_the_evaluation_nested_in_the_training_run(trained: Trained
         else:
             assert run.data.metrics[f"{key}_low"] == pytest.approx(interval["low"])
     names = {a.path for a in trained.client().list_artifacts(run.info.run_id, "figures")}
-    assert names == {
-        f"figures/{n}.png" for n in ("kernels", "reconstructions", "samples", "spectra")
-    }
+    drawn = ("calibration", "kernels", "reconstructions", "samples", "spectra")
+    assert names == {f"figures/{n}.png" for n in drawn}
     (entry,) = run.inputs.dataset_inputs
     assert [tag.value for tag in entry.tags] == ["evaluation"]
 

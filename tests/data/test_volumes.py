@@ -138,7 +138,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(tmp_path: Path) -> None:
     assert "has no affine" in refused(tmp_path / "bare.nii.gz")
     nib.save(nib.Nifti1Image(np.ones((4, 5), np.float32), image.affine), tmp_path / "flat.nii.gz")
     assert "one 3-D volume is needed" in refused(tmp_path / "flat.nii.gz")
-    assert "cannot be read" in refused(tmp_path / "none.nii.gz")
+    assert "none.nii.gz is not there" in refused(tmp_path / "none.nii.gz")
     small = write(tmp_path / "small.nii.gz", head(), spacing=(0.2, 0.2, 0.2))
     assert "brain is only" in refused(small)
     large = write(tmp_path / "large.nii.gz", head(), spacing=(6, 6, 6))

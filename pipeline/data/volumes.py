@@ -108,6 +108,20 @@ def _config(keys: Mapping[str, Any]) -> PrepareConfig:
     )
 
 
+def read_values(path: Path, *, placed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z) float32 and affine (4, 4) of a volume or a single slice, read to the end.
+
+    placed: refuse a header that places the image nowhere. Raises InputError, in one line.
+    """
+    try:
+        found = read_verified(path, constant_allowed=True, flat_allowed=True)
+    except VolumeError as error:
+        raise InputError(str(error)) from error
+    if placed:
+        _check_affine(path)
+    return found.data, found.affine
+
+
 def _check_affine(path: Path) -> None:
     """Raise InputError where the header places the image nowhere: left and right are unknown."""
     try:
@@ -189,6 +203,8 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     values give the same bytes, and the file is there whole or not at all.
     """
     like: Any = nib.load(image.path)
+    if not isinstance(like, nib.Nifti1Image):  # an MGH file, whose header has no such fields
+        like = nib.Nifti1Image(np.empty(like.shape, np.float32), like.affine)
     header = like.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)

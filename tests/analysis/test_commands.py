@@ -203,7 +203,7 @@ def test_wrong_files(fail: Fail, picture: Path, tmp_path: Path) -> None:
     assert "16x32" in said("m.npy", np.ones((16, 32)))
     assert "0 and 1" in said("m.npy", np.full((32, 32), 0.5))
     assert "sensitivities" in said("s.npy", np.ones((1, 8, 8), complex))
-    assert "there is no file" in fail(*words[:3], "--image", tmp_path / "none.nii")
+    assert "none.nii is not there" in fail(*words[:3], "--image", tmp_path / "none.nii")
     nib.save(nib.Nifti1Image(np.ones((20, 32, 1)), AFFINE), tmp_path / "small.nii.gz")
     assert "20x32" in fail(*words[:3], "--image", tmp_path / "small.nii.gz")
     assert "must be 16x16" in fail("restore", "--package", "tiny", "--factor", "2",

@@ -157,6 +157,17 @@ def test_a_mask_of_another_shape_or_place_is_refused(tmp_path: Path) -> None:
         read_labels(moved, volume)
 
 
+def test_what_came_as_mgz_is_overlaid_too(tmp_path: Path) -> None:
+    source = nib.load(write(tmp_path / "t1.nii.gz", head(), "LIA"))
+    nib.save(nib.MGHImage(np.asarray(source.dataobj), source.affine), tmp_path / "t1.mgz")
+    volume = prepare_volume(tmp_path / "t1.mgz", KEYS)
+    write_like(tmp_path / "same.nii.gz", volume.data, volume, "x")
+    same = nib.load(tmp_path / "same.nii.gz")
+    assert same.shape == source.shape
+    np.testing.assert_allclose(same.affine, source.affine, atol=1e-4)
+    assert np.abs(world(tmp_path / "same.nii.gz") - centre(volume)).max() < 1e-3
+
+
 def test_the_same_values_give_the_same_bytes(tmp_path: Path) -> None:
     volume = prepare_volume(write(tmp_path / "t1.nii.gz", head()), KEYS)
     for name in ("a", "b"):

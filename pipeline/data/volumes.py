@@ -23,6 +23,9 @@ from pipeline.files import replacing
 # Keys of the preparation that decide an image's pixels; all others choose people and slices.
 PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
 
+# Decide the pixels, too, though no key of the configuration.
+VERSION = "transform_version"
+
 # Less of the brain than this on the pixel grid, or a brain smaller than this share of the grid's
 # side, is another field of view than the model's: often a header in other units.
 LEAST_COVERED = 0.9
@@ -54,6 +57,11 @@ class PreparedVolume:
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
         return volume.transpose(PLANES[self.plane])[:, ::-1]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which two preparations differ, so that one file would have other pixels in each."""
+    return [key for key in (*PIXEL_KEYS, VERSION) if one.get(key) != other.get(key)]
 
 
 def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None) -> PreparedVolume:
@@ -97,10 +105,10 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
 def _config(keys: Mapping[str, Any]) -> PrepareConfig:
     if not {*PIXEL_KEYS, "min_brain_area"} <= keys.keys():
         raise InputError("the decoder package was not trained on slices of volumes")
-    if keys.get("transform_version") != TRANSFORM_VERSION:
+    if keys.get(VERSION) != TRANSFORM_VERSION:
         raise InputError(
             f"the decoder package's images were prepared by transform version "
-            f"{keys.get('transform_version')}, this program has {TRANSFORM_VERSION}: train again"
+            f"{keys.get(VERSION)}, this program has {TRANSFORM_VERSION}: train again"
         )
     tiny = 1e-9  # every slice, and each that shows any brain
     return PrepareConfig(

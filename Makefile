@@ -44,7 +44,7 @@ help: ## List the commands
 	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
 	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
 	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
-	@echo "  PACKAGE=DIR  a decoder package, of reconstruct and restore"
+	@echo "  PACKAGE=DIR  a decoder package, of reconstruct, restore and anomaly"
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
 

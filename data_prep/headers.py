@@ -73,8 +73,10 @@ def refuse_other_kinds(start: bytes, name: str) -> None:
             raise VolumeError("wrong_format", f"{name} is {kind}, not a NIfTI or MGH volume")
 
 
-def parse_header(start: bytes, name: str) -> Header:
+def parse_header(start: bytes, name: str, *, flat_allowed: bool = False) -> Header:
     """The header in `start`, the first HEADER_BYTES of a file's content (fewer where it has fewer).
+
+    flat_allowed: accept a single slice, of two axes or with an axis of one voxel.
 
     Raises:
         VolumeError: html, dicom, wrong_format, wrong_extension, not_nifti, header, dimensions.
@@ -106,7 +108,10 @@ def parse_header(start: bytes, name: str) -> Header:
         raise VolumeError("header", f"{name} has an orientation matrix without an inverse")
     if voxel.max() > LARGEST_VOXEL_MM:
         raise VolumeError("header", f"{name} has voxels of {voxel.max():g} mm")
-    if len(shape) < 3 or min(shape[:3]) < 2 or any(n != 1 for n in shape[3:]):
+    if flat_allowed and len(shape) == 2:
+        shape = (*shape, 1)
+    least = 1 if flat_allowed else 2
+    if len(shape) < 3 or min(shape[:3]) < least or any(n != 1 for n in shape[3:]):
         raise VolumeError(
             "dimensions",
             f"{name} has the shape {'x'.join(map(str, shape))}: one 3-D volume is needed",

@@ -48,7 +48,9 @@ class VerifiedVolume:
     flags: tuple[str, ...] = ()
 
 
-def read_verified(path: Path, *, constant_allowed: bool = False) -> VerifiedVolume:
+def read_verified(
+    path: Path, *, constant_allowed: bool = False, flat_allowed: bool = False
+) -> VerifiedVolume:
     """Read a .nii, .nii.gz, .mgh or .mgz file and check all that can be checked about one file.
 
     Memory: the float32 volume and about 3 MB, whatever type the file has.
@@ -56,6 +58,7 @@ def read_verified(path: Path, *, constant_allowed: bool = False) -> VerifiedVolu
     Args:
         path: the file.
         constant_allowed: accept a volume with one value everywhere (a mask may be that).
+        flat_allowed: accept a single slice; its data has three axes all the same.
 
     Raises:
         VolumeError: `reason` is one of missing, broken_link, directory, not_a_file, no_permission,
@@ -65,7 +68,7 @@ def read_verified(path: Path, *, constant_allowed: bool = False) -> VerifiedVolu
     try:
         with _opened(path) as stream:
             size = os.fstat(stream.fileno()).st_size
-            return _read(stream, path.name, size, constant_allowed)
+            return _read(stream, path.name, size, constant_allowed, flat_allowed)
     except OSError as error:
         raise _refusal(path, error) from None
 
@@ -93,7 +96,9 @@ def _refusal(path: Path, error: OSError) -> VolumeError:
     return VolumeError("unreadable", f"{name} cannot be read: {error.strerror}")
 
 
-def _read(stream: BinaryIO, name: str, size: int, constant_allowed: bool) -> VerifiedVolume:
+def _read(
+    stream: BinaryIO, name: str, size: int, constant_allowed: bool, flat_allowed: bool
+) -> VerifiedVolume:
     start = stream.read(HEADER_BYTES)
     stream.seek(0)
     if not start:
@@ -106,7 +111,7 @@ def _read(stream: BinaryIO, name: str, size: int, constant_allowed: bool) -> Ver
         refuse_other_kinds(start, name)
         raise VolumeError("not_gzip", f"{name} is named as a gzip file but is not compressed")
     digest = hashlib.sha256()
-    content = _Content(name, size * (MOST_PACKED if compressed else 1))
+    content = _Content(name, size * (MOST_PACKED if compressed else 1), flat_allowed)
     try:
         for piece in pieces(stream, digest, compressed=compressed, name=name):
             content.take(piece)
@@ -137,8 +142,8 @@ class _Content:
     for a damaged byte may be the cause and is then what should be told.
     """
 
-    def __init__(self, name: str, most_bytes: int) -> None:
-        self.name, self.most_bytes = name, most_bytes
+    def __init__(self, name: str, most_bytes: int, flat_allowed: bool) -> None:
+        self.name, self.most_bytes, self.flat_allowed = name, most_bytes, flat_allowed
         self.header: Header | None = None
         self.problem: VolumeError | MemoryError | None = None
         self.start, self.skip = b"", 0
@@ -179,7 +184,8 @@ class _Content:
 
     def _begin(self) -> None:
         try:
-            header = parse_header(self.start[:HEADER_BYTES], self.name)
+            start = self.start[:HEADER_BYTES]
+            header = parse_header(start, self.name, flat_allowed=self.flat_allowed)
             if header.end > self.most_bytes:
                 raise _too_few(self.name)
             self.data = np.empty(int(np.prod(header.shape, dtype=np.int64)), np.float32)

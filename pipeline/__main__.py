@@ -30,10 +30,6 @@ commands:
   restore     noisy, blurred or coarse images under the same        -> WORK/restorations
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
 
-python -m pipeline COMMAND --help lists:
-  reconstruct  undersampled MR images under the decoder's prior    -> WORK/reconstructions
-  restore      noisy, blurred or coarse images under the same      -> WORK/restorations
-
 python -m pipeline COMMAND --help lists every key and option."""
 
 
@@ -200,6 +196,10 @@ WORDING = (
 )
 
 
+# What the file system says of a user's file or folder, not of a fault in this program.
+REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
+
+
 def _one_line(error: BaseException) -> str:
     """An error in one plain line: what jsonargparse spreads over several, and colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
@@ -253,9 +253,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            way_out = "make room, then give the same command again"
+        elif isinstance(error, REFUSALS) or error.errno == errno.EROFS:
+            way_out = "see what lies there and whose it is, or choose another place"
+        else:
             raise
-        print(f"error: {error}: make room, then give the same command again", file=sys.stderr)
+        print(f"error: {_one_line(error)}: {way_out}", file=sys.stderr)
         return 2
     except Stopped as error:
         print(f"{error}, state saved: the same command goes on from there", file=sys.stderr)

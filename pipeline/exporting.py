@@ -36,6 +36,8 @@ PARTS = {
 SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
 # Keys of a store's configuration that only say where a machine keeps files.
 PLACES = ("root", "subjects_table")
+# Settings of an evaluation that do the same, or decide its speed; the store's digest says which.
+MACHINES_OWN = ("store", "download", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,18 @@ def scored_on(evaluation: dict[str, Any]) -> str:
         "store": inputs.get("store"),
         "evaluation": {
             key: value
-            for key, value in inputs.get("evaluation", {}).items()
-            if key not in ("batch_size", "checkpoint", "bootstrap") and "weights" not in key
+            for key, value in portable(inputs).get("evaluation", {}).items()
+            if key not in ("checkpoint", "bootstrap")
         },
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def portable(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation was made from, less the settings that are a machine's own."""
+    settings = inputs.get("evaluation", {})
+    kept = {k: v for k, v in settings.items() if k not in MACHINES_OWN and "weights" not in k}
+    return {**inputs, "evaluation": kept}
 
 
 def package_of_run(
@@ -204,7 +213,7 @@ def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None
         return None
     if not isinstance(inputs, dict) or inputs.get("checkpoint") != _digest(checkpoint):
         return None
-    return {"metrics": metrics, "inputs": inputs}
+    return {"metrics": metrics, "inputs": portable(inputs)}
 
 
 def _digest(checkpoint: Checkpoint) -> str:

@@ -13,6 +13,13 @@ def work_folder() -> Path:
     return Path(os.environ.get("WORK") or "work")
 
 
+def writable(folder: Path) -> None:
+    """Make a folder and try to write there, before the work whose results it is for. OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+        pass
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A stream whose content becomes `path` when the block ends without an exception."""

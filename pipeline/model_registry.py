@@ -165,6 +165,7 @@ def fetch(source: str) -> Path:
     import mlflow.artifacts
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
     uri = address(work_folder())
     database = Path(uri.removeprefix("sqlite:///"))
@@ -177,7 +178,7 @@ def fetch(source: str) -> Path:
             place = mlflow.artifacts.download_artifacts(
                 artifact_uri=_location(MlflowClient(uri), source), tracking_uri=uri
             )
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"{source} can't be had from MLflow at {uri} ({lines[0][:160]}): register it with "

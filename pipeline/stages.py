@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import Interval
 from pipeline.evaluation.record import fingerprint, read_evaluation, write_evaluation
 from pipeline.files import work_folder, write_text
+from pipeline.losses.fourier_gaussian import FourierGaussian
+from pipeline.losses.gaussian import Gaussian
 from pipeline.processes import Processes, choose_device
 from pipeline.tracking import NoTracker, track
 from pipeline.training.checkpoint import (
@@ -182,7 +184,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     store = store_to_score(config)
     elsewhere = _evaluation_folder(config, store)
     inputs = fingerprint(checkpoint.path, store, settings)
-    metrics = read_evaluation(folder / elsewhere, inputs)
+    calibrated = isinstance(objective.term, Gaussian | FourierGaussian)
+    metrics = read_evaluation(folder / elsewhere, inputs, calibrated=calibrated)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:

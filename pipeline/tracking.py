@@ -61,10 +61,11 @@ class NoTracker:
 def telling() -> Iterator[None]:
     """Within it, a failure of MLflow is an InputError: a full disk, a server that is gone."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "Error" in line), lines[0])
         raise InputError(
@@ -247,6 +248,7 @@ def connect(
     quieten()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
     work.mkdir(parents=True, exist_ok=True)
     uri = address(work)
@@ -264,7 +266,7 @@ def connect(
             if found is not None:
                 return client, found.experiment_id
             return client, client.create_experiment(config.experiment, artifact_location=artifacts)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"MLflow can't be used at {uri} ({reason}): set MLFLOW_TRACKING_URI, or pass {instead}"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_prep.store import Store
-from pipeline.__main__ import main
+from pipeline.__main__ import COMMANDS, main
 from pipeline.training.checkpoint import mark_best, save_checkpoint
 
 Fail = Callable[..., str]
@@ -202,6 +202,17 @@ def test_a_damaged_run_configuration(fail: Fail, work: Path) -> None:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("training: 3")
     assert "config.yaml" in fail("evaluate", "--run", "mine")
+
+
+@pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
+def test_what_the_file_system_refuses(
+    fail: Fail, monkeypatch: pytest.MonkeyPatch, kind: type[OSError]
+) -> None:
+    def refuse(_: object) -> None:
+        raise kind(13, "no", "/their/folder")
+
+    monkeypatch.setitem(COMMANDS, "export", refuse)
+    assert "/their/folder" in fail("export")
 
 
 def test_mlflow_that_cannot_be_used(

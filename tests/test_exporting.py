@@ -19,10 +19,12 @@ from pipeline import served_decoder
 from pipeline.__main__ import main
 from pipeline.config import Config
 from pipeline.decoder_package import load, writing
-from pipeline.exporting import is_due, scored_on
+from pipeline.errors import InputError
+from pipeline.exporting import is_due, portable, scored_on
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.model_registry import Version
 from pipeline.models.config import ModelConfig
+from pipeline.tracking import TrackingConfig, connect
 from pipeline.training.checkpoint import find_checkpoint, mark_best, save_checkpoint
 from pipeline.training.objective import build_objective
 
@@ -231,6 +233,15 @@ def test_an_address_without_a_database_is_refused(work: Path) -> None:
     assert not (work / "mlflow.db").exists()
 
 
+def test_a_database_that_is_none_is_told_in_a_line(work: Path) -> None:
+    work.mkdir()
+    (work / "mlflow.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(InputError, match="can't be had from MLflow"):
+        load(f"models:/{NAME}@champion")
+    with pytest.raises(InputError, match="MLflow can't be used"):
+        connect(TrackingConfig(), work)
+
+
 def test_what_can_not_be_exported_is_refused(
     make_run: MakeRun, export: Callable[..., str], work: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, store_writer: Callable[..., Store],
@@ -304,3 +315,10 @@ def test_scores_of_other_people_or_settings_are_told_apart() -> None:
     assert of("a", split="test") != of("b", split="test")
     assert of("a", split="test") != of("a", split="validation")
     assert of("a", split="test", batch_size=4) == of("a", split="test", batch_size=8)
+    assert of("a", split="test", download=True, vgg_weights="/here") == of("a", split="test")
+
+
+def test_what_a_package_says_of_its_evaluation_names_no_place() -> None:
+    inputs = {"store": "digest", "evaluation": {"split": "test", "store": "/here", "batch_size": 4,
+              "inception_weights": "/there", "download": True}}  # fmt: skip
+    assert portable(inputs) == {"store": "digest", "evaluation": {"split": "test"}}

@@ -28,18 +28,19 @@ from pipeline.analysis.anomaly_maps import (
     slice_maps,
 )
 from pipeline.analysis.restoration import restore
+from pipeline.analysis.study import open_package
 from pipeline.data.volumes import (
-    PIXEL_KEYS,
     PreparedVolume,
+    differing,
     prepare_volume,
     put_back,
     read_labels,
     seen,
     write_like,
 )
-from pipeline.decoder_package import DecoderPackage, load
+from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import replacing, work_folder, write_text
+from pipeline.files import replacing, work_folder, writable, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
@@ -58,7 +59,8 @@ class Options:
     """Options of the command.
 
     Args:
-        package: the decoder package to expect with: its folder, or its address in MLflow.
+        package: the decoder package to expect with: its folder, its name under WORK/packages, or
+            its address in MLflow.
         image: the volume, .nii or .nii.gz, skull-stripped or with a mask.
         output: folder of the results; WORK/anomaly/NAME of the image where empty.
         mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
@@ -112,14 +114,28 @@ def run(options: Options) -> None:
     """Map one volume and write the results. Raises InputError, in one line, for bad input."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = load(options.package, options.device)
+    model = open_package(options.package, options.device)
     volume = prepare_volume(
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
     )
     lesions = read_labels(Path(options.lesions), volume) if options.lesions else None
-    baseline = load(options.baseline, options.device) if options.baseline else None
+    baseline = open_package(options.baseline, options.device) if options.baseline else None
     if baseline is not None:
         _check_alike(model, baseline)
+    known = {
+        name: package is not None and package.trained_on(source_sha256=volume.sha256)
+        for name, package in (("package", model), ("baseline", baseline))
+    }
+    if any(known.values()):
+        seen_by = " and ".join(name for name, seen in known.items() if seen)
+        if lesions is not None:
+            raise InputError(
+                f"{volume.path.name} was trained on by the {seen_by}: score an image of somebody "
+                "else, or map this one without --lesions"
+            )
+        print(f"note: {volume.path.name} is an image that the {seen_by} was trained on")
+    writable(options.folder)
+    (options.folder / "summary.json").unlink(missing_ok=True)
     images = torch.from_numpy(volume.slices.images).to(options.device)
     with Reporter() as reporter:
         maps = slice_maps(model, images, options.batch_size, reporter.update)
@@ -137,13 +153,11 @@ def run(options: Options) -> None:
         if baseline is not None:
             other = reconstructions(baseline, images, options.batch_size, reporter.update)
             signed["baseline_residual"] = images.cpu() - other
-    if model.trained_on(source_sha256=volume.sha256):
-        print(f"note: {volume.path.name} is an image that the model was trained on")
-    _write(options, model, volume, lesions, signed, maps)
+    _write(options, model, volume, lesions, signed, maps, known)
 
 
 def _check_alike(model: DecoderPackage, baseline: DecoderPackage) -> None:
-    other = [k for k in PIXEL_KEYS if model.prepare_keys.get(k) != baseline.prepare_keys.get(k)]
+    other = differing(model.prepare_keys, baseline.prepare_keys)
     if other:
         raise InputError(f"the baseline's images were prepared with another {', '.join(other)}")
 
@@ -155,9 +169,9 @@ def _write(
     lesions: np.ndarray | None,
     signed: dict[str, torch.Tensor],
     maps: SliceMaps,
+    known: dict[str, bool],
 ) -> None:
     folder = options.folder
-    (folder / "summary.json").unlink(missing_ok=True)
     inside = volume.brain & seen(volume)
     rows, shown = [], {}
     for name, values in signed.items():
@@ -188,6 +202,7 @@ def _write(
     summary: dict[str, Any] = {
         "options": asdict(options),
         "image_sha256": volume.sha256,
+        "trained_on": known,
         "scale": model.scale,
         "map": what,
         "slices": len(volume.slices.indices),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
 from pipeline.files import replacing
 
@@ -46,28 +48,14 @@ def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Pict
     """Read a NIfTI file of one slice, turned to `orientation`.
 
     spacing_mm: the pixel size that is demanded; None = any. Raises InputError where the file can't
-    be read, has no affine, more than one slice, or values that are not finite, or another spacing.
+    be read to its end, has no affine, more than one slice, values that are not finite, or another
+    spacing.
     """
-    try:
-        file = nib.Nifti1Image.from_filename(path)
-        values = np.asanyarray(file.dataobj).astype(np.float64)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError(f"{path} can't be read as NIfTI ({str(error)[:120]})") from error
-    affine = np.asarray(file.affine, np.float64)
-    header = file.header
-    if not (header["sform_code"] or header["qform_code"]) or abs(np.linalg.det(affine)) < 1e-9:
-        raise InputError(f"{path} has no affine (sform and qform are unset): set one, so that the "
-                         "result can be laid over it")  # fmt: skip
+    read, affine = read_values(path, placed=True)
+    values = read.astype(np.float64)
     shape = values.shape
-    values = values.reshape(shape + (1,) * (3 - values.ndim))
-    if values.ndim > 3 and set(values.shape[3:]) == {1}:
-        values = values.reshape(values.shape[:3])
-    if values.ndim != 3 or min(values.shape) != 1:
+    if min(shape) != 1:
         raise InputError(f"{path} must hold one slice, not {'x'.join(map(str, shape))}")
-    if not np.isfinite(values).all():
-        raise InputError(f"{path} has values that are not finite")
     found = io_orientation(affine)
     turn = ornt_transform(found, axcodes2ornt(_axes(orientation)))
     turned = apply_orientation(values, turn)
@@ -156,11 +144,16 @@ def regular_choice(count: int, limit: int) -> list[int]:
 
 def read_array(path: Path) -> np.ndarray:
     """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        return read_values(path, placed=False)[0]
     try:
-        if path.name.endswith((".nii", ".nii.gz")):
-            return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
-        return np.load(path, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder, not a file") from error
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} can't be read ({str(error)[:120]})") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays: save one array as .npy (numpy.save)")
+    return found

@@ -3,7 +3,8 @@
 The noise is Gaussian of standard deviation s in each real number of y; p(x|z) = N(decode(z), σ²Σ_z)
 with Σ⁻¹ circulant, its eigenvalues λ. Two phases:
 
-latent  minimise over z   ‖A decode(z) − y‖² / 2t²  +  ½‖z‖²,   t² = s² + σ² mean(1/λ): the image is
+latent  minimise over z   ‖A decode(z) − y‖² / 2t²  +  ½‖z‖²,   t² = s² + σ² mean(1/λ), of each
+        image over the whole spectrum: the image is
         one that the decoder can draw (Bora et al., Compressed Sensing using Generative Models,
         2017), and what it can't draw counts as noise.
 image   minimise over z and x   ‖A x − y‖² / 2s²  +  (x − decode(z))ᵀ Σ⁻¹ (x − decode(z)) / 2σ²  +
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.operators import Operator
+from pipeline.blur.whitening import marginal_variance
 from pipeline.models.vae import Posterior
 
 Notice = Callable[[float], None]
@@ -212,8 +214,8 @@ def _latent_phase(
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
         first = prior.encode(guess.clamp(0, 1)).mean
-        spread = (1 / prior.precision(first).clamp_min(LEAST_PRECISION)).mean()
-    variance = noise**2 + prior.scale**2 * float(spread)
+        precision = prior.precision(first).clamp_min(LEAST_PRECISION)
+        variance = noise**2 + marginal_variance(precision, prior.scale, guess.shape[-1])
 
     def energy(latent: Tensor) -> Tensor:
         misfit = (operator.forward(prior.decode(latent)) - measurement).abs().square()

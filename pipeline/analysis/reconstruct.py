@@ -22,8 +22,9 @@ from pipeline.analysis.study import (
     IMAGE,
     Problem,
     Simulation,
+    begin,
     describe,
-    open_package,
+    open_prior,
     options_record,
     package_record,
     people,
@@ -143,7 +144,7 @@ def check_numbers(**numbers: float) -> None:
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
-    package = open_package(options.package)
+    package = open_prior(options.package)
     output = Path(options.output or work_folder() / "reconstructions")
     _check_acceleration(options, package)
     record: dict[str, Any] = {"decoder": package_record(package, options.package),
@@ -155,11 +156,13 @@ def run(options: Options) -> None:
             store, entries, package, lambda x, number: undersampled(x, number, options),
             ZERO_FILLING, options.slices, options.tv_weight, options.solver,
         )  # fmt: skip
+        begin(output)
         cases, weight = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
         picture, problem, unit = (_from_image if options.image else _from_kspace)(options, package)
         weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
+        begin(output)
         with Reporter() as reporter:
             case = solve_case(
                 "slice", problem, ZERO_FILLING, package, weight, options.solver,
@@ -303,12 +306,15 @@ def _from_kspace(options: Options, package: DecoderPackage) -> tuple[Picture, Pr
 def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
     """Sensitivities times the image's phase, as far as the fully sampled centre shows it.
 
-    maps (coils,H,W); kspace (1,coils,H,W); mask (H,W). The centre is tapered by Hann's window; with
-    fewer than 3 whole columns there, the sensitivities come back as they are.
+    maps (coils,H,W); kspace (1,coils,H,W); mask (H,W). The centre is tapered by Hann's window.
+    Raises InputError with fewer than 3 whole columns there, which show no phase.
     """
     band, (height, width) = sampled_centre(mask), mask.shape
     if band < 3:
-        return maps
+        raise InputError(
+            f"the mask has {band} whole columns about the centre, too few to see the image's "
+            "phase: give k-space whose image has none, and --phase none"
+        )
     window = torch.zeros(height, width)
     start = width // 2 - band // 2
     window[:, start : start + band] = torch.hann_window(band + 2, periodic=False)[1:-1]

@@ -25,8 +25,9 @@ from pipeline.analysis.study import (
     IMAGE,
     Problem,
     Simulation,
+    begin,
     describe,
-    open_package,
+    open_prior,
     options_record,
     package_record,
     people,
@@ -125,7 +126,7 @@ def degradation(blur: float, factor: int, shape: tuple[int, int]) -> Operator:
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
-    package = open_package(options.package)
+    package = open_prior(options.package)
     output = Path(options.output or work_folder() / "restorations")
     height, width = package.image_shape[1:]
     operator = degradation(options.blur, options.factor, (height, width))
@@ -138,6 +139,7 @@ def run(options: Options) -> None:
             store, entries, package, lambda x, number: degraded(x, number, operator, options),
             DEGRADED, options.slices, options.tv_weight, options.solver,
         )  # fmt: skip
+        begin(output)
         cases, weight = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
@@ -156,6 +158,7 @@ def run(options: Options) -> None:
         measured = torch.from_numpy(picture.image / unit).float()[None, None]
         problem = Problem(operator, measured, options.noise, _enlarged(measured, (height, width)))
         weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
+        begin(output)
         with Reporter() as reporter:
             case = solve_case(
                 "slice", problem, DEGRADED, package, weight, options.solver,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
@@ -20,11 +21,12 @@ from pipeline.analysis.inverse import Prior, SolverSettings, solve, support
 from pipeline.analysis.operators import Composed, Operator, Within
 from pipeline.analysis.total_variation import GRID, total_variation
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import aggregate
 from pipeline.evaluation.fidelity import psnr, ssim
-from pipeline.files import replacing, work_folder, write_text
+from pipeline.files import replacing, work_folder, writable, write_text
 from pipeline.progress import Reporter
 
 TV, LATENT, IMAGE = "total variation", "decoder, latent", "decoder, image"
@@ -111,22 +113,57 @@ def choose_weight(problems: Sequence[Problem], notice: Callable[[float], None]) 
     return GRID[int(np.argmax(means))]
 
 
-def open_package(source: str) -> DecoderPackage:
+def open_package(source: str, device: str = "cpu") -> DecoderPackage:
     """A decoder package by folder, by name under WORK/packages, or by its address in MLflow."""
     named = work_folder() / "packages" / source
-    return load(named if "/" not in source and named.is_dir() else source)
+    return load(named if "/" not in source and named.is_dir() else source, device)
+
+
+def open_prior(source: str) -> DecoderPackage:
+    """A package whose likelihood has a precision spectrum; without one InputError, at once."""
+    package = open_package(source)
+    package.precision(torch.zeros(1, *package.latent_shape))
+    return package
+
+
+def begin(output: Path) -> None:
+    """Make the folder of the results and try it; what another run left there goes.
+
+    Only files that scores.csv says were written by such a run: folders may hold other things.
+    """
+    writable(output)
+    table, folders = output / "scores.csv", {output}
+    if table.exists():
+        rows = csv.DictReader(table.read_text().splitlines())
+        folders |= {output / (row.get("subject") or "") for row in rows}
+    for name in ("scores.json", "scores.csv", "comparison.png"):
+        (output / name).unlink(missing_ok=True)
+    for folder in folders:
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    for pattern in ("reconstruction.nii.gz", "reconstruction-slice-*.nii.gz"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def people(store: Store, package: DecoderPackage, split: str, subject: str) -> list[SubjectEntry]:
     """Whom to score: a split's people, or one subject of the store.
 
-    Raises InputError where there is nobody, the images have another shape than the decoder's, or
-    a person was trained on.
+    Raises InputError where there is nobody, the images have another shape than the decoder's or
+    were cut in another way, or a person was trained on.
     """
     if tuple(store.image_shape) != tuple(package.image_shape):
         raise InputError(
             f"store {store.name} holds images of {store.image_shape}, the decoder draws "
             f"{tuple(package.image_shape)}: prepare it with the same prepare.size"
+        )
+    other = differing(store.manifest["configuration"], package.prepare_keys)
+    if other:
+        raise InputError(
+            f"store {store.name} was prepared with another {', '.join(other)} than the decoder's: "
+            "prepare it as the decoder's was"
         )
     entries = [e for e in store.subjects("all" if subject else split)
                if subject in ("", e.subject)]  # fmt: skip
@@ -217,6 +254,7 @@ def write_stack(
     images (n,1,H,W); places: which of the entry's slices. One file, or one a slice where their
     numbers are not evenly spaced.
     """
+    _forget(folder)
     affine = np.asarray(entry.affine)
     indices = [entry.slice_indices[place] for place in places]
     values = images[:, 0].permute(1, 2, 0).double().numpy()

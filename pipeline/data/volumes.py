@@ -23,6 +23,9 @@ from pipeline.files import replacing
 # Keys of the preparation that decide an image's pixels; all others choose people and slices.
 PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
 
+# Decide the pixels, too, though no key of the configuration.
+VERSION = "transform_version"
+
 # Less of the brain than this on the pixel grid, or a brain smaller than this share of the grid's
 # side, is another field of view than the model's: often a header in other units.
 LEAST_COVERED = 0.9
@@ -54,6 +57,11 @@ class PreparedVolume:
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
         return volume.transpose(PLANES[self.plane])[:, ::-1]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which two preparations differ, so that one file would have other pixels in each."""
+    return [key for key in (*PIXEL_KEYS, VERSION) if one.get(key) != other.get(key)]
 
 
 def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None) -> PreparedVolume:
@@ -97,15 +105,29 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
 def _config(keys: Mapping[str, Any]) -> PrepareConfig:
     if not {*PIXEL_KEYS, "min_brain_area"} <= keys.keys():
         raise InputError("the decoder package was not trained on slices of volumes")
-    if keys.get("transform_version") != TRANSFORM_VERSION:
+    if keys.get(VERSION) != TRANSFORM_VERSION:
         raise InputError(
             f"the decoder package's images were prepared by transform version "
-            f"{keys.get('transform_version')}, this program has {TRANSFORM_VERSION}: train again"
+            f"{keys.get(VERSION)}, this program has {TRANSFORM_VERSION}: train again"
         )
     tiny = 1e-9  # every slice, and each that shows any brain
     return PrepareConfig(
         **{key: keys[key] for key in PIXEL_KEYS}, slice_spacing_mm=tiny, min_brain_area=tiny
     )
+
+
+def read_values(path: Path, *, placed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z) float32 and affine (4, 4) of a volume or a single slice, read to the end.
+
+    placed: refuse a header that places the image nowhere. Raises InputError, in one line.
+    """
+    try:
+        found = read_verified(path, constant_allowed=True, flat_allowed=True)
+    except VolumeError as error:
+        raise InputError(str(error)) from error
+    if placed:
+        _check_affine(path)
+    return found.data, found.affine
 
 
 def _check_affine(path: Path) -> None:
@@ -189,6 +211,8 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     values give the same bytes, and the file is there whole or not at all.
     """
     like: Any = nib.load(image.path)
+    if not isinstance(like, nib.Nifti1Image):  # an MGH file, whose header has no such fields
+        like = nib.Nifti1Image(np.empty(like.shape, np.float32), like.affine)
     header = like.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)

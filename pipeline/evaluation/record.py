@@ -61,17 +61,20 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
 
 
 def read_evaluation(
-    folder: Path, inputs: dict[str, Any], complete: bool = True
+    folder: Path, inputs: dict[str, Any], complete: bool = True, calibrated: bool = False
 ) -> dict[str, Interval] | None:
     """The metrics written before, if they were made from the same inputs; else None.
 
-    With `complete` None, too, where metrics were left out whose weights may have come since.
+    With `complete` None, too, where metrics were left out whose weights may have come since, and
+    where calibration.json should be there (`calibrated`) and is not: older versions wrote none.
     """
     try:
         if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
             return None
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
+        return None
+    if complete and calibrated and not (folder / "calibration.json").exists():
         return None
     return None if complete and _may_be_had_now(metrics, inputs["evaluation"]) else metrics
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.files import replacing, work_folder
+from pipeline.files import replacing, work_folder, writable
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,12 @@ def run(options: Options) -> None:
             ) from None
     if not found:
         raise InputError("say which runs to draw: --runs RUN,RUN")
+    output = Path(options.output or work_folder() / "calibration.png")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: name the file, --output {output}/calibration.png")
+    writable(output.parent)
     from pipeline.evaluation.calibration_figures import calibration
 
-    output = Path(options.output or work_folder() / "calibration.png")
     with replacing(output) as stream:
         calibration(found).savefig(stream, format="png", dpi=110)
     print(f"calibration of {', '.join(found)}: {output}")

@@ -25,6 +25,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
         spacing_mm=tiny_store.spacing_mm,
         orientation=tiny_store.orientation,
         plane=tiny_store.plane,
+        prepare=tiny_store.manifest["configuration"],
         store={"name": tiny_store.name, "simulated": True},
         trained_on=hashed_people(
             {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
@@ -48,5 +49,5 @@ def trained(tiny_store: Store) -> DecoderPackage:
 @pytest.fixture
 def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
     """`--package tiny` is that decoder."""
-    monkeypatch.setattr("pipeline.analysis.study.load", lambda _: trained)
+    monkeypatch.setattr("pipeline.analysis.study.load", lambda *_: trained)
     yield trained

@@ -70,7 +70,7 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     for name, values in {"t1": data.astype(np.float32), "lesion": lesion.astype(np.uint8)}.items():
         paths[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(values, affine), paths[name])
-    monkeypatch.setattr(anomaly, "load", lambda source, device: Smooth())
+    monkeypatch.setattr(anomaly, "open_package", lambda source, device: Smooth())
     return paths
 
 
@@ -109,6 +109,19 @@ def test_a_lesion_is_found_where_it_is(patient: dict[str, Path], tmp_path: Path)
     assert (out / "anomaly.nii.gz").read_bytes() == first
 
 
+def test_an_image_that_was_trained_on_is_mapped_but_not_scored(
+    patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Smooth, "trained_on", lambda *_, source_sha256: len(source_sha256) == 64)
+    words = ["anomaly", "--package", "p", "--image", str(patient["t1"]), "--output", str(tmp_path)]
+    assert main([*words, "--lesions", str(patient["lesion"])]) == 2
+    assert "was trained on by the package" in capsys.readouterr().err
+    assert main(words) == 0
+    known = json.loads((tmp_path / "summary.json").read_text())["trained_on"]
+    assert known == {"package": True, "baseline": False}
+
+
 def test_mistakes_are_told_in_a_line(
     patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +137,7 @@ def test_mistakes_are_told_in_a_line(
         (["--image", patient["t1"], "--mask", small], "has the shape 56x60x39"),
         (["--image", flat], "one 3-D volume is needed"),
         (["--image", bare], "has no affine"),
-        (["--image", tmp_path / "none.nii.gz"], "cannot be read"),
+        (["--image", tmp_path / "none.nii.gz"], "none.nii.gz is not there"),
         (["--image", patient["t1"], "--restore_steps", "-1"], "restore_steps must not be negative"),
         (["--image", patient["t1"], "--tail", "left"], "tail"),
         ([], "image"),
@@ -214,7 +227,7 @@ def test_a_real_patient_is_mapped_in_his_own_space(
 ) -> None:
     if not MS.is_dir():
         pytest.skip(f"the patient's volume is not at {MS}")
-    monkeypatch.setattr(anomaly, "load", lambda source, device: Smooth())
+    monkeypatch.setattr(anomaly, "open_package", lambda source, device: Smooth())
     image = MS / "T1w_brain.nii.gz"
     monkeypatch.setitem(KEYS, "spacing_mm", 6.4)
     anomaly.run(

@@ -16,6 +16,7 @@ from pipeline.__main__ import main
 from pipeline.analysis.fourier import fft2c
 from pipeline.analysis.masks import cartesian_mask
 from pipeline.analysis.operators import smooth_sensitivities
+from pipeline.analysis.study import begin
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage
 
@@ -178,6 +179,44 @@ def test_wrong_options(fail: Fail, words: list[str], expected: list[str]) -> Non
     assert all(word in said for word in expected), said
 
 
+def test_a_store_that_was_cut_in_another_way_is_refused(
+    fail: Fail, tiny: DecoderPackage, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["reconstruct", "--package", "tiny", "--store", tiny_store.path]
+    for key, value in (("plane", "coronal"), ("spacing_mm", 9.0), ("transform_version", -1)):
+        monkeypatch.setattr(tiny, "prepare_keys", {**tiny.prepare_keys, key: value})
+        assert key in fail(*words)
+
+
+def test_a_likelihood_without_a_spectrum_is_refused_at_once(
+    fail: Fail, tiny: DecoderPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny._modules, "density", None)
+    for command in ("reconstruct", "restore"):
+        assert "no likelihood" in fail(command, "--package", "tiny", "--store", "not/there")
+
+
+def test_of_another_run_nothing_is_left_but_what_is_not_its_own(tmp_path: Path) -> None:
+    for name in ("scores.json", "reconstruction.nii.gz", "a/reconstruction-slice-001.nii.gz",
+                 "a/mine.nii.gz", "b/reconstruction.nii.gz"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "scores.csv").write_text("subject,method\na,x\n")
+    begin(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
+        "a/mine.nii.gz", "b/reconstruction.nii.gz",
+    }  # fmt: skip
+
+
+def test_an_output_that_is_a_file_is_told_before_the_work(
+    fail: Fail, tiny_store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("x")
+    said = fail("restore", "--package", "tiny", "--store", tiny_store.path,
+                "--output", tmp_path / "taken")  # fmt: skip
+    assert "taken" in said
+
+
 def test_there_is_nobody(fail: Fail, tiny_store: Store) -> None:
     words = ["reconstruct", "--package", "tiny", "--store", tiny_store.path, "--subject", "p99"]
     assert "no subject p99" in fail(*words)
@@ -202,8 +241,11 @@ def test_wrong_files(fail: Fail, picture: Path, tmp_path: Path) -> None:
     assert "coils" in said("k.npy", np.concatenate([kspace, kspace]))
     assert "16x32" in said("m.npy", np.ones((16, 32)))
     assert "0 and 1" in said("m.npy", np.full((32, 32), 0.5))
+    rim = np.ones((32, 32))
+    rim[:, 16] = 0
+    assert "--phase none" in said("m.npy", rim)
     assert "sensitivities" in said("s.npy", np.ones((1, 8, 8), complex))
-    assert "there is no file" in fail(*words[:3], "--image", tmp_path / "none.nii")
+    assert "none.nii is not there" in fail(*words[:3], "--image", tmp_path / "none.nii")
     nib.save(nib.Nifti1Image(np.ones((20, 32, 1)), AFFINE), tmp_path / "small.nii.gz")
     assert "20x32" in fail(*words[:3], "--image", tmp_path / "small.nii.gz")
     assert "must be 16x16" in fail("restore", "--package", "tiny", "--factor", "2",

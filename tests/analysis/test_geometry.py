@@ -1,5 +1,6 @@
 """Slices as NIfTI: whatever axes a file has, what is written lies over what was read."""
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +9,7 @@ import pytest
 
 from pipeline.analysis.geometry import (
     finer_affine,
+    read_array,
     read_picture,
     regular_choice,
     stack_affine,
@@ -82,13 +84,13 @@ def test_files_that_are_no_slice(tmp_path: Path) -> None:
             read_picture(path, ORIENTATION, spacing)
         return str(error.value)
 
-    assert "there is no file" in said()
+    assert "is not there" in said()
     path.write_bytes(b"no image")
-    assert "can't be read" in said()
+    assert "not compressed" in said()
     nib.save(nib.Nifti1Image(np.ones((4, 4, 2)), AFFINE), path)
     assert "one slice" in said()
     nib.save(nib.Nifti1Image(np.full((4, 4, 1), np.nan), AFFINE), path)
-    assert "not finite" in said()
+    assert "NaN" in said()
     _write(path, "PRS")
     assert "3.2 x 3.2 mm" in said(1.0)
     nib.save(nib.Nifti1Image(np.ones((1, 4, 4)), np.diag([3.2, 3.2, 3.2, 1])), path)
@@ -97,3 +99,45 @@ def test_files_that_are_no_slice(tmp_path: Path) -> None:
     bare.header["sform_code"] = bare.header["qform_code"] = 0
     nib.save(bare, path)
     assert "no affine" in said()
+    lost = bytearray(nib.Nifti1Image(np.ones((4, 4, 1)), AFFINE).to_bytes())
+    lost[280:284] = np.float32(np.nan).tobytes()  # the first number of srow_x
+    path.write_bytes(gzip.compress(bytes(lost)))
+    assert "orientation matrix" in said()
+    colours = np.zeros((4, 4, 1), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, AFFINE), path)
+    assert "not plain numbers" in said()
+    path.unlink()
+    path.mkdir()
+    assert "is a folder" in said()
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
+def test_a_damaged_byte_is_never_read_in_silence(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "x.nii.gz"
+    _write(path, "PRS")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        read_picture(path, ORIENTATION, 3.2)
+    with pytest.raises(InputError):
+        read_array(path)
+
+
+def test_files_that_are_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+
+    def said() -> str:
+        with pytest.raises(InputError) as error:
+            read_array(path)
+        return str(error.value)
+
+    assert "there is no file" in said()
+    path.write_bytes(b"PK\x03\x04 no archive")
+    assert "can't be read" in said()
+    with path.open("wb") as stream:
+        np.savez(stream, x=np.ones(2))
+    assert "numpy.save" in said()
+    path.unlink()
+    path.mkdir()
+    assert "is a folder" in said()

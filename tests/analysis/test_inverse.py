@@ -132,6 +132,30 @@ def test_the_seed_decides_and_restarts_of_one_minimum_agree() -> None:
     assert first.image.aminmax().min >= 0 and first.image.aminmax().max <= 1
 
 
+class UnequalPrior(LinearPrior):
+    """The spectrum depends on the image."""
+
+    def encode(self, image: Tensor) -> Posterior:
+        mean = 10 * (image.flatten(1) - 0.5) @ self.matrix
+        return Posterior(mean, torch.zeros_like(mean))
+
+    def precision(self, latent: Tensor) -> Tensor:
+        size = latent.detach().square().sum(dim=1).reshape(-1, 1, 1, 1)
+        return self.spectrum.expand(len(latent), -1, -1, -1) / (1 + 50 * size)
+
+
+def test_an_image_is_solved_alike_whatever_is_beside_it() -> None:
+    prior, settings = UnequalPrior(), SolverSettings(latent_steps=20, image_steps=0)
+    operator = MaskedFourier(cartesian_mask((SIDE, SIDE), 2, 0.25).double())
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(2, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    measured = operator.forward(images)
+    together = solve(prior, operator, measured, 0.05, images, settings).latent
+    for k in range(2):
+        alone = solve(prior, operator, measured[[k]], 0.05, images[[k]], settings).latent
+        torch.testing.assert_close(together[[k]], alone)
+
+
 def test_the_support_is_the_tissue_and_a_rim() -> None:
     drawn = torch.zeros(1, 1, 15, 15)
     drawn[..., 5:10, 5:10] = 0.5

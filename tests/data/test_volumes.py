@@ -138,7 +138,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(tmp_path: Path) -> None:
     assert "has no affine" in refused(tmp_path / "bare.nii.gz")
     nib.save(nib.Nifti1Image(np.ones((4, 5), np.float32), image.affine), tmp_path / "flat.nii.gz")
     assert "one 3-D volume is needed" in refused(tmp_path / "flat.nii.gz")
-    assert "cannot be read" in refused(tmp_path / "none.nii.gz")
+    assert "none.nii.gz is not there" in refused(tmp_path / "none.nii.gz")
     small = write(tmp_path / "small.nii.gz", head(), spacing=(0.2, 0.2, 0.2))
     assert "brain is only" in refused(small)
     large = write(tmp_path / "large.nii.gz", head(), spacing=(6, 6, 6))
@@ -155,6 +155,17 @@ def test_a_mask_of_another_shape_or_place_is_refused(tmp_path: Path) -> None:
     moved = write(tmp_path / "moved.nii.gz", head(), spacing=(2, 2, 2.2))
     with pytest.raises(InputError, match="does not lie where"):
         read_labels(moved, volume)
+
+
+def test_what_came_as_mgz_is_overlaid_too(tmp_path: Path) -> None:
+    source = nib.load(write(tmp_path / "t1.nii.gz", head(), "LIA"))
+    nib.save(nib.MGHImage(np.asarray(source.dataobj), source.affine), tmp_path / "t1.mgz")
+    volume = prepare_volume(tmp_path / "t1.mgz", KEYS)
+    write_like(tmp_path / "same.nii.gz", volume.data, volume, "x")
+    same = nib.load(tmp_path / "same.nii.gz")
+    assert same.shape == source.shape
+    np.testing.assert_allclose(same.affine, source.affine, atol=1e-4)
+    assert np.abs(world(tmp_path / "same.nii.gz") - centre(volume)).max() < 1e-3
 
 
 def test_the_same_values_give_the_same_bytes(tmp_path: Path) -> None:

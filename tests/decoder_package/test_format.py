@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -88,6 +89,15 @@ def test_a_graph_that_differs_is_never_called_written(
     with pytest.raises(RuntimeError, match=r"\.pt2-\d: the exported graph is .* off its network"):
         write(tmp_path / "package", make_package())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_no_proof(bad: float) -> None:
+    fine, spoilt = np.ones(3, np.float32), np.array([1, bad, 1], np.float32)
+    assert standalone.largest_error(fine, fine) == 0
+    assert standalone.largest_error(fine + 0.5, fine) == pytest.approx(0.5)
+    for found, expected in ((spoilt, fine), (fine, spoilt), (spoilt, spoilt)):
+        assert standalone.largest_error(found, expected) == np.inf
 
 
 def test_the_lone_process_can_not_import_the_project() -> None:

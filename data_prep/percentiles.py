@@ -60,11 +60,19 @@ def _pairs(
         inside = mask[start : start + BLOCK]
         if not inside.any():
             continue
-        block = block[inside]
+        if not inside.all():
+            block = block[inside]
         for n, (low, high) in enumerate(brackets):
-            not_below = block >= low
-            below[n] += len(block) - int(np.count_nonzero(not_below))
-            kept[n].append(block[not_below & (block <= high)])
+            # From the side where few values lie: only those are compared a second time.
+            if 2 * ranks[n] < count:
+                few = block[block <= high]
+                within = few >= low
+                below[n] += len(few) - int(np.count_nonzero(within))
+            else:
+                few = block[block >= low]
+                within = few <= high
+                below[n] += len(block) - len(few)
+            kept[n].append(few[within])
     pairs = []
     for rank, under, parts in zip(ranks, below, kept, strict=True):
         between, first = np.concatenate(parts), rank - under

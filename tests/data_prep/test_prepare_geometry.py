@@ -224,14 +224,15 @@ def test_areas_and_bounds_are_those_of_a_labelling_of_voxels(
     st.lists(st.floats(0, 100), min_size=1, max_size=3),
     st.sampled_from([1, 7, 5000]),
     st.sampled_from(["smooth", "sorted", "few"]),
+    st.sampled_from([0.5, 1.0]),
 )
 def test_percentiles_are_numpys_to_the_last_bit(
-    seed: int, shares: list[float], size: int, kind: str
+    seed: int, shares: list[float], size: int, kind: str, inside: float
 ) -> None:
     generator = np.random.default_rng(seed)
     values = generator.standard_normal((3, size)).astype(np.float32)
     values = {"smooth": values, "sorted": np.sort(values, None), "few": values.round()}[kind]
-    mask = generator.random(values.shape) < 0.5
+    mask = generator.random(values.shape) < inside
     mask.flat[0] = True
     expected = np.percentile(values[mask].astype(np.float64), shares)
     assert percentiles(values, mask, shares) == list(expected)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
 from pipeline.analysis.inverse import Prior, SolverSettings, solve, support
 from pipeline.analysis.operators import Composed, Operator, Within
-from pipeline.analysis.total_variation import GRID, total_variation
+from pipeline.analysis.total_variation import best_weight, total_variation
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
@@ -100,17 +100,17 @@ def _scores(reference: Tensor, image: Tensor) -> dict[str, float]:
 
 
 def choose_weight(problems: Sequence[Problem], notice: Callable[[float], None]) -> float:
-    """The weight of GRID with the highest SSIM over problems whose truth is known."""
-    means = []
-    for index, weight in enumerate(GRID):
+    """The weight of total variation with the highest SSIM over problems whose truth is known."""
+
+    def score(weight: float) -> float:
         found = []
         for p in problems:
             assert p.reference is not None
             image = total_variation(p.operator, p.measurement, weight, p.simple)
             found.append(_scores(p.reference, image)["ssim"])
-        means.append(np.mean(found))
-        notice((index + 1) / len(GRID))
-    return GRID[int(np.argmax(means))]
+        return float(np.mean(found))
+
+    return best_weight(score, notice)
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
@@ -206,7 +206,7 @@ def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], float]:
         weight = study.weight
         share = 0.0
         if weight is None:
-            share = 0.15
+            share = 0.4
             weight = choose_weight(
                 _validation_problems(study),
                 lambda part: reporter.update(share * part, "weight of total variation"),
@@ -241,7 +241,7 @@ def _validation_problems(study: Simulation) -> list[Problem]:
         )
     data = SliceDataset(study.store, entries)
     return [
-        study.degrade(data.of_subject(number, min(study.slices or 4, 4)), -1 - number)
+        study.degrade(data.of_subject(number, min(study.slices or 3, 3)), -1 - number)
         for number in range(min(len(entries), 5))
     ]
 

@@ -36,7 +36,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
     data = SliceDataset(tiny_store, people)
     images = data.__getitems__(range(len(data)))
     optimiser = torch.optim.Adam(package.parameters(), lr=5e-3)
-    for _ in range(80):
+    for _ in range(60):
         posterior = package.encode(images)
         error = (package.decode(posterior.sample()) - images).square().sum() / (2 * 0.05**2)
         loss = error + posterior.rate().sum()

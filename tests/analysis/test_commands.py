@@ -64,7 +64,8 @@ def quick() -> list[str]:
 
 def test_a_study_of_a_store(tiny_store: Store, tmp_path: Path, quick: list[str]) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
-    words = ["reconstruct", *quick, "--store", f"{tiny_store.path}", "--acceleration", "3"]
+    words = ["reconstruct", *quick, "--store", f"{tiny_store.path}", "--acceleration", "3",
+             "--tv_weight", "0.004"]  # fmt: skip
     _run(*words, "--slices", "2", "--output", out)
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
         "scores.csv", "scores.json", "comparison.png",

@@ -1,11 +1,14 @@
 """Total variation: its derivative's adjoint, the minimum it finds, its limits."""
 
+import math
+
 import pytest
 import torch
 
 from pipeline.analysis.masks import cartesian_mask
 from pipeline.analysis.operators import Downsampling, Identity, MaskedFourier
 from pipeline.analysis.total_variation import (
+    best_weight,
     divergence,
     gradient,
     objective,
@@ -61,3 +64,9 @@ def test_nothing_near_the_minimum_is_lower() -> None:
         other = (found + size * torch.randn(50, 1, 12, 12, dtype=torch.float64)).clamp(0, 1)
         assert (objective(operator, measured, 0.01, other) >= least - 1e-9).all()
     assert least <= objective(operator, measured, 0.01, truth)
+
+
+@pytest.mark.parametrize("best", [0.0007, 0.004, 0.09])
+def test_the_weight_is_found_within_a_fifth(best: float) -> None:
+    found = best_weight(lambda weight: -abs(math.log(weight / best)), lambda _: None)
+    assert abs(math.log(found / best)) < math.log(1.2)

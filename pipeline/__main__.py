@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
+
+# The texts of --help lie under the fields of the dataclasses.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 

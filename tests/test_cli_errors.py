@@ -1,6 +1,7 @@
 """A mistake is told in one line that names it, with exit code 2: never in a traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from data_prep.store import Store
-from pipeline.__main__ import COMMANDS, main
+from pipeline.__main__ import COMMANDS, MODULES, main
 from pipeline.training.checkpoint import mark_best, save_checkpoint
 
 Fail = Callable[..., str]
@@ -231,6 +232,16 @@ def test_in_a_shell() -> None:
     )  # fmt: skip
     assert found.returncode == 2 and found.stdout == ""
     assert found.stderr == "error: training.epochs: expected a whole number, not many\n"
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_help_says_what_each_option_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    options = capsys.readouterr().out.partition("exit.")[2]
+    assert re.findall(r"^  --", options, re.MULTILINE)
+    assert not re.findall(r"^  --\w+(?: \S+)?\s+\((?:required, )?type", options, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])

@@ -135,7 +135,10 @@ def run(options: Options) -> None:
             )
         print(f"note: {volume.path.name} is an image that the {seen_by} was trained on")
     writable(options.folder)
-    (options.folder / "summary.json").unlink(missing_ok=True)
+    summary = options.folder / "summary.json"
+    if not options.output and summary.exists():
+        _check_same_image(summary, volume.sha256)
+    summary.unlink(missing_ok=True)
     images = torch.from_numpy(volume.slices.images).to(options.device)
     with Reporter() as reporter:
         maps = slice_maps(model, images, options.batch_size, reporter.update)
@@ -154,6 +157,19 @@ def run(options: Options) -> None:
             other = reconstructions(baseline, images, options.batch_size, reporter.update)
             signed["baseline_residual"] = images.cpu() - other
     _write(options, model, volume, lesions, signed, maps, known)
+
+
+def _check_same_image(summary: Path, sha256: str) -> None:
+    """Raise InputError where `summary` tells of another image: HCP gives all people's one name."""
+    try:
+        found = json.loads(summary.read_text())["image_sha256"]
+    except (ValueError, KeyError, TypeError):
+        return  # cut off, so no result
+    if found != sha256:
+        raise InputError(
+            f"{summary.parent} holds the maps of another image of this name: say with --output "
+            "where to write"
+        )
 
 
 def _check_alike(model: DecoderPackage, baseline: DecoderPackage) -> None:

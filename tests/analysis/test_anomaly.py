@@ -122,6 +122,27 @@ def test_an_image_that_was_trained_on_is_mapped_but_not_scored(
     assert known == {"package": True, "baseline": False}
 
 
+def test_maps_of_one_person_are_not_replaced_by_those_of_another(
+    patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """HCP's files of all people have one name."""
+    monkeypatch.setenv("WORK", str(tmp_path / "work"))
+    other = tmp_path / "another" / "t1.nii.gz"
+    other.parent.mkdir()
+    image = nib.load(patient["t1"])
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine), other)
+    words = ["anomaly", "--package", "p", "--image"]
+    assert main([*words, str(patient["t1"])]) == 0
+    written = {p: p.read_bytes() for p in (tmp_path / "work" / "anomaly" / "t1").iterdir()}
+    capsys.readouterr()
+    assert main([*words, str(other)]) == 2
+    assert "another image of this name: say with --output" in capsys.readouterr().err
+    assert written == {p: p.read_bytes() for p in written}
+    assert main([*words, str(patient["t1"])]) == 0
+    assert main([*words, str(other), "--output", str(tmp_path / "second")]) == 0
+
+
 def test_mistakes_are_told_in_a_line(
     patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,9 @@ from data_prep.config import PrepareConfig
 from data_prep.store import Store, SubjectEntry, write_manifest, write_shard
 
 torch.set_num_threads(1)
+# Autograd counts devices at the first backward pass. After torch.export there is a pretended GPU
+# with a thread of its own, and a process with such threads has no forks that can train.
+torch.ones((), requires_grad=True).backward()
 # Deterministic: a test that fails, fails on every machine. The clock of a busy one is no failure.
 settings.register_profile("laws", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("laws")

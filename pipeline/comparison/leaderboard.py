@@ -252,8 +252,12 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
         )
     unsettled = [row for row in rows if not row.settled]
     if unsettled:
-        held = "; ".join(f"{r.row}, seed {r.seed}" for row in unsettled for r in row.results
-                         if not r.settled)  # fmt: skip
+        held = "; ".join(
+            f"{r.row}, {r.rate_target:g} nats, seed {r.seed}"
+            for row in unsettled
+            for r in row.results
+            if not r.settled
+        )
         notes.append(
             "\n† the rate of training was not within 3% of the target over the last tenth of the "
             f"epochs ({held}): not compared, so never marked as best."

@@ -60,7 +60,7 @@ def test_one_run_that_did_not_settle_marks_the_row() -> None:
     rows = {row.name: row.settled for row in rows_of(RESULTS)}
     assert rows == {"gaussian": True, "blur": True, "vgg": True, "ssim": False}
     page = markdown(RESULTS, "T", [("store", "s")], [])
-    assert "ssim, seed 1" in page
+    assert "(ssim, 400 nats, seed 1)" in page
     assert "not within 3%" in page
 
 

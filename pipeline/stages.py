@@ -111,7 +111,7 @@ def check_unchanged(state: dict[str, Any], config: Config, store: Store, run: st
     old = {key: defaults[key] | state["config"].get(key, {}) for key in DECISIVE}
     changed = differences(old, asdict(config))
     if state["store"]["digest"] != store.digest:
-        changed.append("the prepared store")
+        changed.append("prepared store")
     if changed:
         raise InputError(
             f"run {run} was trained with another {', '.join(changed)}: choose another name "

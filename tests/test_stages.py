@@ -257,7 +257,7 @@ def test_a_changed_store_is_refused(
     store_writer(work, seed=9)
     capsys.readouterr()
     assert main(arguments) == 2
-    assert "the prepared store" in capsys.readouterr().err
+    assert "another prepared store" in capsys.readouterr().err
     assert main([*arguments, "--restart", "true"]) == 0
 
 

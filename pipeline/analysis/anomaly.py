@@ -28,7 +28,8 @@ from pipeline.analysis.anomaly_maps import (
     slice_maps,
 )
 from pipeline.analysis.restoration import restore
-from pipeline.analysis.study import open_package
+from pipeline.analysis.results import begin
+from pipeline.analysis.study import open_package, open_prior
 from pipeline.data.volumes import (
     PreparedVolume,
     differing,
@@ -40,7 +41,7 @@ from pipeline.data.volumes import (
 )
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import replacing, work_folder, writable, write_text
+from pipeline.files import replacing, work_folder, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
@@ -52,6 +53,12 @@ UNITS = {
     "baseline_residual": "intensity (0–1)",
     "intensity": "distance from the brain's median, intensity (0–1)",
 }
+
+# All that a run may write; the maps by their names, whichever it writes.
+FILES = [
+    "summary.json", "methods.csv", "slices.csv", "overlay.png",
+    *(f"{name}.nii.gz" for name in ("anomaly", "reconstruction", *UNITS)),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def run(options: Options) -> None:
     """Map one volume and write the results. Raises InputError, in one line, for bad input."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = open_package(options.package, options.device)
+    model = open_prior(options.package, options.device)
     volume = prepare_volume(
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
     )
@@ -134,11 +141,10 @@ def run(options: Options) -> None:
                 "else, or map this one without --lesions"
             )
         print(f"note: {volume.path.name} is an image that the {seen_by} was trained on")
-    writable(options.folder)
     summary = options.folder / "summary.json"
     if not options.output and summary.exists():
         _check_same_image(summary, volume.sha256)
-    summary.unlink(missing_ok=True)
+    begin(options.folder, FILES)
     images = torch.from_numpy(volume.slices.images).to(options.device)
     with Reporter() as reporter:
         maps = slice_maps(model, images, options.batch_size, reporter.update)

@@ -18,12 +18,13 @@ from pipeline.analysis.geometry import Picture, read_array, read_picture, write_
 from pipeline.analysis.inverse import SolverSettings
 from pipeline.analysis.masks import Kind, cartesian_mask, sampled_centre
 from pipeline.analysis.operators import MaskedFourier, complex_noise, smooth_sensitivities
+from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     IMAGE,
     Problem,
     Simulation,
-    begin,
     describe,
+    files_of,
     open_prior,
     options_record,
     package_record,
@@ -156,13 +157,13 @@ def run(options: Options) -> None:
             store, entries, package, lambda x, number: undersampled(x, number, options),
             ZERO_FILLING, options.slices, options.tv_weight, options.solver,
         )  # fmt: skip
-        begin(output)
+        begin(output, files_of(entries))
         cases, weight = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
         picture, problem, unit = (_from_image if options.image else _from_kspace)(options, package)
         weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
-        begin(output)
+        begin(output, files_of())
         with Reporter() as reporter:
             case = solve_case(
                 "slice", problem, ZERO_FILLING, package, weight, options.solver,

@@ -21,12 +21,13 @@ from pipeline.analysis.operators import (
     complex_noise,
 )
 from pipeline.analysis.reconstruct import check_numbers, intensity_unit
+from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     IMAGE,
     Problem,
     Simulation,
-    begin,
     describe,
+    files_of,
     open_prior,
     options_record,
     package_record,
@@ -139,7 +140,7 @@ def run(options: Options) -> None:
             store, entries, package, lambda x, number: degraded(x, number, operator, options),
             DEGRADED, options.slices, options.tv_weight, options.solver,
         )  # fmt: skip
-        begin(output)
+        begin(output, files_of(entries))
         cases, weight = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
@@ -158,7 +159,7 @@ def run(options: Options) -> None:
         measured = torch.from_numpy(picture.image / unit).float()[None, None]
         problem = Problem(operator, measured, options.noise, _enlarged(measured, (height, width)))
         weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
-        begin(output)
+        begin(output, files_of())
         with Reporter() as reporter:
             case = solve_case(
                 "slice", problem, DEGRADED, package, weight, options.solver,

@@ -5,6 +5,7 @@ method's images of it are scored where the truth is known.
 """
 
 import csv
+import glob
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from pipeline.decoder_package import DecoderPackage, load
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import aggregate
 from pipeline.evaluation.fidelity import psnr, ssim
-from pipeline.files import replacing, work_folder, writable, write_text
+from pipeline.files import replacing, work_folder, write_text
 from pipeline.progress import Reporter
 
 TV, LATENT, IMAGE = "total variation", "decoder, latent", "decoder, image"
@@ -119,33 +120,18 @@ def open_package(source: str, device: str = "cpu") -> DecoderPackage:
     return load(named if "/" not in source and named.is_dir() else source, device)
 
 
-def open_prior(source: str) -> DecoderPackage:
+def open_prior(source: str, device: str = "cpu") -> DecoderPackage:
     """A package whose likelihood has a precision spectrum; without one InputError, at once."""
-    package = open_package(source)
-    package.precision(torch.zeros(1, *package.latent_shape))
+    package = open_package(source, device)
+    package.precision(torch.zeros(1, *package.latent_shape, device=device))
     return package
 
 
-def begin(output: Path) -> None:
-    """Make the folder of the results and try it; what another run left there goes.
-
-    Only files that scores.csv says were written by such a run: folders may hold other things.
-    """
-    writable(output)
-    table, folders = output / "scores.csv", {output}
-    if table.exists():
-        rows = csv.DictReader(table.read_text().splitlines())
-        folders |= {output / (row.get("subject") or "") for row in rows}
-    for name in ("scores.json", "scores.csv", "comparison.png"):
-        (output / name).unlink(missing_ok=True)
-    for folder in folders:
-        _forget(folder)
-
-
-def _forget(folder: Path) -> None:
-    for pattern in ("reconstruction.nii.gz", "reconstruction-slice-*.nii.gz"):
-        for path in folder.glob(pattern):
-            path.unlink()
+def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
+    """Patterns of the files that a run may write, for those subjects or for a single image."""
+    folders = [f"{glob.escape(entry.subject)}/" for entry in entries] or [""]
+    images = [f"{folder}reconstruction*.nii.gz" for folder in folders]
+    return ["scores.json", "scores.csv", "comparison.png", *images]
 
 
 def people(store: Store, package: DecoderPackage, split: str, subject: str) -> list[SubjectEntry]:
@@ -254,7 +240,6 @@ def write_stack(
     images (n,1,H,W); places: which of the entry's slices. One file, or one a slice where their
     numbers are not evenly spaced.
     """
-    _forget(folder)
     affine = np.asarray(entry.affine)
     indices = [entry.slice_indices[place] for place in places]
     values = images[:, 0].permute(1, 2, 0).double().numpy()

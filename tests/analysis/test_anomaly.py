@@ -70,7 +70,8 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     for name, values in {"t1": data.astype(np.float32), "lesion": lesion.astype(np.uint8)}.items():
         paths[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(values, affine), paths[name])
-    monkeypatch.setattr(anomaly, "open_package", lambda source, device: Smooth())
+    for name in ("open_package", "open_prior"):
+        monkeypatch.setattr(anomaly, name, lambda source, device: Smooth())
     return paths
 
 
@@ -86,7 +87,7 @@ def test_a_lesion_is_found_where_it_is(patient: dict[str, Path], tmp_path: Path)
              "--all_maps", "true"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "anomaly.nii.gz", "baseline_residual.nii.gz", "methods.csv", "overlay.png",
+        ".results", "anomaly.nii.gz", "baseline_residual.nii.gz", "methods.csv", "overlay.png",
         "reconstruction.nii.gz", "residual.nii.gz", "slices.csv", "summary.json", "whitened.nii.gz",
     ]  # fmt: skip
     found = rows(out / "methods.csv")
@@ -107,6 +108,8 @@ def test_a_lesion_is_found_where_it_is(patient: dict[str, Path], tmp_path: Path)
     first = (out / "anomaly.nii.gz").read_bytes()
     assert main([str(word) for word in words]) == 0
     assert (out / "anomaly.nii.gz").read_bytes() == first
+    assert main([str(word) for word in words[:-2]]) == 0
+    assert [path.name for path in out.glob("*.nii.gz")] == ["anomaly.nii.gz"]  # no map of before
 
 
 def test_an_image_that_was_trained_on_is_mapped_but_not_scored(
@@ -248,7 +251,8 @@ def test_a_real_patient_is_mapped_in_his_own_space(
 ) -> None:
     if not MS.is_dir():
         pytest.skip(f"the patient's volume is not at {MS}")
-    monkeypatch.setattr(anomaly, "open_package", lambda source, device: Smooth())
+    for name in ("open_package", "open_prior"):
+        monkeypatch.setattr(anomaly, name, lambda source, device: Smooth())
     image = MS / "T1w_brain.nii.gz"
     monkeypatch.setitem(KEYS, "spacing_mm", 6.4)
     anomaly.run(

@@ -16,7 +16,7 @@ from pipeline.__main__ import main
 from pipeline.analysis.fourier import fft2c
 from pipeline.analysis.masks import cartesian_mask
 from pipeline.analysis.operators import smooth_sensitivities
-from pipeline.analysis.study import begin
+from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage
 
@@ -68,7 +68,7 @@ def test_a_study_of_a_store(tiny_store: Store, tmp_path: Path, quick: list[str])
              "--tv_weight", "0.004"]  # fmt: skip
     _run(*words, "--slices", "2", "--output", out)
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
-        "scores.csv", "scores.json", "comparison.png",
+        ".results", "scores.csv", "scores.json", "comparison.png",
         "p04/reconstruction.nii.gz", "p05/reconstruction.nii.gz",
     }  # fmt: skip
     methods = _scores(out)["methods"]
@@ -195,18 +195,27 @@ def test_a_likelihood_without_a_spectrum_is_refused_at_once(
     monkeypatch.setitem(tiny._modules, "density", None)
     for command in ("reconstruct", "restore"):
         assert "no likelihood" in fail(command, "--package", "tiny", "--store", "not/there")
+    assert "no likelihood" in fail("anomaly", "--package", "tiny", "--image", "not-there.nii")
 
 
 def test_of_another_run_nothing_is_left_but_what_is_not_its_own(tmp_path: Path) -> None:
-    for name in ("scores.json", "reconstruction.nii.gz", "a/reconstruction-slice-001.nii.gz",
-                 "a/mine.nii.gz", "b/reconstruction.nii.gz"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "scores.csv").write_text("subject,method\na,x\n")
-    begin(tmp_path)
+    """Killed or not: what it may write is known before it writes."""
+    out, outside = tmp_path / "out", tmp_path / "other.nii.gz"
+    begin(out, ["scores.csv", "a/reconstruction*.nii.gz", "../other.nii.gz", str(outside)])
+    for path in (out / "scores.csv", out / "a/reconstruction-slice-001.nii.gz", outside,
+                 out / "a/mine.nii.gz", out / "b/reconstruction.nii.gz"):  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    begin(out, [])
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
-        "a/mine.nii.gz", "b/reconstruction.nii.gz",
+        "other.nii.gz", "out/.results", "out/a/mine.nii.gz", "out/b/reconstruction.nii.gz",
     }  # fmt: skip
+
+
+def test_files_that_no_run_has_written_stay(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("student,grade\n")
+    begin(tmp_path, ["scores.csv"])
+    assert (tmp_path / "scores.csv").exists()
 
 
 def test_an_output_that_is_a_file_is_told_before_the_work(

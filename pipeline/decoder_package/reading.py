@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.decoder_package.metadata import FORMAT, METADATA, SCHEMA_VERSION, digest
+from pipeline.decoder_package.metadata import (
+    FORMAT,
+    INTENSITY_RANGE,
+    METADATA,
+    SCHEMA_VERSION,
+    digest,
+)
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.errors import InputError
 
@@ -72,7 +79,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"there is no decoder package at {folder}: write one with make export RUN=…"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({_reason(error)}): {AGAIN}") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not that of a decoder package: write one with make export")
@@ -93,15 +100,38 @@ def _filled(folder: Path, metadata: dict[str, Any]) -> DecoderPackage:
             raise Damaged(f"{path} is not what was written (its digest differs)")
         if list(metadata["latent_shape"]) != list(metadata["model"]["latent"]):
             raise Damaged(f"{path}: latent_shape and model.latent disagree")
-        package = DecoderPackage(metadata)
+        _check_fields(path, metadata)
         files, tensors = metadata["files"], metadata["tensors"]
+        with torch.device("meta"):  # no memory yet: the metadata may ask for any amount
+            _check_shapes(folder, DecoderPackage(metadata), tensors)
+        package = DecoderPackage(metadata)
         for name, part in parts(package):
             _load_part(folder / f"{name}{SUFFIX}", part, files, tensors)
     except Damaged:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
         raise Damaged(f"{path} is damaged ({_reason(error)})") from error
     return package
+
+
+def _check_fields(path: Path, metadata: dict[str, Any]) -> None:
+    """Raise Damaged for values that no network would notice. KeyError, TypeError likewise."""
+    if not (math.isfinite(metadata["spacing_mm"]) and metadata["spacing_mm"] > 0):
+        raise Damaged(f"{path}: spacing_mm is {metadata['spacing_mm']}")
+    if list(metadata["intensity_range"]) != list(INTENSITY_RANGE):
+        raise Damaged(f"{path}: intensity_range is not {list(INTENSITY_RANGE)}")
+    for key in ("prepare", "trained_on", "files", "tensors"):
+        if not isinstance(metadata[key], dict):
+            raise Damaged(f"{path}: {key} is no table")
+
+
+def _check_shapes(folder: Path, package: DecoderPackage, tensors: dict[str, Any]) -> None:
+    """Raise Damaged where the model has other weights than the metadata says its files hold."""
+    for name, part in parts(package):
+        found, told = shapes(part.state_dict()), tensors[f"{name}{SUFFIX}"]
+        if found != told:
+            path = folder / f"{name}{SUFFIX}"
+            raise Damaged(f"{path} and the model disagree on {_difference(found, told)}")
 
 
 def parts(package: DecoderPackage) -> Iterator[tuple[str, nn.Module]]:
@@ -124,10 +154,9 @@ def _load_part(path: Path, part: nn.Module, files: dict[str, Any], tensors: dict
         weights = safetensors.torch.load(content)
     except Exception as error:  # the reader's own classes, and what a strange header makes of it
         raise Damaged(f"{path} can't be read ({_reason(error)})") from error
-    wanted = part.state_dict()
-    for words, found in (("metadata.json", tensors[path.name]), ("the model", shapes(wanted))):
-        if shapes(weights) != found:
-            raise Damaged(f"{path} and {words} disagree on {_difference(shapes(weights), found)}")
+    found, told = shapes(weights), tensors[path.name]
+    if found != told:
+        raise Damaged(f"{path} and {METADATA} disagree on {_difference(found, told)}")
     part.load_state_dict(weights)
 
 

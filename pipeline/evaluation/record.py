@@ -53,6 +53,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     writer.writeheader()
     writer.writerows(evaluation.per_subject)
     write_text(folder / "per_subject.csv", table.getvalue())
+    (folder / "calibration.json").unlink(missing_ok=True)
     if evaluation.calibration is not None:
         text = json.dumps(evaluation.calibration, indent=1)
         write_text(folder / "calibration.json", text + "\n")

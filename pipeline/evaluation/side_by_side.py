@@ -23,6 +23,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Read each run's calibration.json and draw. Raises InputError for a run without one."""
+    from pipeline.evaluation.calibration_figures import calibration
+
     found = {}
     for word in filter(None, (word.strip() for word in options.runs.split(","))):
         name, _, run_name = word.rpartition("=")
@@ -34,13 +36,18 @@ def run(options: Options) -> None:
                 f"run {run_name} has no {path}: score it (make evaluate); only terms with a "
                 "Gaussian likelihood have one"
             ) from None
+        try:
+            calibration(found)  # the one who draws knows what it needs
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{path} is damaged: remove {path.parent} and score the run again"
+            ) from None
     if not found:
         raise InputError("say which runs to draw: --runs RUN,RUN")
     output = Path(options.output or work_folder() / "calibration.png")
     if output.is_dir():
         raise InputError(f"{output} is a folder: name the file, --output {output}/calibration.png")
     writable(output.parent)
-    from pipeline.evaluation.calibration_figures import calibration
 
     with replacing(output) as stream:
         calibration(found).savefig(stream, format="png", dpi=110)

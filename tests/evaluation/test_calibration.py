@@ -154,3 +154,7 @@ def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(
     for runs in ("two", ","):
         assert main(["calibration", "--runs", runs]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+    for damaged in ("{}", "[]", "null", '{"variance": 1'):
+        path.write_text(damaged)
+        assert main(["calibration", "--runs", "one"]) == 2
+        assert "calibration.json" in capsys.readouterr().err

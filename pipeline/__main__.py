@@ -124,7 +124,14 @@ def _evaluate(argv: Sequence[str]) -> None:
     run_config = _run_config(saved)
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = parser.parse_args(["--config", str(saved), *argv])
-    evaluate_run(with_run_config(_config(parser, arguments), run_config), run)
+    evaluate_run(with_run_config(_config(parser, arguments), run_config, _said(argv)), run)
+
+
+def _said(argv: Sequence[str]) -> set[str]:
+    """Dotted keys that the command line gives, a section's own (--model '{…}') with all it holds."""
+    words = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    keys = [f"{name}.{key}" for name, kind in vars(Config()).items() for key in vars(kind)]
+    return words | {key for key in keys if key.partition(".")[0] in words}
 
 
 def _compare(argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from pipeline.data.slices import DataConfig, PrepareConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
+from pipeline.models.prior import PriorConfig
 from pipeline.tracking import TrackingConfig
 
 
@@ -26,10 +27,12 @@ class TrainingConfig:
     the learning rate follows it, and a repeat can differ."""
     batch_size: int = 16
     """Slices per step, over all processes and pieces."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     kernel_learning_rate: float = 1e-3
     lr_warmup_steps: int = 100
     """Steps of linear growth before the cosine decay to zero."""
+    rate_warmup_steps: int = 300
+    """Steps over which the weight of the rate grows from 0 to β: levels find their use first."""
     gradient_clip: float = 1.0
     """Largest gradient norm, of the objective in nats per pixel value; 0 = off."""
     ema_decay: float = 0.999
@@ -48,7 +51,7 @@ class TrainingConfig:
     accumulation: int = 1
     """Pieces in which a process takes its share of a batch, to save memory."""
     compile: bool = False
-    """Whether torch.compile compiles encoder and decoder; takes minutes at first."""
+    """Whether torch.compile compiles the VAE; takes minutes at first."""
     max_skipped: int = 20
     """Batches in a row that may be skipped because loss or gradient is not finite."""
     checkpoint_every: int = 1
@@ -69,8 +72,9 @@ class TrainingConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be positive, not {getattr(self, name)}")
-        for name in ("max_minutes", "lr_warmup_steps", "gradient_clip", "threads", "seed",
-                     "max_skipped", "checkpoint_minutes", "epoch_steps"):  # fmt: skip
+        for name in ("max_minutes", "lr_warmup_steps", "rate_warmup_steps", "gradient_clip",
+                     "threads", "seed", "max_skipped", "checkpoint_minutes",
+                     "epoch_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -87,6 +91,10 @@ class EvaluationConfig:
     """Another prepared store, by name or path: external validation."""
     split: Literal["test", "validation", "all"] = "test"
     checkpoint: Literal["best", "last"] = "best"
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …, whatever the run was trained on."""
+    threads: int = 0
+    """Threads torch may use; 0 = training.threads."""
     batch_size: int = 64
     max_slices: int = 0
     """Most slices scored per subject, evenly thinned; 0 = all."""
@@ -110,8 +118,9 @@ class EvaluationConfig:
         for name in ("batch_size", "samples", "bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")
-        if self.max_slices < 0:
-            raise ValueError(f"evaluation.max_slices must not be negative: {self.max_slices}")
+        for name in ("max_slices", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} must not be negative: {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ class Config:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -122,13 +122,13 @@ class Registry:
 
         from pipeline import served_decoder
 
-        latent, image = metadata["latent_shape"], metadata["image_shape"]
+        latent, image = metadata["latent_size"], metadata["image_shape"]
         single = np.dtype(np.float32)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(single, (-1, *latent))]),
+            inputs=Schema([TensorSpec(single, (-1, latent))]),
             outputs=Schema([TensorSpec(single, (-1, *image))]),
         )
-        example = np.zeros((1, *latent), dtype=np.float32)
+        example = np.zeros((1, latent), dtype=np.float32)
         run = self.client.get_run(run_id)
         model = self.client.create_logged_model(
             run.info.experiment_id, MODEL, source_run_id=run_id, model_type="decoder"

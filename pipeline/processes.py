@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from pipeline.errors import InputError, Stopped
 
 
-def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:1 -> device. Raises InputError where it is not there."""
+def choose_device(name: str, key: str = "training.device") -> torch.device:
+    """auto, cpu, cuda, cuda:1 -> device. Raises InputError, naming the key, where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"training.device {name!r} is not usable here: choose auto, cpu or cuda"
-        ) from error
+        raise InputError(f"{key} {name!r} is not usable here: choose auto, cpu or cuda") from error
     return device
 
 

@@ -22,7 +22,7 @@ class ServedDecoder(PythonModel):
 
     # A type hint would have MLflow check the input against it, in place of the signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Latents (B,L) or (B,c,h,w) -> images (B,C,H,W) in [0,1], float32 arrays."""
+        """Latents (B,L) -> images (B,C,H,W) in [0,1], float32 arrays."""
         latent = np.ascontiguousarray(model_input, dtype=np.float32)
         with torch.no_grad():
             return self.decoder(torch.from_numpy(latent)).numpy()

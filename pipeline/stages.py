@@ -1,6 +1,7 @@
 """The stages as functions: a configuration in, files and an MLflow run out."""
 
 import shutil
+from collections.abc import Container
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from pipeline.training.checkpoint import (
     load_checkpoint,
     path_of,
 )
-from pipeline.training.loop import Trainer, load_objective, summary
+from pipeline.training.loop import Trainer, levels_of, load_objective, summary
+from pipeline.training.prior import prior_of
 from pipeline.training.signals import StopSignals
 
 # Sections that decide what a training run computes; and keys in them that do not.
@@ -35,6 +37,18 @@ INDIFFERENT = {
     "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
     "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
 }  # fmt: skip
+# Nats of a whole level below which no information has ever reached it.
+LEAST_RATE = 0.5
+
+# Sections whose keys evaluation takes; and what it has in place of a key of another.
+HONOURED = ("evaluation.", "tracking.", "prior.")
+ELSEWHERE = {
+    "training.device": "say evaluation.device",
+    "training.threads": "say evaluation.threads",
+    "training.batch_size": "say evaluation.batch_size",
+    "data.store": "say evaluation.store",
+    "prepare.name": "say evaluation.store",
+}
 
 
 def run_folder(run: str) -> Path:
@@ -63,6 +77,8 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             if found.state["finished"]:
                 done = found.state["epoch"]
                 say(f"run {run} is trained already ({done} epochs): nothing to do")
+                if processes.main:
+                    _fit_prior(config, folder, store, processes)
                 return
         monitor = None
         if processes.main:
@@ -90,7 +106,20 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             )
             metrics = trainer.fit(tracker, signals)
         say(f"run {run} is trained: {summary(metrics)}")
+        for side, rate in levels_of(metrics).items():
+            if rate < LEAST_RATE:
+                say(f"note: the level of side {side} holds {rate:.1f} nats: it is of no use here")
+        if processes.main:
+            _fit_prior(config, folder, store, processes)
         say(f"checkpoints: {folder / 'checkpoints'}")
+
+
+def _fit_prior(config: Config, folder: Path, store: Store, processes: Processes) -> None:
+    """The distribution that samples are drawn from, of the checkpoint that is scored."""
+    if config.prior.components:
+        checkpoint = find_checkpoint(folder / "checkpoints", "best")
+        objective = load_objective(checkpoint, config).to(processes.device)
+        prior_of(checkpoint, objective.vae, config, store)
 
 
 def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
@@ -158,7 +187,7 @@ def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
     folder, settings = run_folder(run), config.evaluation
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
-    inputs = fingerprint(checkpoint.path, store, settings)
+    inputs = fingerprint(checkpoint.path, store, settings, config.prior)
     return read_evaluation(folder / _evaluation_folder(config, store), inputs, complete=False)
 
 
@@ -183,23 +212,29 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     objective, state = load_objective(checkpoint, config), checkpoint.state
     store = store_to_score(config)
     elsewhere = _evaluation_folder(config, store)
-    inputs = fingerprint(checkpoint.path, store, settings)
+    inputs = fingerprint(checkpoint.path, store, settings, config.prior)
     calibrated = isinstance(objective.term, Gaussian | FourierGaussian)
     metrics = read_evaluation(folder / elsewhere, inputs, calibrated=calibrated)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
-        from pipeline.evaluation.evaluate import evaluate, people_to_score
+        from pipeline.evaluation.evaluate import evaluate, people_to_score, training_slices
         from pipeline.evaluation.networks import load_networks
 
-        if config.training.threads:
-            torch.set_num_threads(config.training.threads)
+        threads = settings.threads or config.training.threads
+        if threads:
+            torch.set_num_threads(threads)
         entries = people_to_score(state, store, settings)
         networks = load_networks(settings)
-        objective = objective.to(choose_device(config.training.device))
+        objective = objective.to(choose_device(settings.device, "evaluation.device"))
+        trained = _trained_store(state)
+        prior = prior_of(checkpoint, objective.vae, config, trained)
         name = f"{run} {elsewhere}"
         with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
-            found = evaluate(objective, state, store, entries, networks, config)
+            found = evaluate(
+                objective, prior, state, store, entries, networks, config,
+                training_slices(trained) if trained else None,
+            )  # fmt: skip
             metrics = found.metrics
             write_evaluation(folder / elsewhere, found, inputs)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
@@ -219,6 +254,15 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     return metrics
 
 
+def _trained_store(state: dict[str, Any]) -> Store | None:
+    """The store a checkpoint was trained on, where it is still there as it was."""
+    try:
+        store = open_store(state["config"]["data"]["store"], work_folder())
+    except InputError:
+        return None
+    return store if store.digest == state["store"]["digest"] else None
+
+
 def describe(metrics: dict[str, Interval]) -> str:
     """Metrics as a table of plain text."""
     lines = []
@@ -231,6 +275,30 @@ def describe(metrics: dict[str, Interval]) -> str:
     return "\n".join(lines)
 
 
-def with_run_config(config: Config, run_config: Config) -> Config:
-    """The configuration to evaluate with: the run's, but for what evaluation and tracking say."""
-    return replace(run_config, evaluation=config.evaluation, tracking=config.tracking)
+def with_run_config(config: Config, run_config: Config, said: Container[str]) -> Config:
+    """The configuration to evaluate with: the run's, but for evaluation, tracking and prior.
+
+    said: dotted keys that were given on the command line. Raises InputError where one of another
+    section is to be changed: the run is as it was trained.
+    """
+    old, new = (_flat(asdict(c)) for c in (run_config, config))
+    changed = [key for key in new if key in said and new[key] != old.get(key)]
+    refused = [key for key in changed if not key.startswith(HONOURED)]
+    if refused:
+        key = refused[0]
+        way_out = ELSEWHERE.get(key, "leave it out, or train another run with it")
+        raise InputError(
+            f"evaluate can't change {key}: the run was trained with {old.get(key)!r}; {way_out}"
+        )
+    return replace(
+        run_config, evaluation=config.evaluation, tracking=config.tracking, prior=config.prior
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration and their values."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found

@@ -37,8 +37,6 @@ class Prior(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
     @property
-    def latent_shape(self) -> tuple[int, ...]: ...
-    @property
     def scale(self) -> float: ...
     def decode(self, latent: Tensor, /) -> Tensor: ...
     def encode(self, image: Tensor, /) -> Posterior: ...
@@ -234,8 +232,7 @@ def _latent_phase(
         with torch.no_grad():
             found = energy(latent)
             better = found < lowest
-            shaped = better.reshape(-1, *[1] * (first.ndim - 1))
-            best = torch.where(shaped, latent.detach(), best)
+            best = torch.where(better[:, None], latent.detach(), best)
             lowest = torch.where(better, found, lowest)
     return best
 

@@ -123,7 +123,7 @@ def open_package(source: str, device: str = "cpu") -> DecoderPackage:
 def open_prior(source: str, device: str = "cpu") -> DecoderPackage:
     """A package whose likelihood has a precision spectrum; without one InputError, at once."""
     package = open_package(source, device)
-    package.precision(torch.zeros(1, *package.latent_shape, device=device))
+    package.precision(torch.zeros(1, package.latent_size, device=device))
     return package
 
 

@@ -22,6 +22,7 @@ from pipeline.data.slices import SliceDataset, Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
 from pipeline.files import replacing, write_text
+from pipeline.models.config import describe_levels
 from pipeline.stages import (
     check_unchanged,
     earlier_scores,
@@ -174,7 +175,7 @@ def _conditions(
          "weights"),
         ("the same for every term", f"{training.epochs} epochs{steps} of batches of "
          f"{training.batch_size}, the first {likelihood.warmup_epochs} epochs under the Gaussian "
-         f"term, learning rate {training.learning_rate:g}, latent {list(model.latent)}, width "
+         f"term, learning rate {training.learning_rate:g}, levels {describe_levels(model.levels)}, width "
          f"{model.width}, order, augmentation and noise by the seed"),
         ("seeds", ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))),
         ("blur", f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², form {form} "

@@ -44,6 +44,8 @@ SAMPLES = (
     Metric("sample_kid_vgg16", "KID vgg16 ↓", "down", 3),
     Metric("sample_fd_vgg16", "FD vgg16 ↓", "down", 1),
     Metric("sample_fid", "FID ↓", "down", 1),
+    Metric("sample_kid_coarse", "KID of 4×4 means ↓", "down", 3),
+    Metric("sample_novelty", "novelty → 1", "one", 2),
     Metric("sample_high_frequency_ratio", "high frequencies → 1", "one", 3),
     Metric("sample_gradient_magnitude_ratio", "gradients → 1", "one", 3),
     Metric("sample_blur_effect", "blur effect → data", "data", 3),

@@ -20,7 +20,7 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 
 FORMAT = "sharp-vae-decoder-package"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA = "metadata.json"
 INTENSITY_RANGE = (0.0, 1.0)
 
@@ -33,6 +33,7 @@ def describe(
     model: ModelConfig,
     likelihood: LikelihoodConfig,
     *,
+    prior: Mapping[str, int] | None = None,
     spacing_mm: float = 1.0,
     orientation: str = "",
     plane: str = "",
@@ -44,12 +45,11 @@ def describe(
 ) -> dict[str, Any]:
     """The metadata of a package before its files are known.
 
-    image_shape (C,H,W); spacing_mm in-plane pixel size; prepare: the store's recorded
+    image_shape (C,H,W); prior: covered, components and dimensions of a fitted one; spacing_mm in-plane pixel size; prepare: the store's recorded
     configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
     metrics; trained_on: see `hashed_people`. Numbers that are not finite become null.
     """
     channels, *spatial = image_shape
-    latent = list(model.latent)
     return _plain(
         {
             "format": FORMAT,
@@ -67,19 +67,20 @@ def describe(
             "required_packages_version": {"safetensors": _version("safetensors")},
             "network_data_format": {
                 "inputs": {
-                    "latent": _tensor("latent", latent[0], latent[1:], None, "prior N(0, I)"),
+                    "latent": _tensor("latent", model.latent_size, [], None, "prior N(0, I)"),
                 },
                 "outputs": {
                     "image": _tensor("image", channels, spatial, INTENSITY_RANGE, "intensity"),
                 },
             },
             "image_shape": list(image_shape),
-            "latent_shape": latent,
+            "latent_size": model.latent_size,
             "intensity_range": list(INTENSITY_RANGE),
             "spacing_mm": float(spacing_mm),
             "orientation": orientation,
             "plane": plane,
             "model": asdict(model),
+            "prior": dict(prior) if prior else None,
             # Where this machine keeps a file is nobody else's business.
             "likelihood": asdict(replace(likelihood, vgg_weights="")),
             "prepare": dict(prepare or {}),

@@ -18,10 +18,9 @@ from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.laplace import Laplace
 from pipeline.losses.robust import Robust
 from pipeline.models.config import ModelConfig
-from pipeline.models.decoder import Decoder
-from pipeline.models.encoder import Encoder
 from pipeline.models.kernel_network import KernelNetwork
-from pipeline.models.vae import Posterior
+from pipeline.models.prior import LatentPrior
+from pipeline.models.vae import VAE, Posterior
 
 DENSITIES: dict[str, type[ReconstructionTerm]] = {
     "blur": Blur,
@@ -33,10 +32,11 @@ DENSITIES: dict[str, type[ReconstructionTerm]] = {
 
 
 class DecoderPackage(nn.Module):
-    """Decoder, encoder, kernel network and likelihood of a trained VAE, frozen.
+    """Decoder, encoder, kernel network, likelihood and fitted prior of a trained VAE, frozen.
 
-    Symbols: image x (B,C,H,W) in [0,1]; latent z (B,L) or (B,c,h,w); everything is float32. Always
-    in evaluation mode; no parameter asks for a gradient, while images and latents may have one.
+    Symbols: image x (B,C,H,W) in [0,1]; latent z (B,L), N(0,I) under the prior whatever the levels
+    of the model; everything is float32. Always in evaluation mode; no parameter asks for a
+    gradient, while images and latents may have one.
 
     The likelihood is p(x|z) = N(decode(z), σ²Σ_z) for the terms blur, gaussian and
     fourier_gaussian, with σ = `scale` and the eigenvalues λ of Σ_z⁻¹ = `precision`(z) (Bredell et
@@ -54,7 +54,7 @@ class DecoderPackage(nn.Module):
             raise ValueError(f"images must be square, not {height}x{width}")
         self.metadata = metadata
         self.image_shape: tuple[int, int, int] = (channels, height, width)
-        self.latent_shape: tuple[int, ...] = tuple(model.latent)
+        self.latent_size = model.latent_size
         low, high = metadata["intensity_range"]
         self.intensity_range: tuple[float, float] = (float(low), float(high))
         self.spacing_mm = float(metadata["spacing_mm"])
@@ -62,8 +62,7 @@ class DecoderPackage(nn.Module):
         self.plane = str(metadata["plane"])
         self.prepare_keys: dict[str, Any] = metadata["prepare"]
         self.term = likelihood.term
-        self.decoder = Decoder(channels, height, model)
-        self.encoder = Encoder(channels, height, model)
+        self.vae = VAE(self.image_shape, model)
         kind = DENSITIES.get(likelihood.term)
         self.density = kind(likelihood, self.image_shape) if kind else None
         self.kernel_network = None
@@ -71,6 +70,8 @@ class DecoderPackage(nn.Module):
             if likelihood.kernel_size > min(height, width):
                 raise ValueError(f"a kernel of {likelihood.kernel_size} is larger than the images")
             self.kernel_network = KernelNetwork(likelihood.kernel_size, model)
+        prior = metadata["prior"]
+        self.prior = LatentPrior(self.latent_size, **prior) if prior else None
         self.requires_grad_(False)
         self.eval()
 
@@ -84,19 +85,22 @@ class DecoderPackage(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """z -> the mean of p(x|z), (B,C,H,W) in [0,1]. Raises ValueError on another shape."""
-        self._check(latent, self.latent_shape, "latents")
-        return self.decoder(latent)
+        self._check(latent, (self.latent_size,), "latents")
+        return self.vae.decode(latent)
 
     def encode(self, image: Tensor) -> Posterior:
-        """x -> the posterior q(z|x). Raises ValueError on another shape."""
+        """x -> the posterior (B,L), each draw's given the means of those before it.
+
+        Its mean is the latent to reconstruct with. Raises ValueError on another shape.
+        """
         self._check(image, self.image_shape, "images")
-        return Posterior(*self.encoder(image))
+        return self.vae.encode(image)
 
     def kernel(self, latent: Tensor) -> Tensor | None:
         """z -> the kernel (B,1,s,s) of what the model blurs, sum 1; None without a network."""
         if self.kernel_network is None:
             return None
-        self._check(latent, self.latent_shape, "latents")
+        self._check(latent, (self.latent_size,), "latents")
         return self.kernel_network(latent)
 
     def precision(self, latent: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ class DecoderPackage(nn.Module):
         that log N(x; decode(z), σ²Σ) is −gaussian_nll(x − decode(z), λ, σ) for every term that has
         a λ. Raises InputError for a term that has none.
         """
-        self._check(latent, self.latent_shape, "latents")
+        self._check(latent, (self.latent_size,), "latents")
         density, (_, height, width) = self._likelihood(), self.image_shape
         transfer = self._transfer(latent)
         if isinstance(density, Blur) and transfer is not None:
@@ -150,9 +154,8 @@ class DecoderPackage(nn.Module):
 
     def log_prior(self, latent: Tensor) -> Tensor:
         """log N(z; 0, I) of each latent (B,), nats."""
-        self._check(latent, self.latent_shape, "latents")
-        values = math.prod(self.latent_shape)
-        return -0.5 * (latent.square().flatten(1).sum(dim=1) + values * math.log(2 * math.pi))
+        self._check(latent, (self.latent_size,), "latents")
+        return -0.5 * (latent.square().sum(dim=1) + self.latent_size * math.log(2 * math.pi))
 
     @torch.no_grad()
     def sample(
@@ -160,12 +163,12 @@ class DecoderPackage(nn.Module):
     ) -> Tensor:
         """Images (count,C,H,W) of latents from the prior; the generator is on this device.
 
-        With `noise` a residual drawn from N(0, σ²Σ_z) is added, which may leave [0,1]; InputError
+        The prior is the one that was fitted to the training images' latents, `self.prior`, where
+        the package has it, else N(0,I). With `noise` a residual drawn from N(0, σ²Σ_z) is added, which may leave [0,1]; InputError
         where the likelihood is no Gaussian.
         """
-        like = next(self.decoder.parameters())
-        shape = (count, *self.latent_shape)
-        latent = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        drawn = self.vae.prior_latents if self.prior is None else self.prior.sample
+        latent = drawn(count, generator)
         image = self.decode(latent)
         if not noise:
             return image

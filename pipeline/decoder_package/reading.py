@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from pipeline.decoder_package.package import DecoderPackage
 from pipeline.errors import InputError
 
 SUFFIX = ".safetensors"
-# A part's file -> the module's attribute; networks have graphs beside their weights.
+# A part's file -> the module's place; networks have graphs beside their weights.
 PARTS = {
-    "decoder": "decoder",
-    "encoder": "encoder",
+    "decoder": "vae.decoder",
+    "encoder": "vae.encoder",
     "kernel_network": "kernel_network",
     "likelihood": "density",
+    "prior": "prior",
 }
 AGAIN = "export it again (make export RUN=…)"
 
@@ -98,12 +100,13 @@ def _filled(folder: Path, metadata: dict[str, Any]) -> DecoderPackage:
         said = metadata["digest"]
         if said != digest(metadata):
             raise Damaged(f"{path} is not what was written (its digest differs)")
-        if list(metadata["latent_shape"]) != list(metadata["model"]["latent"]):
-            raise Damaged(f"{path}: latent_shape and model.latent disagree")
         _check_fields(path, metadata)
         files, tensors = metadata["files"], metadata["tensors"]
         with torch.device("meta"):  # no memory yet: the metadata may ask for any amount
-            _check_shapes(folder, DecoderPackage(metadata), tensors)
+            hollow = DecoderPackage(metadata)
+            if metadata["latent_size"] != hollow.latent_size:
+                raise Damaged(f"{path}: latent_size and model.levels disagree")
+            _check_shapes(folder, hollow, tensors)
         package = DecoderPackage(metadata)
         for name, part in parts(package):
             _load_part(folder / f"{name}{SUFFIX}", part, files, tensors)
@@ -137,7 +140,7 @@ def _check_shapes(folder: Path, package: DecoderPackage, tensors: dict[str, Any]
 def parts(package: DecoderPackage) -> Iterator[tuple[str, nn.Module]]:
     """The parts that a package has, by their files' stem."""
     for name, attribute in PARTS.items():
-        part = getattr(package, attribute)
+        part = attrgetter(attribute)(package)
         if part is not None:
             yield name, part
 

@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor, nn
 
 from pipeline.decoder_package.graphs import Graph, prove, require_onnx, write_onnx, write_pt2
 from pipeline.decoder_package.metadata import FORMAT, METADATA, digest
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.decoder_package.reading import SUFFIX, parts, shapes
 from pipeline.errors import InputError
+from pipeline.models.vae import VAE
 from pipeline.files import sync_folder, write_text
 
 RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neither is ever missing
 
 
-def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> bool:
-    """Write a package into `folder`, in place of another package; False where it is there already.
+def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[str, float] | None:
+    """Write a package into `folder`, in place of another package; None where it is there already.
 
-    The package is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are
+    Returns the largest error of every graph, as a share of its output's largest value. The package is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are
     compared with the networks, in a process without this project, before the folder is there.
 
     Raises InputError where `folder` is something else than a package, or can't be written, or
@@ -54,7 +56,7 @@ def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> bool:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if is_whole(folder, metadata["digest"]):
-                return False
+                return None
             with _beside(folder) as new:
                 for name, content in contents.items():
                     (new / name).write_bytes(content)
@@ -62,7 +64,7 @@ def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> bool:
                     write_pt2(graph, new / f"{graph.name}.pt2")
                     if onnx:
                         write_onnx(graph, new / f"{graph.name}.onnx")
-                prove(graphs, new)
+                errors = prove(graphs, new)
                 for name in metadata["files"]:
                     metadata["files"][name] = _entry((new / name).read_bytes())
                 text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False)
@@ -75,7 +77,7 @@ def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> bool:
             "another place with --output"
         ) from error
     package.metadata = metadata
-    return True
+    return errors
 
 
 def is_whole(folder: Path, wanted: str) -> bool:
@@ -95,15 +97,30 @@ def is_whole(folder: Path, wanted: str) -> bool:
 
 
 def _graphs(package: DecoderPackage) -> list[Graph]:
-    latent, image = package.latent_shape, package.image_shape
+    latent, image = (package.latent_size,), package.image_shape
     posterior = ("mean", "log_variance")
     found = [
-        Graph("decoder", package.decoder, latent, "latent", ("image",)),
-        Graph("encoder", package.encoder, image, "image", posterior),
+        Graph("decoder", package.vae.decoder, latent, "latent", ("image",)),
+        Graph("encoder", _Posterior(package.vae), image, "image", posterior),
     ]
     if package.kernel_network is not None:
         found.append(Graph("kernel_network", package.kernel_network, latent, "latent", ("kernel",)))
+    if package.prior is not None:
+        noise = (package.latent_size + 1,)
+        found.append(Graph("prior", package.prior, noise, "noise", ("latent",)))
     return found
+
+
+class _Posterior(nn.Module):
+    """Image -> mean and log-variance; the decoder is part of it, as a draw's prior is its state."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(image)
+        return posterior.mean, posterior.log_variance
 
 
 def _entry(content: bytes) -> dict[str, Any]:

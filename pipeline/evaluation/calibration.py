@@ -97,14 +97,15 @@ def expected_spread(
 
     images (B,C,H,W). None where the term has no interval in closed form.
     """
-    posterior = objective.vae.encode(images)
-    reconstruction = objective.vae.decode(posterior.mean)
+    vae = objective.vae
+    middle = vae.infer(images)
+    reconstruction = middle.reconstruction
     residual = images - reconstruction
     if isinstance(objective.term, Laplace):
         # P(|e| > t) = exp(−t/b).
         width = objective.term.scale(objective.term.scale.running) * -math.log(1 - LEVEL)
         return residual, Spread(width.expand(residual.shape))
-    found = covariance(objective, posterior.mean)
+    found = covariance(objective, middle.latent)
     if found is None:
         return None
     weights, scale = found
@@ -112,7 +113,7 @@ def expected_spread(
     # About the mean's reconstruction, which is what the residual is taken from.
     drawn = torch.zeros_like(residual)
     for _ in range(DRAWS):
-        other = objective.vae.decode(posterior.sample(generator))
+        other = vae.infer(images, vae.prior_latents(len(images), generator)).reconstruction
         drawn += (other - reconstruction).square() / DRAWS
     deviation = variance.sqrt().expand(residual.shape)
     return residual, Spread(

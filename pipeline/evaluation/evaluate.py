@@ -12,15 +12,18 @@ from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
-from pipeline.evaluation import calibration, calibration_figures, figures, sharpness
+from pipeline.evaluation import calibration, calibration_figures, figures, samples, sharpness
 from pipeline.evaluation.aggregate import aggregate, bootstrap
 from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.record import Evaluation
+from pipeline.models.prior import LatentPrior
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
 
+NO_TRAINING = "the store it was trained on is not here"
+MOST_TRAINING = 4096
 # Real slices beside the prior's samples.
 SHOWN_SLICES = 24
 
@@ -67,31 +70,42 @@ def people_to_score(
     return entries
 
 
+def training_slices(store: Store) -> Tensor:
+    """Slices that were trained on, at most 4,096, evenly spread: (n,C,H,W)."""
+    data = SliceDataset(store, store.subjects("train"))
+    count = min(len(data), MOST_TRAINING)
+    return data.__getitems__(np.linspace(0, len(data) - 1, count).round().astype(int).tolist())
+
+
 @torch.no_grad()
 def evaluate(
     objective: Objective,
+    prior: LatentPrior | None,
     state: dict[str, Any],
     store: Store,
     entries: list[SubjectEntry],
     networks: Networks,
     config: Config,
+    training: Tensor | None = None,
 ) -> Evaluation:
     """Score a trained objective on some people of a store.
 
-    objective: averaged weights in evaluation mode; state: its checkpoint's; networks: from
-    `load_networks`.
+    objective: averaged weights in evaluation mode; prior: what samples are drawn from in place of
+    N(0,I); state: the checkpoint's; networks: from `load_networks`; training: slices (n,C,H,W) that
+    it was trained on, which samples are compared with.
     """
     settings = config.evaluation
     device = next(objective.parameters()).device
     data = SliceDataset(store, entries)
     generator = torch.Generator(device).manual_seed(settings.seed)
-    sampled = _decode_prior(objective, settings, generator)
+    sampled = _decode_prior(objective, prior, settings, generator)
     sample_power = sharpness.radial_power(sampled).mean(dim=0)
     sample_detail = {key: measure(sampled) for key, measure in sharpness.RATIOS.items()}
     sets = networks.image_sets()
     # Of its own, so that the other metrics do not depend on what calibration draws.
     draws = torch.Generator(device).manual_seed(settings.seed)
     curves: list[calibration.Curves] = []
+    averaged: list[Tensor] = []
 
     rows: list[dict[str, Any]] = []
     powers: dict[str, list[Tensor]] = {"data": [], "reconstruction": []}
@@ -110,7 +124,7 @@ def evaluate(
             parts, spreads = [], []
             for batch in work.batches(images, f"subject {index + 1}/{len(entries)}"):
                 batch = batch.to(device)
-                part = score_slices(objective, batch, networks.distances, generator)
+                part = score_slices(objective, prior, batch, networks.distances, generator)
                 for compared in sets:
                     compared.add("data", batch)
                     compared.add("reconstruction", part["reconstruction"])
@@ -122,6 +136,7 @@ def evaluate(
             row |= calibrated
             if curve is not None:
                 curves.append(curve)
+            averaged.append(samples.coarse(images))
             power, power_rec = (sharpness.radial_power(x) for x in (images, reconstruction))
             for key, measure in sharpness.RATIOS.items():
                 detail = measure(images)
@@ -150,7 +165,20 @@ def evaluate(
     )
     for compared in sets:
         metrics |= compared.scores(settings.seed)
+    metrics |= samples.sample_scores(
+        samples.coarse(sampled),
+        torch.cat(averaged),
+        None if training is None else samples.coarse(training),
+        networks.distances.get("lpips_vgg"),
+        device,
+        settings.seed,
+    )
     absent = dict(networks.absent)
+    if training is None:
+        absent |= dict.fromkeys(("sample_novelty", "training_kid_coarse"), NO_TRAINING)
+    if prior is None:
+        reason = "samples come from N(0,I)"
+        absent |= dict.fromkeys(("rate_fitted_prior", "elbo_bits_per_dim_fitted_prior"), reason)
     if not objective.term.density:
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
     if objective.kernel_network is None:
@@ -191,6 +219,7 @@ class _Work:
 
 def score_slices(
     objective: Objective,
+    prior: LatentPrior | None,
     images: Tensor,
     distances: dict[str, PerceptualDistance],
     generator: torch.Generator,
@@ -199,12 +228,12 @@ def score_slices(
 
     Reconstructions decode the posterior's mean; the ELBO, absent where the term is no density, is
     that of one draw, with the σ of training. Bits per dimension are those of a density over
-    intensities in [0,1]: add 8 to compare with images of 256 levels. The kernel's width is what
-    the kernel network says of the blur at the posterior's mean, in pixels; absent without one.
+    intensities in [0,1]: add 8 to compare with images of 256 levels. With a fitted prior rate and
+    ELBO under it come beside, of the same draw. The kernel's width is what the kernel network says
+    of the blur at the posterior's mean, in pixels; absent without one.
     """
-    latent = objective.vae.encode(images).mean
-    reconstruction = objective.vae.decode(latent)
-    kernel = objective.kernel(latent)
+    found = objective.vae.infer(images)
+    reconstruction, kernel = found.reconstruction, objective.kernel(found.latent)
     parts = objective.elbo(images, generator)
     scores = {
         "psnr": psnr(images, reconstruction),
@@ -218,14 +247,24 @@ def score_slices(
         scores["kernel_width"] = kernel_width(kernel)
     if objective.term.density:
         scores["elbo_bits_per_dim"] = -parts.elbo / (images[0].numel() * math.log(2))
+    if prior is not None:
+        gain = prior.log_ratio(parts.latent)
+        scores["rate_fitted_prior"] = parts.rate - gain
+        if objective.term.density:
+            bits = -(parts.elbo + gain) / (images[0].numel() * math.log(2))
+            scores["elbo_bits_per_dim_fitted_prior"] = bits
     return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}
 
 
 def _decode_prior(
-    objective: Objective, settings: EvaluationConfig, generator: torch.Generator
+    objective: Objective,
+    prior: LatentPrior | None,
+    settings: EvaluationConfig,
+    generator: torch.Generator,
 ) -> Tensor:
     """Images decoded from prior draws, on the CPU: (samples,C,H,W)."""
-    latents = objective.vae.prior_latents(settings.samples, generator)
+    drawn = objective.vae.prior_latents if prior is None else prior.sample
+    latents = drawn(settings.samples, generator)
     return torch.cat([objective.vae.decode(z) for z in latents.split(settings.batch_size)]).cpu()
 
 

@@ -61,11 +61,11 @@ class ValidationMonitor:
     @torch.no_grad()
     def picture(self, objective: Objective) -> np.ndarray:
         """Originals over reconstructions, uint8 (H,W,3)."""
-        reconstruction = objective.vae.decode(objective.vae.encode(self.images).mean)
+        reconstruction = objective.vae.infer(self.images).reconstruction
         return image_grid(torch.cat([self.images, reconstruction]).cpu(), columns=SHOWN)
 
     @torch.no_grad()
     def kernels(self, objective: Objective) -> Tensor | None:
         """Kernels of the fixed images, (SHOWN,1,s,s) on the CPU; None without a network."""
-        kernels = objective.kernel(objective.vae.encode(self.images).mean)
+        kernels = objective.kernel(objective.vae.infer(self.images).latent)
         return None if kernels is None else kernels.cpu()

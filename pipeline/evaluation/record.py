@@ -17,7 +17,12 @@ from pipeline.config import EvaluationConfig
 from pipeline.data.slices import Store
 from pipeline.evaluation.aggregate import Interval
 from pipeline.files import replacing, write_text
+from pipeline.models.prior import PriorConfig
 from pipeline.training.checkpoint import MANIFEST
+
+
+# Where and how fast a run is scored: the numbers are the same within rounding.
+MACHINES_OWN = ("device", "threads")
 
 
 @dataclass
@@ -33,13 +38,17 @@ class Evaluation:
     """What the figure of calibration shows, so that runs can be drawn side by side later."""
 
 
-def fingerprint(checkpoint: Path, store: Store, settings: EvaluationConfig) -> dict[str, Any]:
+def fingerprint(
+    checkpoint: Path, store: Store, settings: EvaluationConfig, prior: PriorConfig
+) -> dict[str, Any]:
     """What an evaluation depends on; the same again gives the same result.
 
     checkpoint: its folder, whose manifest has the digests of the rest.
     """
     digest = hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
-    return {"checkpoint": digest, "store": store.digest, "evaluation": asdict(settings)}
+    kept = {key: value for key, value in asdict(settings).items() if key not in MACHINES_OWN}
+    return {"checkpoint": digest, "store": store.digest, "evaluation": kept,
+            "prior": asdict(prior)}  # fmt: skip
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:

@@ -1,33 +1,72 @@
 """The `model` section of the configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 SIDES = (32, 64, 128, 256)
+# The encoder's last feature map before a level of side 1.
+LAST_SIDE = 4
+
+
+@dataclass(frozen=True)
+class Level:
+    """The latents of one side: `groups` draws of (channels, side, side), one after the other."""
+
+    side: int
+    """Pixels: 1 for a vector, or a power of two from 4 to half the image's side."""
+    channels: int
+    groups: int = 1
+    """Draws at this side, each given those before it."""
+    opens: float = 0.0
+    """Share of the run from which on the level is used: until then its latents are 0, the prior's
+    mean, and cost nothing. Opened from coarse to fine, the coarse levels learn anatomy."""
+
+    def __post_init__(self) -> None:
+        if self.side != 1 and (self.side < LAST_SIDE or self.side & (self.side - 1)):
+            raise ValueError(f"a side in model.levels must be 1, 4, 8, 16, …, not {self.side}")
+        for name in ("channels", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} in model.levels must be at least 1, not {getattr(self, name)}"
+                )
+        if not 0 <= self.opens < 1:
+            raise ValueError(f"opens in model.levels must be in [0, 1), not {self.opens}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one draw."""
+        return self.channels, self.side, self.side
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape and size of the VAE; the image's side and channels come from the store."""
 
-    latent: list[int] = field(default_factory=lambda: [16, 8, 8])
-    """[L] for a vector, [c, h, w] for a spatial latent (h = w, a power of two from 4)."""
+    levels: list[Level] = field(
+        default_factory=lambda: [Level(4, 16), Level(8, 8), Level(16, 4), Level(32, 2)]
+    )
+    """Latents from coarse to fine. One level is a flat VAE: {side: 1, channels: L} a vector,
+    {side: 8, channels: c} a grid."""
     width: int = 24
     """Channels at half the image's side; they double with every halving, up to `max_width`."""
-    max_width: int = 192
-    residual_blocks: int = 0
-    """Residual blocks at every level from a quarter of the image's side down."""
+    max_width: int = 96
+    residual_blocks: int = 1
+    """Residual blocks at every side of the encoder, and in the decoder after every draw."""
     kernel_hidden: int = 128
     """Hidden units of the kernel network."""
 
     def __post_init__(self) -> None:
-        if len(self.latent) not in (1, 3) or min(self.latent) < 1:
-            raise ValueError(f"model.latent must be [L] or [c, h, w], not {self.latent}")
-        if len(self.latent) == 3:
-            side = self.latent[1]
-            if side != self.latent[2] or side < 4 or side & (side - 1):
-                raise ValueError(
-                    f"model.latent must be square with a side of 4, 8, 16, …, not {self.latent}"
-                )
+        # As a run's file and a package's metadata hold them.
+        object.__setattr__(self, "levels", [_level(level) for level in self.levels])
+        sides = [level.side for level in self.levels]
+        if not sides or sides != sorted(set(sides)):
+            raise ValueError(f"model.levels must go from coarse to fine, not by sides {sides}")
+        opens = [level.opens for level in self.levels]
+        if opens[0] != 0 or opens != sorted(opens):
+            raise ValueError(
+                f"model.levels must open from coarse to fine, the first at 0, not at {opens}"
+            )
         for name in ("width", "max_width", "kernel_hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
@@ -37,15 +76,51 @@ class ModelConfig:
             raise ValueError(f"model.residual_blocks must not be negative: {self.residual_blocks}")
 
     @property
-    def bottom(self) -> int:
-        """Side of the feature map at which the encoder ends."""
-        return self.latent[1] if len(self.latent) == 3 else 4
+    def draws(self) -> list[Level]:
+        """The level of every draw, from coarse to fine."""
+        return [level for level in self.levels for _ in range(level.groups)]
 
-    def channels_per_level(self, side: int) -> list[int]:
-        """Channels at side/2, side/4, …, `bottom`. Raises ValueError where it does not fit."""
+    @property
+    def latent_size(self) -> int:
+        """L: how many numbers a latent has."""
+        return sum(level.channels * level.side**2 for level in self.draws)
+
+    def sides(self, side: int) -> list[int]:
+        """Sides of the feature maps of images of `side`, from fine to coarse.
+
+        Half the image's side, a quarter, … down to the coarsest level's; from 4 straight to 1.
+        Raises ValueError where the levels do not fit.
+        """
         if side not in SIDES:
             raise ValueError(f"image side must be one of {SIDES}, not {side}")
-        if self.bottom >= side:
-            raise ValueError(f"model.latent {self.latent} is not smaller than images of {side}²")
-        levels = (side // self.bottom).bit_length() - 1
-        return [min(self.width * 2**level, self.max_width) for level in range(levels)]
+        finest, coarsest = self.levels[-1].side, self.levels[0].side
+        if finest > side // 2:
+            raise ValueError(
+                f"model.levels has a side of {finest}: for images of {side}² the finest is "
+                f"{side // 2}"
+            )
+        found = [side // 2]
+        while found[-1] > max(coarsest, LAST_SIDE):
+            found.append(found[-1] // 2)
+        return found if coarsest > 1 else [*found, 1]
+
+    def channels_at(self, side: int, image_side: int) -> int:
+        """Channels of the feature maps of a side."""
+        return min(self.width * (image_side // 2 // side), self.max_width)
+
+
+def _level(value: Any) -> Level:
+    if isinstance(value, Level):
+        return value
+    try:
+        return Level(**value)
+    except TypeError as error:
+        raise ValueError(f"model.levels holds side, channels, groups, opens: {error}") from error
+
+
+def describe_levels(levels: Sequence[Level]) -> str:
+    """4²×16, 8²×8 (2 draws): for tables and messages."""
+    return ", ".join(
+        f"{level.side}²×{level.channels}" + (f" ({level.groups} draws)" if level.groups > 1 else "")
+        for level in levels
+    )

@@ -1,36 +1,53 @@
-"""Image -> parameters of the posterior."""
+"""Image -> the posterior of every draw, given the decoder's state when it is its turn."""
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
-from pipeline.models.layers import at_least_single, residual_blocks
+from pipeline.models.layers import at_least_single, downsample, head, residual_blocks
 
 
 class Encoder(nn.Module):
-    """Strided convolutions down to the latent's resolution.
-
-    (B,C,H,W) in [0,1] -> mean and log-variance of the posterior, (B,L) or (B,c,h,w) each.
-    """
+    """Strided convolutions bottom-up, and a head for each draw of the decoder."""
 
     def __init__(self, channels: int, side: int, config: ModelConfig) -> None:
         super().__init__()
-        widths = config.channels_per_level(side)
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)]
-        for narrow, wide in pairwise(widths):
-            layers += [nn.LeakyReLU(0.1), nn.Conv2d(narrow, wide, 4, stride=2, padding=1)]
-            layers += residual_blocks(wide, config.residual_blocks)
-        layers.append(nn.LeakyReLU(0.1))
-        self.features = nn.Sequential(*layers)
-        self.head: nn.Module
-        if len(config.latent) == 3:
-            self.head = nn.Conv2d(widths[-1], 2 * config.latent[0], 3, padding=1)
-        else:
-            flat = widths[-1] * config.bottom**2
-            self.head = nn.Sequential(nn.Flatten(), nn.Linear(flat, 2 * config.latent[0]))
+        sides = config.sides(side)
+        widths = {s: config.channels_at(s, side) for s in sides}
+        self.sides = sides
+        self.sides_of_draws = [level.side for level in config.draws]
+        self.stem = nn.Conv2d(channels, widths[sides[0]], 4, stride=2, padding=1)
+        self.down = nn.ModuleList(
+            nn.Sequential(
+                downsample(widths[high], widths[low], high // low),
+                *residual_blocks(widths[low], config.residual_blocks),
+            )
+            for high, low in pairwise(sides)
+        )
+        self.heads = nn.ModuleList(
+            head(2 * widths[level.side], widths[level.side], 2 * level.channels)
+            for level in config.draws
+        )
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = at_least_single(self.head(self.features(image - 0.5))).chunk(2, dim=1)
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        """(B,C,H,W) in [0,1] -> features (B,c,s,s) of every side s."""
+        found = {self.sides[0]: self.stem(image - 0.5)}
+        for (high, low), layers in zip(pairwise(self.sides), self.down, strict=True):
+            found[low] = layers(found[high])
+        return found
+
+    def posterior(
+        self, number: int, state: Tensor, features: dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of a draw, in the coordinates of its prior's noise.
+
+        Zero is the prior itself: what the network gives is a correction of it, as in NVAE (Vahdat,
+        Kautz 2020, arXiv 2007.03898).
+        """
+        side = self.sides_of_draws[number]
+        both = self.heads[number](torch.cat([state, features[side]], dim=1))
+        mean, log_variance = at_least_single(both).chunk(2, dim=1)
         # exp() of an early outlier would otherwise overflow; the range holds any useful posterior.
         return mean, log_variance.clamp(-12.0, 6.0)

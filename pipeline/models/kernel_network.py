@@ -1,7 +1,5 @@
 """G: latent -> the kernel by which the model currently blurs."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ INITIAL_DECAY = 3.0
 
 
 class KernelNetwork(nn.Module):
-    """(B,L) or (B,c,h,w) -> softmax kernel (B,1,s,s): non-negative, sum 1, peaked at first."""
+    """(B,L) -> softmax kernel (B,1,s,s): non-negative, sum 1, peaked at first."""
 
     def __init__(self, kernel_size: int, config: ModelConfig) -> None:
         """kernel_size s in pixels, odd. Raises ValueError on an even one."""
@@ -26,15 +24,12 @@ class KernelNetwork(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {kernel_size}")
         self.kernel_size = kernel_size
-        self.pool: nn.Module = nn.Identity()
-        if len(config.latent) == 3 and config.latent[1] > POOLED_SIDE:
-            self.pool = nn.AdaptiveAvgPool2d(POOLED_SIDE)
-            inputs = config.latent[0] * POOLED_SIDE**2
-        else:
-            inputs = math.prod(config.latent)
+        self.shapes = [level.shape for level in config.draws]
+        self.sizes = [level.channels * level.side**2 for level in config.draws]
+        inputs = sum(level.channels * min(level.side, POOLED_SIDE) ** 2 for level in config.draws)
         first = nn.Linear(inputs, config.kernel_hidden)
         last = nn.Linear(config.kernel_hidden, kernel_size**2)
-        self.body = nn.Sequential(nn.Flatten(), first, nn.LeakyReLU(0.1), last)
+        self.body = nn.Sequential(first, nn.LeakyReLU(0.1), last)
         offset = torch.arange(kernel_size, dtype=torch.float32) - kernel_size // 2
         radius = (offset.square()[:, None] + offset.square()[None, :]).sqrt()
         with torch.no_grad():
@@ -44,5 +39,15 @@ class KernelNetwork(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         # Softmax in float32 at least: half precision would round a peaked kernel's tail to zero.
         with torch.autocast(latent.device.type, enabled=False):
-            logits = self.body(self.pool(at_least_single(latent)))
+            logits = self.body(self._pooled(at_least_single(latent)))
             return logits.softmax(dim=1).unflatten(1, (1, self.kernel_size, self.kernel_size))
+
+    def _pooled(self, latent: Tensor) -> Tensor:
+        """(B,L) -> all draws, those of finer sides averaged to POOLED_SIDE, as a vector."""
+        found = []
+        for part, shape in zip(latent.split(self.sizes, dim=1), self.shapes, strict=True):
+            factor = shape[1] // POOLED_SIDE
+            if factor > 1:
+                part = nn.functional.avg_pool2d(part.unflatten(1, shape), factor).flatten(1)
+            found.append(part)
+        return torch.cat(found, dim=1)

@@ -24,6 +24,39 @@ def residual_blocks(channels: int, count: int) -> list[nn.Module]:
     return [ResidualBlock(channels) for _ in range(count)]
 
 
+def head(channels_in: int, channels: int, channels_out: int) -> nn.Sequential:
+    """act, 3×3, act, 1×1: small at first, so that what it corrects starts as it is."""
+    last = nn.Conv2d(channels, channels_out, 1)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+    return nn.Sequential(
+        nn.LeakyReLU(0.1), nn.Conv2d(channels_in, channels, 3, padding=1), nn.LeakyReLU(0.1), last
+    )
+
+
+def downsample(wide: int, narrow: int, factor: int) -> nn.Sequential:
+    """To a side smaller by 2, or by 4 where the feature map becomes a vector."""
+    convolution = (
+        nn.Conv2d(wide, narrow, 4, stride=2, padding=1)
+        if factor == 2
+        else nn.Conv2d(wide, narrow, factor, stride=factor)
+    )
+    return nn.Sequential(nn.LeakyReLU(0.1), convolution)
+
+
+def upsample(wide: int, narrow: int, factor: int) -> nn.Sequential:
+    """Convolution + PixelShuffle to a side larger by `factor`.
+
+    The arithmetic is done at the lower resolution: about 3 times faster on a CPU than transposed
+    convolutions.
+    """
+    return nn.Sequential(
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(wide, factor**2 * narrow, 3, padding=1),
+        nn.PixelShuffle(factor),
+    )
+
+
 def at_least_single(features: Tensor) -> Tensor:
     """Half precision widened to float32, as everything outside the convolutions needs it."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The variational autoencoder: encoder, reparameterised posterior, decoder."""
+"""The variational autoencoder: encoder, posterior of every draw, decoder."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,11 @@ from pipeline.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z|x) = N(mean, exp(log_variance)), of the latent's shape (B,L) or (B,c,h,w)."""
+    """N(mean, exp(log_variance)), (B,L), where the prior is N(0,I).
+
+    Of several draws it is the posterior on one way down: each draw's given the latents that were
+    chosen before it. Of one draw it is q(z|x).
+    """
 
     mean: Tensor
     log_variance: Tensor
@@ -25,14 +29,34 @@ class Posterior:
         """The latent that standard normal noise of its shape stands for."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
+    def divergence(self) -> Tensor:
+        """KL of each number from N(0,1), nats, of the mean's shape."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
+
     def rate(self) -> Tensor:
-        """KL(q(z|x) ‖ N(0,I)) in nats, summed over the latent: (B,)."""
-        divergence = self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance
-        return 0.5 * divergence.flatten(1).sum(dim=1)
+        """KL(q ‖ N(0,I)) in nats, summed over the latent: (B,)."""
+        return self.divergence().flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What an image becomes on one way down: latent (B,L), where it came from, its image.
+
+    latent: chosen at the noise that was asked for; reconstruction (B,C,H,W) = decode(latent).
+    Averaged over standard normal noise, the posterior's rate is exactly the KL of the joint
+    posterior from the joint prior (chain rule: each draw's given those before it).
+    """
+
+    posterior: Posterior
+    latent: Tensor
+    reconstruction: Tensor
 
 
 class VAE(nn.Module):
-    """VAE for square images of side 32, 64, 128 or 256 with 1 or 3 channels."""
+    """Hierarchical VAE for square images of side 32, 64, 128 or 256 with 1 or 3 channels.
+
+    Everywhere outside, a latent is one tensor (B,L) that is N(0,I) under the prior.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], config: ModelConfig) -> None:
         """image_shape (C,H,W). Raises ValueError where it does not fit the configuration."""
@@ -41,20 +65,56 @@ class VAE(nn.Module):
         if channels not in (1, 3) or height != width:
             raise ValueError(f"images must be square with 1 or 3 channels, not {image_shape}")
         self.image_shape = image_shape
-        self.latent_shape = tuple(config.latent)
+        self.latent_size = config.latent_size
         self.encoder = Encoder(channels, height, config)
         self.decoder = Decoder(channels, height, config)
 
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Inference:
+        """`infer`."""
+        return self.infer(image, noise)
+
+    def infer(self, image: Tensor, noise: Tensor | None = None) -> Inference:
+        """(B,C,H,W) in [0,1] and standard normal noise (B,L) -> one way down through the posterior.
+
+        Without noise every draw is its posterior's mean.
+        """
+        features = self.encoder(image)
+        parts = None if noise is None else self.decoder.split(noise)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def choose(number: int, state: Tensor) -> Tensor:
+            used = self.decoder.opened_of(number)
+            mean, log_variance = self.encoder.posterior(number, state, features)
+            posterior = Posterior(mean * used, log_variance * used)
+            latent = posterior.mean if parts is None else posterior.at(parts[number]) * used
+            found.append((posterior.mean, posterior.log_variance, latent))
+            return latent
+
+        reconstruction = self.decoder.top_down(image.shape[0], choose)
+        mean, log_variance, latent = (
+            torch.cat([value.flatten(1) for value in values], dim=1)
+            for values in zip(*found, strict=True)
+        )
+        return Inference(Posterior(mean, log_variance), latent, reconstruction)
+
     def encode(self, image: Tensor) -> Posterior:
-        """(B,C,H,W) in [0,1] -> posterior."""
-        return Posterior(*self.encoder(image))
+        """(B,C,H,W) in [0,1] -> posterior, each draw's given the means before it."""
+        return self.infer(image).posterior
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B,L) or (B,c,h,w) -> reconstruction (B,C,H,W) in [0,1]."""
+        """(B,L) -> reconstruction (B,C,H,W) in [0,1]."""
         return self.decoder(latent)
 
     def prior_latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw from the prior N(0,I): (count,L) or (count,c,h,w)."""
+        """Draw from the prior N(0,I): (count,L)."""
         like = next(self.parameters())
-        shape = (count, *self.latent_shape)
+        shape = (count, self.latent_size)
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    def rates(self, posterior: Posterior) -> dict[int, Tensor]:
+        """The posterior's rate by the side of the level, (B,) each, nats."""
+        found: dict[int, Tensor] = {}
+        parts = posterior.divergence().split(self.decoder.sizes, dim=1)
+        for (_, side, _), part in zip(self.decoder.draws_of, parts, strict=True):
+            found[side] = found.get(side, 0.0) + part.sum(dim=1)
+        return found

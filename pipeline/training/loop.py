@@ -28,7 +28,7 @@ from pipeline.training.checkpoint import (
     remove_old,
     save_checkpoint,
 )
-from pipeline.training.objective import Objective, build_objective
+from pipeline.training.objective import Objective, build_objective, rate_key
 from pipeline.training.rate import RateController
 from pipeline.training.signals import StopSignals
 from pipeline.training.step import TrainingStep, part_of
@@ -178,16 +178,18 @@ class Trainer:
 
     def _train_on(self, images: Tensor) -> None:
         self.steps.set_learning_rate(self._learning_rate_factor())
+        opened = self.objective.vae.decoder.open(self._progress())
         images, noise = self._augmented(images), self._noise()
         if self._warm_up_just_ended and self.controller.target is not None:
             piece = len(images) // self.config.training.accumulation  # what memory has room for
             self.controller.reweight(self.objective.stiffening(images[:piece], noise[:piece]))
-        found = self.steps(images, noise, beta=self.controller.beta, warm_up=self.warm_up)
+        beta = self.controller.beta * self._rate_factor()
+        found = self.steps(images, noise, beta=beta, warm_up=self.warm_up)
         self.step += 1
         self.batch += 1
         size = self.sampler.batch_size
         self.images += size if found else 0
-        for name, value in found.items():
+        for name, value in {**found, "levels_open": opened}.items() if found else ():
             self.sums[name] = self.sums.get(name, 0.0) + value * size
 
     def _agree(self) -> None:
@@ -209,7 +211,7 @@ class Trainer:
         """The posterior's noise for this process's share of the batch."""
         seed, size = self.config.training.seed, self.sampler.batch_size
         random = generator(seed, Stream.POSTERIOR, self.step, self.device)
-        shape = (size, *self.objective.vae.latent_shape)
+        shape = (size, self.objective.vae.latent_size)
         noise = torch.randn(shape, generator=random, device=self.device)
         return noise[self.sampler.rows]
 
@@ -222,7 +224,9 @@ class Trainer:
         metrics["images_per_second"] = self.images_per_second
         metrics["beta"] = self.controller.beta
         metrics["skipped_batches"] = self.steps.skipped
-        if "rate" in metrics:
+        # β must not be lowered for the sake of levels that can't spend nats yet.
+        levels, warm = len(self.config.model.levels), self.config.training.rate_warmup_steps
+        if metrics.get("levels_open") == levels and self.step - self.batch >= warm:
             self.controller.update(metrics["rate"])
         self.epoch += 1
         self.batch, self.images, self.sums = 0, 0, {}
@@ -253,6 +257,10 @@ class Trainer:
         """Linear warm-up, then cosine decay to zero."""
         warm = min((self.step + 1) / max(self.config.training.lr_warmup_steps, 1), 1.0)
         return warm * 0.5 * (1 + math.cos(math.pi * self._progress()))
+
+    def _rate_factor(self) -> float:
+        """Linear warm-up of the rate's weight."""
+        return min((self.step + 1) / max(self.config.training.rate_warmup_steps, 1), 1.0)
 
     def _validate(self) -> dict[str, float]:
         """Scores of the averaged weights."""
@@ -367,6 +375,16 @@ def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:
     return objective.eval()
 
 
+def levels_of(metrics: dict[str, float]) -> dict[int, float]:
+    """Each level's rate in nats, by its side, as an epoch's metrics have them."""
+    prefix = rate_key(0).removesuffix("0")
+    return {
+        int(key.removeprefix(prefix)): value
+        for key, value in metrics.items()
+        if key.startswith(prefix)
+    }
+
+
 def summary(metrics: dict[str, float]) -> str:
     """An epoch in a few words for the progress display."""
     shown = {
@@ -380,6 +398,10 @@ def summary(metrics: dict[str, float]) -> str:
         "images_per_second": "{:.0f} images/s",
     }
     words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
+    levels = levels_of(metrics)
+    if len(levels) > 1:
+        parts = [f"{side}²: {rate:.0f}" for side, rate in levels.items()]
+        words.insert(2, f"({', '.join(parts)})")
     if metrics.get("skipped_batches"):
         words.append(f"{metrics['skipped_batches']:.0f} batches skipped")
     return ", ".join(words)

@@ -23,7 +23,7 @@ from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
-from pipeline.models.vae import VAE, Posterior
+from pipeline.models.vae import VAE, Inference
 from pipeline.processes import mean_over_processes
 
 
@@ -38,6 +38,8 @@ class ElboParts:
     rate: Tensor
     reconstruction: Tensor
     latent: Tensor
+    rates: dict[int, Tensor]
+    """The rate by the side of the level."""
 
     @property
     def distortion(self) -> Tensor:
@@ -95,22 +97,18 @@ class Objective(nn.Module):
 
         With `mean_latent` the posterior's mean is decoded instead of a draw.
         """
-        posterior = self.vae.encode(image)
-        latent = posterior.mean if mean_latent else posterior.sample(generator)
-        kernel = None if warm_up else self._frozen_kernel(latent)
-        return self._parts(image, posterior, latent, _transfer(kernel, image), warm_up)
+        noise = None if mean_latent else self.vae.prior_latents(len(image), generator)
+        found = self.vae.infer(image, noise)
+        kernel = None if warm_up else self._frozen_kernel(found.latent)
+        return self._parts(image, found, _transfer(kernel, image), warm_up)
 
     def _parts(
-        self,
-        image: Tensor,
-        posterior: Posterior,
-        latent: Tensor,
-        transfer: Tensor | None,
-        warm_up: bool,
+        self, image: Tensor, found: Inference, transfer: Tensor | None, warm_up: bool
     ) -> ElboParts:
-        reconstruction = self.vae.decode(latent)
-        distortion = self._distortion(image, reconstruction, transfer, warm_up)
-        return ElboParts(distortion, posterior.rate(), reconstruction, latent)
+        distortion = self._distortion(image, found.reconstruction, transfer, warm_up)
+        rates = self.vae.rates(found.posterior)
+        rate = torch.stack([*rates.values()]).sum(dim=0)
+        return ElboParts(distortion, rate, found.reconstruction, found.latent, rates)
 
     def _distortion(
         self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None, warm_up: bool
@@ -128,7 +126,7 @@ class Objective(nn.Module):
         """
         before = [buffer.clone() for buffer in self.buffers()]  # a term in training notes its σ
         with torch.no_grad():
-            latent = self.vae.encode(image).at(noise)
+            latent = self.vae.infer(image, noise).latent
             kernel = self.kernel(latent)
         latent.requires_grad_()
         reconstruction = self.vae.decode(latent)
@@ -147,25 +145,25 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Both steps of a batch: a scalar to call backward on, and detached means to report.
 
-        image (B,C,H,W); noise (B, *latent shape), standard normal. The scalar is the sum of step
+        image (B,C,H,W); noise (B,L), standard normal. The scalar is the sum of step
         (A)'s and step (B)'s losses per pixel value, so that clipping and Adam's epsilon mean the
         same at every size. No parameter gets a gradient from both: one backward pass serves the
         two steps, and several processes synchronise them at once.
         """
-        posterior = self.vae.encode(image)
-        latent = posterior.at(noise)
-        kernel = self.kernel(latent.detach())
+        found = self.vae(image, noise)
+        kernel = self.kernel(found.latent.detach())
         live = _transfer(kernel, image)
         frozen = None
         if live is not None and not warm_up:
             frozen = live.detach()
             if not self.detach_kernel:
-                frozen = _transfer(self._frozen_kernel(latent), image)
-        parts = self._parts(image, posterior, latent, frozen, warm_up)
+                frozen = _transfer(self._frozen_kernel(found.latent), image)
+        parts = self._parts(image, found, frozen, warm_up)
         loss = (parts.distortion + beta * parts.rate).mean()
         if warm_up:  # processes that share a batch expect a gradient of every parameter
             loss = loss + sum(0.0 * p.sum() for p in self.term.parameters())
         means = {"distortion": parts.distortion.mean(), "rate": parts.rate.mean()}
+        means |= {rate_key(side): rate.mean() for side, rate in parts.rates.items()}
         if self.term.density:  # minus the sum is an ELBO of nothing else
             means = {"elbo": parts.elbo.mean(), **means}
         if parts.scale is not None:
@@ -195,6 +193,11 @@ class Objective(nn.Module):
         if spectrum is None:
             return kernel_loss(image, parts.reconstruction.detach(), transfer)
         return kernel_loss_of_residual(image, spectrum.detach(), transfer)
+
+
+def rate_key(side: int) -> str:
+    """The metric of a level's rate."""
+    return f"rate_side_{side}"
 
 
 def _transfer(kernel: Tensor | None, image: Tensor) -> Tensor | None:

@@ -37,8 +37,7 @@ class TrainingStep:
             _adam(list(network.parameters()), settings.kernel_learning_rate) if network else None
         )
         if settings.compile:
-            objective.vae.encoder.compile()
-            objective.vae.decoder.compile()
+            objective.vae.compile()
         self._wrapped = self.processes.wrap(objective)
         self.skipped = self.skipped_in_a_row = 0
 
@@ -57,7 +56,7 @@ class TrainingStep:
     ) -> dict[str, float]:
         """Train on this process's share of a batch; returns the means of the whole batch.
 
-        batch (b,C,H,W) in [0,1]; noise (b, *latent shape), standard normal. Where a loss or a
+        batch (b,C,H,W) in [0,1]; noise (b,L), standard normal. Where a loss or a
         gradient is not finite nothing is changed, and the dictionary is empty.
         Raises InputError where that happens more than `training.max_skipped` times in a row.
         """

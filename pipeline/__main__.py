@@ -128,7 +128,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 
 def _said(argv: Sequence[str]) -> set[str]:
-    """Dotted keys that the command line gives, a section's own (--model '{…}') with all it holds."""
+    """Dotted keys that the command line gives; of a section (--model '{…}') all that it holds."""
     words = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     keys = [f"{name}.{key}" for name, kind in vars(Config()).items() for key in vars(kind)]
     return words | {key for key in keys if key.partition(".")[0] in words}

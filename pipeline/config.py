@@ -131,7 +131,8 @@ class CompareConfig:
     """Names of terms, `blur:positive_definite` for the blur term in that form; [] = all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     rate_targets: tuple[float, ...] = ()
-    """Rates in nats that all terms are held at; [] = training.rate_target alone."""
+    """Rates in nats that all terms are held at, 0 for none: β stays training.beta; [] =
+    training.rate_target alone."""
     jobs: int = 0
     """Runs at once, sharing the cores; 0 = a run a core, on a GPU one."""
     quick: bool = False
@@ -142,9 +143,9 @@ class CompareConfig:
             raise ValueError(f"compare.jobs must not be negative: {self.jobs}")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"compare.seeds must hold numbers from 0 on, not {list(self.seeds)}")
-        if any(not rate > 0 for rate in self.rate_targets):
+        if any(not rate >= 0 for rate in self.rate_targets):
             raise ValueError(
-                f"compare.rate_targets must be positive, not {list(self.rate_targets)}"
+                f"compare.rate_targets must not be negative: {list(self.rate_targets)}"
             )
 
 

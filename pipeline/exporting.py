@@ -79,8 +79,9 @@ def run(options: Options) -> None:
     folder = Path(options.output or work_folder() / "packages" / options.run)
     errors = write(folder, package, onnx=options.onnx)
     if errors is not None:
-        print(f"graphs proved in another process: at most {max(errors.values()):.1g} of the output's "
-              f"largest value off their networks ({TOLERANCE:g} is let pass)")  # fmt: skip
+        largest = max(errors.values())
+        print(f"graphs proved in another process: at most {largest:.1g} of the output's largest "
+              f"value off their networks ({TOLERANCE:g} is let pass)")  # fmt: skip
         print(f"decoder package of run {options.run}: {folder}")
     else:
         print(f"package {folder} is written already: nothing to do")

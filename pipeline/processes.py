@@ -14,7 +14,7 @@ from pipeline.errors import InputError, Stopped
 
 
 def choose_device(name: str, key: str = "training.device") -> torch.device:
-    """auto, cpu, cuda, cuda:1 -> device. Raises InputError, naming the key, where it is not there."""
+    """auto, cpu, cuda, cuda:1 -> device; InputError, naming the key, where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

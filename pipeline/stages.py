@@ -116,7 +116,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
 
 def _fit_prior(config: Config, folder: Path, store: Store, processes: Processes) -> None:
     """The distribution that samples are drawn from, of the checkpoint that is scored."""
-    if config.prior.components:
+    if config.prior.pieces:
         checkpoint = find_checkpoint(folder / "checkpoints", "best")
         objective = load_objective(checkpoint, config).to(processes.device)
         prior_of(checkpoint, objective.vae, config, store)

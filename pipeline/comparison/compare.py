@@ -14,7 +14,15 @@ import torch
 from matplotlib.figure import Figure
 
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
-from pipeline.comparison.leaderboard import Result, Row, markdown, rows_of, runs_csv, summary_csv
+from pipeline.comparison.leaderboard import (
+    Result,
+    Row,
+    at_rate,
+    markdown,
+    rows_of,
+    runs_csv,
+    summary_csv,
+)
 from pipeline.comparison.plan import Entry, available_cores, jobs_at_once, plan
 from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
@@ -175,8 +183,9 @@ def _conditions(
          "weights"),
         ("the same for every term", f"{training.epochs} epochs{steps} of batches of "
          f"{training.batch_size}, the first {likelihood.warmup_epochs} epochs under the Gaussian "
-         f"term, learning rate {training.learning_rate:g}, levels {describe_levels(model.levels)}, width "
-         f"{model.width}, order, augmentation and noise by the seed"),
+         f"term, learning rate {training.learning_rate:g}, levels "
+         f"{describe_levels(model.levels)}, width {model.width}, order, augmentation and noise "
+         "by the seed"),
         ("seeds", ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))),
         ("blur", f"C = {likelihood.constant:g}, kernel {likelihood.kernel_size}², form {form} "
          "where no other is named"),
@@ -212,13 +221,13 @@ def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[s
         suffix = f"-{target:g}" if len(targets) > 1 else ""
         figures[f"reconstructions{suffix}.png"] = side_by_side(
             images, shown, subjects,
-            f"Reconstructions of {config.evaluation.split} images at {target:g} nats, "
+            f"Reconstructions of {config.evaluation.split} images at {at_rate(target)}, "
             f"the first seed{simulated}",
         )  # fmt: skip
         for key, label in PERCEPTUAL.items():
             if all(row.values(key) for row in group):
                 figures[f"psnr_{key}{suffix}.png"] = perception_distortion(
-                    group, key, label, f"Fidelity and perception at {target:g} nats{simulated}"
+                    group, key, label, f"Fidelity and perception at {at_rate(target)}{simulated}"
                 )
     if len(targets) > 1:
         keys = {"psnr": "PSNR (dB), higher is better"} | {

@@ -220,7 +220,7 @@ def markdown(
     for target in dict.fromkeys(row.results[0].rate_target for row in rows):
         group = [row for row in rows if row.results[0].rate_target == target]
         group.sort(key=lambda row: _order(row))
-        parts.append(f"## {target:g} nats\n")
+        parts.append(f"## {at_rate(target)}\n")
         parts.append(table(group, RECONSTRUCTION, "Reconstructions"))
         densities = [row for row in group if TERMS[row.term].density]
         if densities:
@@ -228,6 +228,11 @@ def markdown(
         parts.append(table(group, SAMPLES, "Samples from the prior"))
     parts.append("\n".join(_notes(rows, missing)) + "\n")
     return "\n".join(part for part in parts if part)
+
+
+def at_rate(target: float) -> str:
+    """What was held, in words: a rate in nats, or for 0 none."""
+    return f"{target:g} nats" if target else "fixed β"
 
 
 def _order(row: Row) -> float:
@@ -255,7 +260,7 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
     unsettled = [row for row in rows if not row.settled]
     if unsettled:
         held = "; ".join(
-            f"{r.row}, {r.rate_target:g} nats, seed {r.seed}"
+            f"{r.row}, {at_rate(r.rate_target)}, seed {r.seed}"
             for row in unsettled
             for r in row.results
             if not r.settled

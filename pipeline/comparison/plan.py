@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pipeline.blur.spectrum import Form
+from pipeline.comparison.leaderboard import at_rate
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.losses.base import Shape
@@ -21,7 +22,10 @@ DEFAULT = (*TERMS, "blur:positive_definite")
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: a row's name, the rate it is held at in nats, its seed, and what it is made with."""
+    """One run: a row's name, the rate it is held at in nats, its seed, and what it is made with.
+
+    rate 0: none is held, β stays training.beta.
+    """
 
     row: str
     rate: float
@@ -30,7 +34,7 @@ class Entry:
     config: Config
 
     def __str__(self) -> str:
-        return f"{self.row}, {self.rate:g} nats, seed {self.seed}"
+        return f"{self.row}, {at_rate(self.rate)}, seed {self.seed}"
 
 
 def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
@@ -43,7 +47,8 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
     rates = settings.rate_targets or (config.training.rate_target,)
     if None in rates:
         raise InputError(
-            "terms are compared at one rate: give it in nats with --compare.rate_targets [400]"
+            "terms are compared at one rate: give it in nats with --compare.rate_targets [400], "
+            "or hold β instead with [0]"
         )
     if settings.quick:
         config, name = quick(config), f"{name}-quick"
@@ -78,7 +83,11 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
                 likelihood=likelihood,
                 # By steps, never by the clock, which slow terms would lose against.
                 training=replace(
-                    config.training, rate_target=rate, seed=seed, threads=threads, max_minutes=0.0
+                    config.training,
+                    rate_target=rate or None,
+                    seed=seed,
+                    threads=threads,
+                    max_minutes=0.0,
                 ),
                 # The best checkpoint is the best by PSNR, which some terms are made for.
                 evaluation=replace(config.evaluation, checkpoint="last"),

@@ -4,7 +4,7 @@
     decoder.pt2                   latent -> image, torch.export with a dynamic batch: torch alone
     encoder.pt2                   image -> mean and log-variance of the posterior
     kernel_network.pt2            latent -> blur kernel, where the likelihood has one
-    prior.pt2                     standard normal (B,L+1) -> latents of samples, where one was fitted
+    prior.pt2                     standard normal noise -> latents of samples, where one was fitted
     decoder.safetensors, …        the same networks' weights, and likelihood.safetensors
     decoder.onnx, …               the same graphs for programs without torch, if asked for
 

@@ -45,9 +45,10 @@ def describe(
 ) -> dict[str, Any]:
     """The metadata of a package before its files are known.
 
-    image_shape (C,H,W); prior: covered, components and dimensions of a fitted one; spacing_mm in-plane pixel size; prepare: the store's recorded
-    configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
-    metrics; trained_on: see `hashed_people`. Numbers that are not finite become null.
+    image_shape (C,H,W); prior: pieces and rank of a fitted one; spacing_mm in-plane pixel size;
+    prepare: the store's recorded configuration; run: name, id, checkpoint; store: name, digest,
+    simulated; evaluation: its metrics; trained_on: see `hashed_people`. Numbers that are not finite
+    become null.
     """
     channels, *spatial = image_shape
     return _plain(

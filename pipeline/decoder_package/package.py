@@ -164,8 +164,8 @@ class DecoderPackage(nn.Module):
         """Images (count,C,H,W) of latents from the prior; the generator is on this device.
 
         The prior is the one that was fitted to the training images' latents, `self.prior`, where
-        the package has it, else N(0,I). With `noise` a residual drawn from N(0, σ²Σ_z) is added, which may leave [0,1]; InputError
-        where the likelihood is no Gaussian.
+        the package has it, else N(0,I). With `noise` a residual drawn from N(0, σ²Σ_z) is added,
+        which may leave [0,1]; InputError where the likelihood is no Gaussian.
         """
         drawn = self.vae.prior_latents if self.prior is None else self.prior.sample
         latent = drawn(count, generator)

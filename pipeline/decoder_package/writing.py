@@ -20,8 +20,8 @@ from pipeline.decoder_package.metadata import FORMAT, METADATA, digest
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.decoder_package.reading import SUFFIX, parts, shapes
 from pipeline.errors import InputError
-from pipeline.models.vae import VAE
 from pipeline.files import sync_folder, write_text
+from pipeline.models.vae import VAE
 
 RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neither is ever missing
 
@@ -29,8 +29,9 @@ RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neithe
 def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[str, float] | None:
     """Write a package into `folder`, in place of another package; None where it is there already.
 
-    Returns the largest error of every graph, as a share of its output's largest value. The package is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are
-    compared with the networks, in a process without this project, before the folder is there.
+    Returns the largest error of every graph, as a share of its output's largest value. The package
+    is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are compared with
+    the networks, in a process without this project, before the folder is there.
 
     Raises InputError where `folder` is something else than a package, or can't be written, or
     `onnx` is asked for and not installed.
@@ -106,7 +107,7 @@ def _graphs(package: DecoderPackage) -> list[Graph]:
     if package.kernel_network is not None:
         found.append(Graph("kernel_network", package.kernel_network, latent, "latent", ("kernel",)))
     if package.prior is not None:
-        noise = (package.latent_size + 1,)
+        noise = (package.prior.noise_size,)
         found.append(Graph("prior", package.prior, noise, "noise", ("latent",)))
     return found
 

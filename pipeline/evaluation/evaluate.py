@@ -124,7 +124,7 @@ def evaluate(
             parts, spreads = [], []
             for batch in work.batches(images, f"subject {index + 1}/{len(entries)}"):
                 batch = batch.to(device)
-                part = score_slices(objective, prior, batch, networks.distances, generator)
+                part = score_slices(objective, batch, networks.distances, generator)
                 for compared in sets:
                     compared.add("data", batch)
                     compared.add("reconstruction", part["reconstruction"])
@@ -176,9 +176,6 @@ def evaluate(
     absent = dict(networks.absent)
     if training is None:
         absent |= dict.fromkeys(("sample_novelty", "training_kid_coarse"), NO_TRAINING)
-    if prior is None:
-        reason = "samples come from N(0,I)"
-        absent |= dict.fromkeys(("rate_fitted_prior", "elbo_bits_per_dim_fitted_prior"), reason)
     if not objective.term.density:
         absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
     if objective.kernel_network is None:
@@ -187,7 +184,8 @@ def evaluate(
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
     spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
     real = torch.stack([data[int(index)] for index in spread])
-    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, real, state, store)
+    fitted = "z ~ N(0, I)" if prior is None else "z blended of training subjects"
+    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, real, fitted, state, store)
     drawn["spectra.png"] = figures.spectra(
         sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
     )
@@ -219,7 +217,6 @@ class _Work:
 
 def score_slices(
     objective: Objective,
-    prior: LatentPrior | None,
     images: Tensor,
     distances: dict[str, PerceptualDistance],
     generator: torch.Generator,
@@ -228,9 +225,9 @@ def score_slices(
 
     Reconstructions decode the posterior's mean; the ELBO, absent where the term is no density, is
     that of one draw, with the σ of training. Bits per dimension are those of a density over
-    intensities in [0,1]: add 8 to compare with images of 256 levels. With a fitted prior rate and
-    ELBO under it come beside, of the same draw. The kernel's width is what the kernel network says
-    of the blur at the posterior's mean, in pixels; absent without one.
+    intensities in [0,1]: add 8 to compare with images of 256 levels. Both are under the decoder's
+    prior N(0,I), whatever samples are drawn from. The kernel's width is what the kernel network
+    says of the blur at the posterior's mean, in pixels; absent without one.
     """
     found = objective.vae.infer(images)
     reconstruction, kernel = found.reconstruction, objective.kernel(found.latent)
@@ -247,12 +244,6 @@ def score_slices(
         scores["kernel_width"] = kernel_width(kernel)
     if objective.term.density:
         scores["elbo_bits_per_dim"] = -parts.elbo / (images[0].numel() * math.log(2))
-    if prior is not None:
-        gain = prior.log_ratio(parts.latent)
-        scores["rate_fitted_prior"] = parts.rate - gain
-        if objective.term.density:
-            bits = -(parts.elbo + gain) / (images[0].numel() * math.log(2))
-            scores["elbo_bits_per_dim_fitted_prior"] = bits
     return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}
 
 
@@ -273,6 +264,7 @@ def _draw_figures(
     subjects: list[str],
     sampled: Tensor,
     real: Tensor,
+    fitted: str,
     state: dict[str, Any],
     store: Store,
 ) -> dict[str, Any]:
@@ -288,7 +280,10 @@ def _draw_figures(
             title=f"Reconstructions of unseen subjects of store {store.name}{simulated}",
         ),
         "samples.png": figures.samples(
-            sampled, real, title=f"Samples from the prior beside unseen subjects{simulated}"
+            sampled,
+            real,
+            title=f"Samples from the prior beside unseen subjects{simulated}",
+            drawn=fitted,
         ),
     }
     history = state["kernel_history"]

@@ -158,7 +158,11 @@ def _shorten(label: str, length: int = 14) -> str:
 
 
 def samples(
-    sampled: Array, data: Array, columns: int = 6, title: str = "Samples from the prior"
+    sampled: Array,
+    data: Array,
+    columns: int = 6,
+    title: str = "Samples from the prior",
+    drawn: str = "z ~ N(0, I)",
 ) -> Figure:
     """Images drawn from the prior beside real ones, unsorted and unchosen.
 
@@ -167,6 +171,7 @@ def samples(
         data: (M,C,H,W) in [0,1]; both sides show the first min(N, M), at most 6 full rows.
         columns: images in a row of each side.
         title: of the figure.
+        drawn: where the samples' latents come from.
 
     Raises:
         ValueError: from `image_grid`.
@@ -176,7 +181,7 @@ def samples(
     height, width = grids[0].shape[:2]
     figure = Figure(figsize=(11.0, 0.7 + 5.4 * height / width), layout="compressed")
     for axes, grid, name in zip(
-        figure.subplots(1, 2), grids, ("data", "samples: decoder(z), z ~ N(0, I)"), strict=True
+        figure.subplots(1, 2), grids, ("data", f"samples: decoder(z), {drawn}"), strict=True
     ):
         axes.imshow(grid)
         _bare(axes)

@@ -20,7 +20,6 @@ from pipeline.files import replacing, write_text
 from pipeline.models.prior import PriorConfig
 from pipeline.training.checkpoint import MANIFEST
 
-
 # Where and how fast a run is scored: the numbers are the same within rounding.
 MACHINES_OWN = ("device", "threads")
 

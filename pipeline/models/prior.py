@@ -1,9 +1,12 @@
-"""A prior for samples: the latents' own distribution, as a mixture of Gaussians.
+"""A prior for samples: blends of the latents of training subjects whose slices look alike.
 
-The decoder's prior N(0,I) says where an image's latent may lie, not where the training images' do
-lie together: its draws are textures within an outline. The mixture is fitted to those afterwards,
-with the decoder as it is (Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020,
-arXiv 1903.12436; one Gaussian for MRI: Tezcan et al., IEEE TMI 2022). Its density is exact.
+The decoder's prior N(0,I) says where an image's latent may lie, not which numbers occur together:
+its draws are texture within an outline. The latents of real slices lie near a curved surface, of
+which the latents of a few similar slices of different subjects span a small piece. Sampling from
+such pieces is the manifold Parzen window of Vincent and Bengio (NIPS 2002).
+
+It has no density in all of the latent's dimensions: it serves sampling alone, and neither rate nor
+bound use it.
 """
 
 import math
@@ -12,134 +15,109 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.config import ModelConfig
-
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The `prior` section of the configuration: the distribution that samples are drawn from."""
+    """The `prior` section of the configuration: what samples are drawn from."""
 
-    components: int = 16
-    """Gaussians of the mixture; 0 = none, samples then come from N(0,I)."""
-    dimensions: int = 128
-    """Principal components of the latents in which the mixture is; the rest is one Gaussian."""
-    largest: int = 3072
-    """Most numbers of a latent that are covered, from the coarse levels on; finer ones are N(0,I),
-    given the coarse ones. The file grows with its square: 38 MB at 3072."""
-    images: int = 12000
-    """Training images whose latents are taken, the same image several times with another
-    deformation and draw."""
+    pieces: int = 128
+    """Groups of similar training slices; 0 = none, samples then come from N(0,I)."""
+    subjects: int = 5
+    """Slices a group, each of another subject: few give sharp samples, many give new ones."""
+    images: int = 8000
+    """Training images among which similar ones are looked for: each training slice several times,
+    with another deformation."""
     augmentation: float = 0.5
     """Share of data.augmentation under which they are taken: samples need not be as bent and tilted
     as what the networks are trained on."""
-    regularisation: float = 0.01
-    """Added to every component's variances."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dimensions", "largest", "images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"prior.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("components", "seed"):
+        for name in ("pieces", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"prior.{name} must not be negative: {getattr(self, name)}")
+        if self.subjects < 2:
+            raise ValueError(f"prior.subjects must be at least 2, not {self.subjects}")
+        if self.images < 1:
+            raise ValueError(f"prior.images must be at least 1, not {self.images}")
         if not 0 <= self.augmentation <= 1:
             raise ValueError(f"prior.augmentation must be in [0, 1], not {self.augmentation}")
-        if not self.regularisation > 0:
-            raise ValueError(f"prior.regularisation must be positive, not {self.regularisation}")
-
-
-def covered(config: ModelConfig, largest: int) -> int:
-    """How many numbers of a latent, from coarse to fine, are in whole levels up to `largest`.
-
-    Of the coarsest level alone where even that has more; its numbers beyond are left out.
-    """
-    total = 0
-    for level in config.levels:
-        size = level.groups * level.channels * level.side**2
-        if total + size > largest:
-            return total or largest
-        total += size
-    return total
 
 
 class LatentPrior(nn.Module):
-    """p(z): its first M numbers from a mixture of K Gaussians, the others N(0,I).
+    """z = μ_k + F_k u + s_k ⊙ ε: piece k by chance, u on a sphere of radius √q, ε ~ N(0,I).
 
-    With y = Vᵀ(z − μ), V (M,M) orthonormal, p(z) = Σ_k w_k N(y_1…r; m_k, C_k Cᵀ_k) ·
-    N(y_r+1…M; 0, diag s²) · N(the rest; 0, I). Buffers: mean μ (M), basis V, weights w (K),
-    centres m (K,r), factors C (K,r,r) lower triangular, deviations s (M−r).
+    Buffers: centres μ (K,L), factors F (K,L,q), deviations s (K,L). With FFᵀ the sample covariance
+    of a group's posterior means and s² their mean posterior variance, z has the group's mean and
+    covariance. A sphere in place of a Gaussian u: the few members of a group, too, are about as far
+    from its centre as each other.
     """
 
-    mean: Tensor
-    basis: Tensor
-    weights: Tensor
     centres: Tensor
     factors: Tensor
     deviations: Tensor
 
-    def __init__(self, latent_size: int, covered: int, components: int, dimensions: int) -> None:
-        """L, M, K and r: standard normal until it is fitted. Raises ValueError unless r ≤ M ≤ L."""
+    def __init__(self, latent_size: int, pieces: int, rank: int) -> None:
+        """L, K and q. Standard normal until it is fitted."""
         super().__init__()
-        if not 1 <= dimensions <= covered <= latent_size or components < 1:
+        if latent_size < 1 or pieces < 1 or rank < 1:
             raise ValueError(
-                f"a prior of {components} components in {dimensions} dimensions does not fit "
-                f"{covered} of {latent_size} numbers"
+                f"no prior has {pieces} pieces of rank {rank} in {latent_size} numbers"
             )
         self.latent_size = latent_size
-        shapes = {
-            "mean": torch.zeros(covered),
-            "basis": torch.eye(covered),
-            "weights": torch.full((components,), 1 / components),
-            "centres": torch.zeros(components, dimensions),
-            "factors": torch.eye(dimensions).repeat(components, 1, 1),
-            "deviations": torch.ones(covered - dimensions),
-        }
-        for name, value in shapes.items():
-            self.register_buffer(name, value)
+        self.register_buffer("centres", torch.zeros(pieces, latent_size))
+        self.register_buffer("factors", torch.zeros(pieces, latent_size, rank))
+        self.register_buffer("deviations", torch.ones(pieces, latent_size))
 
     @property
     def sizes(self) -> dict[str, int]:
         """Arguments beside `latent_size` of a prior of this shape."""
-        components, dimensions = self.centres.shape
-        return {"covered": len(self.mean), "components": components, "dimensions": dimensions}
+        pieces, _, rank = self.factors.shape
+        return {"pieces": pieces, "rank": rank}
+
+    @property
+    def noise_size(self) -> int:
+        """Numbers of `forward`'s noise: L + q + 1."""
+        return self.latent_size + self.factors.shape[2] + 1
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Standard normal (B,L+1) -> latents (B,L); the last number chooses the component."""
-        share = torch.special.ndtr(noise[:, -1])
-        # The sum may be a little below 1.
-        limits = self.weights.cumsum(dim=0)[:-1].contiguous()
-        chosen = torch.searchsorted(limits, share.contiguous())
-        covered, dimensions = len(self.mean), self.centres.shape[1]
-        part, tail = noise[:, :dimensions], noise[:, dimensions:covered]
-        leading = self.centres[chosen] + (self.factors[chosen] @ part[:, :, None])[:, :, 0]
-        rotated = torch.cat([leading, self.deviations * tail], dim=1) @ self.basis.T
-        return torch.cat([self.mean + rotated, noise[:, covered:-1]], dim=1)
+        """Standard normal (B,L+q+1) -> latents (B,L): ε, the direction of u, and what chooses k."""
+        size, rank = self.latent_size, self.factors.shape[2]
+        local, direction, last = noise.split([size, rank, 1], dim=1)
+        pieces = len(self.centres)
+        chosen = (torch.special.ndtr(last[:, 0]) * pieces).long().clamp(0, pieces - 1)
+        length = direction.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
+        blended = torch.einsum(
+            "blq,bq->bl", self.factors[chosen], direction * (math.sqrt(rank) / length)
+        )
+        return self.centres[chosen] + blended + self.deviations[chosen] * local
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Latents (count,L)."""
-        like = self.mean
+        like = self.centres
         noise = torch.randn(
-            (count, self.latent_size + 1),
-            generator=generator, device=like.device, dtype=like.dtype,
-        )  # fmt: skip
-        return self(noise)
+            (count, self.noise_size), generator=generator, device=like.device, dtype=like.dtype
+        )
+        return torch.cat([self(part) for part in noise.split(64)])
 
-    def log_density(self, latent: Tensor) -> Tensor:
-        """log p(z) of latents (B,L), nats: (B,)."""
-        covered, dimensions = len(self.mean), self.centres.shape[1]
-        rotated = (latent[:, :covered] - self.mean) @ self.basis
-        leading, tail = rotated.split([dimensions, covered - dimensions], dim=1)
-        offset = (leading[:, None] - self.centres)[..., None]  # (B,K,r,1)
-        white = torch.linalg.solve_triangular(self.factors, offset, upper=False)[..., 0]
-        diagonal = self.factors.diagonal(dim1=1, dim2=2)
-        components = self.weights.log() - diagonal.log().sum(dim=1) - 0.5 * white.square().sum(-1)
-        rest = (tail / self.deviations).square().sum(dim=1)
-        rest = rest + latent[:, covered:].square().sum(dim=1)
-        constant = 0.5 * self.latent_size * math.log(2 * math.pi) + self.deviations.log().sum()
-        return components.logsumexp(dim=1) - 0.5 * rest - constant
 
-    def log_ratio(self, latent: Tensor) -> Tensor:
-        """log p(z) − log N(z; 0, I), nats (B,): by so much a draw's rate is less under p."""
-        normal = -0.5 * latent.square().sum(dim=1) - 0.5 * self.latent_size * math.log(2 * math.pi)
-        return self.log_density(latent) - normal
+def pieces_of(
+    means: Tensor, deviations: Tensor, generator: torch.Generator | None = None
+) -> LatentPrior:
+    """The prior of groups of posteriors: means and standard deviations (K,m,L), m slices a group.
+
+    F is the groups' centred means over √(m−1), mixed by a random rotation so that no column is one
+    subject's.
+    """
+    groups, members, size = means.shape
+    prior = LatentPrior(size, groups, members - 1)
+    centres = means.mean(dim=1)
+    drawn = torch.randn(members, members - 1, generator=generator)
+    start = torch.cat([torch.ones(members, 1), drawn], dim=1)
+    # Columns orthonormal, and orthogonal to what centring removes.
+    rotation = torch.linalg.qr(start.double())[0][:, 1:].to(means)
+    apart = (means - centres[:, None]) / math.sqrt(members - 1)
+    prior.centres.copy_(centres)
+    prior.factors.copy_(torch.einsum("kml,mq->klq", apart, rotation))
+    prior.deviations.copy_(deviations.square().mean(dim=1).sqrt())
+    return prior

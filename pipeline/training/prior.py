@@ -10,46 +10,32 @@ import dataclasses
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.data.augmentation import AugmentationConfig, augment
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.files import replacing, write_text
 from pipeline.models.config import ModelConfig
-from pipeline.models.prior import LatentPrior, PriorConfig, covered
+from pipeline.models.prior import LatentPrior, PriorConfig, pieces_of
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.training.checkpoint import MANIFEST, Checkpoint
 
 WEIGHTS, RECORD = "prior.safetensors", "prior.json"
 BATCH = 64
-# Latents that a component of the mixture is to have at least.
-LEAST_IMAGES = 40
-# Least standard deviation of a principal component that hardly varies.
-LEAST_DEVIATION = 1e-2
+# Images are compared averaged over so many pixels each way: anatomy, not texture.
+FACTOR = 4
 
 Notice = Callable[[float, str], None]
 
 log = logging.getLogger(__name__)
-
-
-def shape_of(model: ModelConfig, settings: PriorConfig, images: int) -> dict[str, int]:
-    """Sizes of the prior that `images` latents can be trusted with; arguments of LatentPrior."""
-    size = covered(model, settings.largest)
-    return {
-        "latent_size": model.latent_size,
-        "covered": size,
-        "components": max(1, min(settings.components, images // LEAST_IMAGES)),
-        "dimensions": max(1, min(settings.dimensions, size, images // 4)),
-    }
 
 
 def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig:
@@ -59,78 +45,71 @@ def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig
     return dataclasses.replace(augmentation, **smaller)
 
 
-@torch.no_grad()
-def latents(
-    vae: VAE,
+def candidates(
     data: SliceDataset,
     settings: PriorConfig,
     augmentation: AugmentationConfig,
     flip: bool,
     notice: Notice,
-) -> Tensor:
-    """Draws of the posterior of `settings.images` training images, (n,L) on the CPU.
+) -> tuple[Tensor, Tensor]:
+    """`settings.images` deformed training images (n,C,H,W), and the subject of each (n,).
 
-    Every image comes as often as another, but for one; the order and the draws are the seed's.
+    Every slice comes as often as another, but for one. All by the seed; on the CPU.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    device = next(vae.parameters()).device
+    softer = weaker(augmentation, settings.augmentation)
     rounds = -(-settings.images // len(data))
     order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])
     order = order[: settings.images]
-    softer = weaker(augmentation, settings.augmentation)
-    found, done = [], 0
+    found = []
     for indices in order.split(BATCH):
-        images = data.__getitems__(indices.tolist()).to(device)
-        images = augment(images, softer, flip, generator)
-        noise = torch.randn((len(images), vae.latent_size), generator=generator).to(device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        found.append(vae.infer(images, noise).latent.cpu())
-        done += len(images)
-        notice(0.7 * done / len(order), "prior: latents of training images")
-    return torch.cat(found)
+        images = data.__getitems__(indices.tolist())
+        found.append(augment(images, softer, flip, generator))
+        notice(0.6 * len(found) * BATCH / len(order), "prior: training slices")
+    return torch.cat(found), torch.from_numpy(data.subject_of)[order]
 
 
-def fit(drawn: Tensor, model: ModelConfig, settings: PriorConfig, notice: Notice) -> LatentPrior:
-    """The mixture that fits latents (n,L) best: principal components, then EM.
+def groups(images: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
+    """Indices (K,m) of images that look alike at low resolution, each row of other subjects.
 
-    The covariance is shrunk towards a multiple of the identity as Ledoit and Wolf (2004) say: n may
-    be no more than its size.
+    The first of a row is drawn by chance; the others are the nearest to it of subjects that the row
+    has not yet, by the squared difference of images averaged over 4×4 pixels. Where there are fewer
+    subjects than `settings.subjects`, m is as many as there are, but at least 2: then of one twice.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage  # takes seconds
-    from sklearn.mixture import GaussianMixture
+    averaged = functional.avg_pool2d(images, FACTOR).flatten(1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    count = min(settings.pieces, len(images))
+    first = torch.randperm(len(images), generator=generator)[:count]
+    members = max(2, min(settings.subjects, len(subjects.unique())))
+    rows = []
+    for index in first.tolist():
+        near = torch.cdist(averaged[index][None], averaged)[0].argsort()
+        row: list[int] = []
+        seen: set[int] = set()
+        for other in [index, *near.tolist()]:
+            if int(subjects[other]) not in seen:
+                row.append(other)
+                seen.add(int(subjects[other]))
+            if len(row) == members:
+                break
+        row += [other for other in near.tolist() if other not in row][: members - len(row)]
+        rows.append(row)
+    return torch.tensor(rows)
 
-    prior = LatentPrior(**shape_of(model, settings, len(drawn)))
-    size, dimensions = len(prior.mean), prior.centres.shape[1]
-    components = len(prior.weights)
-    part = drawn[:, :size].double()
-    mean = part.mean(dim=0)
-    centred = part - mean
-    shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
-    covariance = centred.T @ centred / len(part)
-    level = covariance.diagonal().mean()
-    covariance = (1 - shrinkage) * covariance + shrinkage * level * torch.eye(size).double()
-    values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values.flip(0), vectors.flip(1)
-    notice(0.8, "prior: mixture")
-    leading = (centred @ vectors[:, :dimensions]).numpy()
-    mixture = GaussianMixture(
-        components, reg_covar=settings.regularisation, max_iter=50, random_state=settings.seed
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged: it need not
-        mixture.fit(leading)
-    factors = np.linalg.cholesky(mixture.covariances_)
-    found = {
-        "mean": mean,
-        "basis": vectors,
-        "weights": mixture.weights_,
-        "centres": mixture.means_,
-        "factors": factors,
-        "deviations": values[dimensions:].clamp_min(LEAST_DEVIATION**2).sqrt(),
-    }
-    prior.load_state_dict({k: torch.as_tensor(v, dtype=torch.float32) for k, v in found.items()})
-    notice(1.0, "prior")
-    return prior.eval()
+
+@torch.no_grad()
+def fit(vae: VAE, images: Tensor, rows: Tensor, settings: PriorConfig) -> LatentPrior:
+    """The prior of groups of images (n,C,H,W), rows (K,m) of their indices."""
+    device = next(vae.parameters()).device
+    posteriors = [
+        vae.encode(part.to(device).contiguous(memory_format=torch.channels_last))
+        for part in images[rows.flatten()].split(BATCH)
+    ]
+    means = torch.cat([posterior.mean for posterior in posteriors]).cpu()
+    deviations = torch.cat([(0.5 * p.log_variance).exp() for p in posteriors]).cpu()
+    shape = (*rows.shape, vae.latent_size)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return pieces_of(means.reshape(shape), deviations.reshape(shape), generator).eval()
 
 
 def prior_of(
@@ -139,9 +118,9 @@ def prior_of(
     """The prior of a checkpoint, on the model's device: read, or fitted now and kept.
 
     vae: with the checkpoint's averaged weights; store: what it was trained on. None where
-    `prior.components` is 0, or there is none and nothing to fit it to.
+    `prior.pieces` is 0, or there is none and nothing to fit it to.
     """
-    if not config.prior.components:
+    if not config.prior.pieces:
         return None
     device = next(vae.parameters()).device
     inputs = _inputs(checkpoint, config)
@@ -151,8 +130,10 @@ def prior_of(
         flip = config.data.flip and store.plane != "sagittal"
         augmentation = config.data.augmentation
         with Reporter() as reporter:
-            drawn = latents(vae, data, config.prior, augmentation, flip, reporter.update)
-            found = fit(drawn, config.model, config.prior, reporter.update)
+            images, subjects = candidates(data, config.prior, augmentation, flip, reporter.update)
+            rows = groups(images, subjects, config.prior)
+            reporter.update(0.8, "prior: latents of similar slices")
+            found = fit(vae, images, rows, config.prior)
         _write(checkpoint, found, inputs)
     return None if found is None else found.to(device)
 

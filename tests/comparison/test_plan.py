@@ -102,7 +102,7 @@ def test_what_can_t_be_compared_is_refused(changes: dict[str, object], words: st
 
 
 @pytest.mark.parametrize(
-    "changes", [{"jobs": -1}, {"seeds": ()}, {"seeds": (-1,)}, {"rate_targets": (0.0,)}]
+    "changes", [{"jobs": -1}, {"seeds": ()}, {"seeds": (-1,)}, {"rate_targets": (-1.0,)}]
 )
 def test_a_wrong_section_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"compare\."):
@@ -148,3 +148,12 @@ def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entries_are_plain_data() -> None:
     """They travel to other processes and into a run's config.yaml."""
     assert asdict(_entries(_config())[0])["config"]["compare"]["terms"] == CHEAP
+
+
+def test_rate_zero_holds_none() -> None:
+    config = _config(rate_targets=(0.0, 100.0))
+    config = replace(config, training=replace(config.training, rate_target=50.0, beta=2.0))
+    held = {(e.rate, e.config.training.rate_target, e.config.training.beta)
+            for e in _entries(config)}  # fmt: skip
+    assert held == {(0.0, None, 2.0), (100.0, 100.0, 2.0)}
+    assert "fixed β" in str(next(e for e in _entries(config) if not e.rate))

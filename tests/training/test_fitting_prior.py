@@ -1,0 +1,131 @@
+"""The prior is fitted to what the training images' latents are, once, and kept with its inputs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from trainers import config
+
+from data_prep.store import Store
+from pipeline.config import Config
+from pipeline.data.augmentation import AugmentationConfig
+from pipeline.data.slices import SliceDataset
+from pipeline.models.config import Level, ModelConfig
+from pipeline.models.prior import PriorConfig
+from pipeline.models.vae import VAE
+from pipeline.tracking import NoTracker
+from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
+from pipeline.training.loop import Trainer, load_objective
+from pipeline.training.prior import candidates, fit, groups, prior_of, weaker
+
+SETTINGS = PriorConfig(pieces=10, subjects=3, images=40)
+
+
+def _nothing(_: float, __: str) -> None: ...
+
+
+def _lookalikes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of three kinds, told apart by their brightness, and their four subjects."""
+    subjects = torch.arange(4).repeat(30)
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.randint(3, (120,), generator=generator)
+    images = 0.3 * kind[:, None, None, None] + 0.1 * torch.rand(120, 1, 32, 32, generator=generator)
+    return images, subjects
+
+
+def test_a_group_is_of_lookalikes_of_different_subjects() -> None:
+    images, subjects = _lookalikes()
+    rows = groups(images, subjects, SETTINGS)
+    assert rows.shape == (10, 3)
+    kind = (images.mean(dim=(1, 2, 3)) / 0.3).floor()
+    for row in rows:
+        assert len(set(subjects[row].tolist())) == 3
+        assert len(set(kind[row].tolist())) == 1
+    assert torch.equal(rows, groups(images, subjects, SETTINGS))
+
+
+@pytest.mark.parametrize(("people", "members"), [(2, 2), (1, 2)])
+def test_fewer_subjects_make_smaller_groups(people: int, members: int) -> None:
+    images, subjects = _lookalikes()
+    rows = groups(images, subjects % people, SETTINGS)
+    assert rows.shape == (10, members)
+    assert all(len(set(row.tolist())) == members for row in rows)
+    assert all(len(set((subjects % people)[row].tolist())) == people for row in rows)
+
+
+def test_candidates_are_every_training_slice_equally_often(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects("train"))
+    settings = dataclasses.replace(SETTINGS, images=2 * len(data))
+    off = AugmentationConfig(enabled=False)
+    images, subjects = candidates(data, settings, off, False, _nothing)
+    assert subjects.bincount().tolist() == [12, 12, 12]
+    whole = data.__getitems__(range(len(data)))
+    assert torch.equal(images.flatten(1).sum(dim=1).sort()[0],
+                       whole.repeat(2, 1, 1, 1).flatten(1).sum(dim=1).sort()[0])  # fmt: skip
+    again, _ = candidates(data, settings, off, False, _nothing)
+    assert torch.equal(images, again)
+
+
+def test_a_piece_is_made_of_its_groups_posteriors(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects("train"))
+    images = data.__getitems__(range(len(data)))
+    model = ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8)
+    vae = VAE(tiny_store.image_shape, model).eval()
+    rows = torch.tensor([[0, 7, 14], [3, 9, 15]])
+    prior = fit(vae, images, rows, SETTINGS)
+    assert prior.sizes == {"pieces": 2, "rank": 2} and prior.latent_size == 96
+    for piece, row in enumerate(rows):
+        posterior = vae.encode(images[row])
+        torch.testing.assert_close(prior.centres[piece], posterior.mean.mean(dim=0))
+        spread = prior.deviations[piece].square()
+        torch.testing.assert_close(spread, posterior.log_variance.exp().mean(dim=0))
+
+
+def test_a_weaker_augmentation_has_smaller_ranges() -> None:
+    whole = AugmentationConfig()
+    assert weaker(whole, 1.0) == whole
+    half = weaker(whole, 0.5)
+    assert half.rotation_degrees == 5.0 and half.gain == 0.05
+    assert half.elastic_points == whole.elastic_points
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A tiny run's checkpoint. Read only but for its prior."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = config(prior__pieces=4, prior__images=40)
+    Trainer(settings, tiny_store, folder, None).fit(NoTracker())
+    return folder / "checkpoints", settings
+
+
+def _opened(trained: tuple[Path, Config]) -> tuple[Checkpoint, VAE, Config]:
+    checkpoint = latest_checkpoint(trained[0])
+    assert checkpoint is not None
+    return checkpoint, load_objective(checkpoint, trained[1]).vae, trained[1]
+
+
+def test_it_is_fitted_once_and_again_for_other_inputs(
+    trained: tuple[Path, Config], tiny_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, vae, settings = _opened(trained)
+    assert prior_of(checkpoint, vae, settings, None) is None  # nothing to fit it to
+    first = prior_of(checkpoint, vae, settings, tiny_store)
+    kept = prior_of(checkpoint, vae, settings, None)
+    assert first is not None and kept is not None and kept.sizes == first.sizes
+    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in first.state_dict().items())
+    other = dataclasses.replace(settings.prior, pieces=3)
+    assert prior_of(checkpoint, vae, dataclasses.replace(settings, prior=other), None) is None
+    path = checkpoint.path / "prior.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 255
+    path.write_bytes(bytes(content))
+    assert prior_of(checkpoint, vae, settings, None) is None
+    assert "made again" in caplog.text
+    assert prior_of(checkpoint, vae, settings, tiny_store) is not None
+
+
+def test_none_is_asked_for(trained: tuple[Path, Config], tiny_store: Store) -> None:
+    checkpoint, vae, settings = _opened(trained)
+    off = dataclasses.replace(settings, prior=PriorConfig(pieces=0))
+    assert prior_of(checkpoint, vae, off, tiny_store) is None

@@ -26,9 +26,10 @@ from pipeline.training.checkpoint import (
     load_checkpoint,
     path_of,
 )
-from pipeline.training.loop import Trainer, levels_of, load_objective, summary
+from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.prior import prior_of
 from pipeline.training.signals import StopSignals
+from pipeline.training.summary import levels_of, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "likelihood", "training")

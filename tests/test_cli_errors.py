@@ -15,6 +15,8 @@ from pipeline.__main__ import COMMANDS, MODULES, main
 from pipeline.training.checkpoint import mark_best, save_checkpoint
 
 Fail = Callable[..., str]
+# The default levels are those of images of 64² and more; the tiny store's are of 32².
+LEVELS = ("--model.levels", "[{side: 4, channels: 2}]")
 
 
 @pytest.fixture
@@ -61,9 +63,17 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
         ("likelihood: {form: winer}", ["likelihood.form", "wiener", "positive_definite", "winer"]),
         ("likelihood: {scale: best}", ["likelihood.scale", "optimal", "a number", "best"]),
         ("likelihood: {kernel_size: 10}", ["likelihood.kernel_size", "odd", "10"]),
-        ("model: {latent: [3, 5, 5]}", ["model.latent", "[3, 5, 5]"]),
-        ("model: {latent: 16}", ["model.latent", "16"]),
-        ("model: {latent: [a]}", ["model.latent"]),
+        ("model: {latent: [16, 8, 8]}", ["model.latent"]),
+        ("model: {levels: 16}", ["model.levels", "16"]),
+        ("model: {levels: [a]}", ["model.levels", "a"]),
+        ("model: {levels: []}", ["model.levels"]),
+        ("model: {levels: [{side: 6, channels: 1}]}", ["model.levels", "6"]),
+        ("model: {levels: [{side: 4}]}", ["model.levels", "channels"]),
+        ("model: {levels: [{side: 4, channels: many}]}", ["model.levels", "many"]),
+        ("model: {levels: [{side: 4, channels: 1, opens: 0.5}]}", ["model.levels", "0.5"]),
+        ("model: {levels: [{side: 4, channels: 1, depth: 2}]}", ["model.levels", "depth"]),
+        ("model: {levels: [{side: 8, channels: 1}, {side: 4, channels: 1}]}",
+         ["model.levels", "coarse to fine", "[8, 4]"]),
         ("prepare: {size: 48}", ["prepare.size", "48"]),
         ("evaluation: {split: train}", ["evaluation.split", "train"]),
         ("training: {epochs: -1}", ["training.epochs", "-1"]),
@@ -140,7 +150,7 @@ def test_a_store_of_another_schema_version(
     [
         (["--likelihood.term", "bluur"], ["likelihood.term", "gaussian, laplace", "bluur"]),
         (["--training.device", "gpu"], ["training.device", "gpu"]),
-        (["--model.latent", "[4,32,32]"], ["model.latent"]),
+        (["--model.levels", "[{side: 32, channels: 4}]"], ["model.levels", "32", "16"]),
         (["--likelihood.kernel_size", "33"], ["likelihood.kernel_size", "33"]),
     ],
     ids=str,
@@ -153,7 +163,8 @@ def test_what_does_not_fit_the_store(
     words: list[str],
 ) -> None:
     store_writer(work)
-    said = fail("train", "--data.store", "tiny", "--tracking.enabled", "false", *arguments)
+    fixed = ["--data.store", "tiny", "--tracking.enabled", "false", *LEVELS]
+    said = fail("train", *fixed, *arguments)
     for word in words:
         assert word in said
     assert not (work / "runs/tiny/config.yaml").exists()
@@ -221,7 +232,7 @@ def test_mlflow_that_cannot_be_used(
 ) -> None:
     store_writer(work)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
-    said = fail("train", "--data.store", "tiny")
+    said = fail("train", "--data.store", "tiny", *LEVELS)
     assert "nonsense://nowhere" in said and "--tracking.enabled false" in said
 
 

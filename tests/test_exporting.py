@@ -19,11 +19,12 @@ from pipeline import served_decoder
 from pipeline.__main__ import main
 from pipeline.config import Config
 from pipeline.decoder_package import load, writing
+from pipeline.decoder_package.standalone import largest_error
 from pipeline.errors import InputError
 from pipeline.exporting import is_due, portable, scored_on
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.model_registry import Version
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking import TrackingConfig, connect
 from pipeline.training.checkpoint import find_checkpoint, mark_best, save_checkpoint
 from pipeline.training.objective import build_objective
@@ -31,9 +32,10 @@ from pipeline.training.objective import build_objective
 CONFIG = replace(
     Config(),
     data=replace(Config().data, store="tiny"),
-    model=ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8),
+    model=ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8, kernel_hidden=8),
     likelihood=LikelihoodConfig(kernel_size=5),
 )
+LATENTS = CONFIG.model.latent_size
 NAME = "sharp-vae-mri-decoder"
 
 MakeRun = Callable[..., Path]
@@ -93,7 +95,7 @@ def export(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """Exports; the graphs, whose proof takes seconds and has tests of its own, unproven."""
-    monkeypatch.setattr(writing, "prove", lambda *_: None)
+    monkeypatch.setattr(writing, "prove", lambda *_: {"decoder.pt2": 3e-7})
 
     def run(*words: object, code: int = 0) -> str:
         assert main(["export", *map(str, words)]) == code
@@ -108,12 +110,19 @@ def export(
 def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], work: Path) -> None:
     make_run(lpips=0.2)
     words = ("--run", "tiny", "--register", "false")
-    assert str(work / "packages/tiny") in export(*words)
+    said = export(*words)
+    assert str(work / "packages/tiny") in said and "at most 3e-07" in said and "1e-05" in said
     assert "nothing to do" in export(*words)
     package = load(work / "packages/tiny")
     checkpoint = find_checkpoint(work / "runs/tiny/checkpoints", "best")
-    for name, value in package.decoder.state_dict().items():
-        assert torch.equal(value, checkpoint.weights[f"averaged.vae.decoder.{name}"])
+    weights = package.vae.state_dict()
+    assert weights.keys() == {
+        name.removeprefix("averaged.vae.")
+        for name in checkpoint.weights
+        if name.startswith("averaged.vae.")
+    }
+    for name, value in weights.items():
+        assert torch.equal(value, checkpoint.weights[f"averaged.vae.{name}"])
     facts = package.metadata
     assert facts["run"]["name"] == "tiny" and facts["run"]["checkpoint"]["step"] == 6
     assert facts["store"]["name"] == "tiny" and facts["store"]["simulated"]
@@ -171,12 +180,12 @@ def test_versions_and_champion_in_mlflow(
 
     served = subprocess.run(
         [sys.executable, "-c", SERVED, f"sqlite:///{work}/mlflow.db", f"models:/{NAME}@champion"],
-        input=json.dumps(torch.ones(2, 4, 4, 4).tolist()), capture_output=True, text=True,
+        input=json.dumps(torch.ones(2, LATENTS).tolist()), capture_output=True, text=True,
         cwd=work,
     )  # fmt: skip
     assert served.returncode == 0, served.stderr
     found = torch.tensor(json.loads(served.stdout.splitlines()[-1]))
-    torch.testing.assert_close(found, named.decode(torch.ones(2, 4, 4, 4)), rtol=0, atol=0)
+    assert largest_error(found.numpy(), named.decode(torch.ones(2, LATENTS)).numpy()) < 1e-5
 
     unknown = (f"models:/{NAME}/9", f"models:/{NAME}@nobody", "models:/nobody@champion",
                "models:/nobody", f"runs:/{tracked}/encoder", "runs:/nobody/decoder")  # fmt: skip
@@ -199,9 +208,9 @@ import mlflow, numpy as np, torch
 torch.set_num_threads(1)
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
-assert [t.shape for t in model.metadata.signature.inputs.inputs] == [(-1, 4, 4, 4)]
+assert [t.shape for t in model.metadata.signature.inputs.inputs] == [(-1, 96)]
 assert [t.shape for t in model.metadata.signature.outputs.inputs] == [(-1, 1, 32, 32)]
-assert model.input_example.shape == (1, 4, 4, 4)
+assert model.input_example.shape == (1, 96)
 print(json.dumps(model.predict(np.array(json.load(sys.stdin), dtype=np.float32)).tolist()))
 """
 
@@ -220,10 +229,11 @@ def test_what_mlflow_serves_is_the_decoder_unpickled(
         artifacts={"package": str(work / "packages/tiny")},
         pip_requirements=["torch"],
     )
-    latents = torch.randn(3, 4, 4, 4)
+    latents = torch.randn(3, LATENTS)
     found = mlflow.pyfunc.load_model(str(work / "model")).predict(latents.numpy())
     expected = load(work / "packages/tiny").decode(latents).numpy()
-    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    assert largest_error(found, expected) < 1e-5  # a graph may add in another order
     assert not [*work.glob("model/**/*.pkl")]
 
 

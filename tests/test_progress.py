@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.progress import Reporter
-from pipeline.training.loop import summary
+from pipeline.training.summary import summary
 
 METRICS = {"distortion": -5000.0, "rate": 321.0, "kernel_loss": 9.5, "images_per_second": 240.0}
 

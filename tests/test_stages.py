@@ -34,6 +34,8 @@ checkpoints/step-00000006/manifest.json
 checkpoints/step-00000006/state.pt
 checkpoints/step-00000006/weights.safetensors
 checkpoints/step-00000009/manifest.json
+checkpoints/step-00000009/prior.json
+checkpoints/step-00000009/prior.safetensors
 checkpoints/step-00000009/state.pt
 checkpoints/step-00000009/weights.safetensors
 config.yaml
@@ -52,18 +54,25 @@ KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
     "rate", "elbo_bits_per_dim", "sample_blur_effect", "sample_high_frequency_ratio",
     "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
-    "kernel_width", *GAUSSIAN_ONLY, *COVERAGE,
+    "kernel_width", "sample_novelty", *GAUSSIAN_ONLY, *COVERAGE,
 }  # fmt: skip
-SETS = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
+SETS = {
+    "kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16", "sample_kid_coarse",
+    "training_kid_coarse",
+}  # fmt: skip
 FID = {"fid", "sample_fid"}
 WEIGHTED = {"lpips_alex", "lpips_vgg", *SETS}
 CONFIG: dict[str, Any] = {
     "prepare": {"size": 32},
     "model": {
-        "latent": [4, 4, 4], "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
+        "levels": [{"side": 4, "channels": 2}, {"side": 8, "channels": 1, "opens": 0.2}],
+        "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
     },
     "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
-    "training": {"epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "device": "cpu"},
+    "training": {
+        "epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2, "device": "cpu",
+    },
+    "prior": {"images": 40},
     "evaluation": {"samples": 8, "bootstrap": 50},
 }  # fmt: skip
 
@@ -170,7 +179,7 @@ def test_the_metrics_are_those_of_the_design(trained: Trained) -> None:
     assert set(metrics) - FID == KEYS | (WEIGHTED if _has_weights() else set())
     for key, interval in metrics.items():
         assert list(interval) == ["mean", "low", "high"]
-        if key in SETS | FID:
+        if key in {"sample_novelty"} | SETS | FID:
             assert interval["low"] is None and interval["high"] is None
             assert f"{key:30s} {interval['mean']:10.4f}\n" in trained.scored
         else:
@@ -186,7 +195,7 @@ def test_the_table_has_a_row_for_each_test_subject_and_the_metrics_are_its_means
         ("p04", "test", "6"), ("p05", "test", "6"),
     ]  # fmt: skip
     for key, interval in _metrics(trained.run / "evaluation").items():
-        if key not in {"sample_blur_effect", *SETS, *FID}:
+        if key not in {"sample_blur_effect", "sample_novelty", *SETS, *FID}:
             mean = sum(float(row[key]) for row in rows) / len(rows)
             assert mean == pytest.approx(interval["mean"])
 
@@ -228,7 +237,9 @@ def test_a_second_time_there_is_nothing_to_do(trained: Trained) -> None:
         ("training.epochs", "5"),
         ("training.rate_target", "7"),
         ("likelihood.term", "gaussian"),
-        ("model.latent", "[8]"),
+        ("model.levels", "[{side: 4, channels: 3}]"),
+        ("model.levels", "[{side: 4, channels: 2}, {side: 8, channels: 1, opens: 0.3}]"),
+        ("training.rate_warmup_steps", "3"),
         ("data.augmentation.gamma", "0.3"),
     ],
 )
@@ -252,6 +263,7 @@ def test_a_changed_store_is_refused(
     arguments = [
         "train", "--data.store", "tiny", "--tracking.enabled", "false", "--training.epochs", "1",
         "--model.width", "4", "--model.max_width", "8", "--likelihood.kernel_size", "5",
+        "--model.levels", "[{side: 4, channels: 2}]", "--prior.images", "40",
     ]  # fmt: skip
     assert main(arguments) == 0
     store_writer(work, seed=9)
@@ -395,10 +407,15 @@ def test_mlflow_holds_the_training_run(trained: Trained) -> None:
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "tiny"
     assert run.data.params["training.epochs"] == "3"
-    assert run.data.params["model.latent"] == "[4, 4, 4]"
+    assert json.loads(run.data.params["model.levels"].replace("'", '"')) == [
+        {"side": 4, "channels": 2, "groups": 1, "opens": 0.0},
+        {"side": 8, "channels": 1, "groups": 1, "opens": 0.2},
+    ]
+    assert run.data.params["training.rate_warmup_steps"] == "2"
     assert run.data.tags["simulated"] == "true"
     assert {
-        "elbo", "distortion", "rate", "kernel_loss", "kernel_width", "validation_psnr",
+        "elbo", "distortion", "rate", "rate_side_4", "rate_side_8", "levels_open", "kernel_loss",
+        "kernel_width", "validation_psnr",
         "validation_high_frequency_ratio", "images_per_second",
     } <= set(run.data.metrics)  # fmt: skip
     client = trained.client()

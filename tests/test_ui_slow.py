@@ -31,12 +31,13 @@ FLAGS = [
 ]
 TINY = {
     "data.store": "tiny",
-    "model.latent": "[8]",
+    "model.levels": "[{side: 1, channels: 8}]",
     "model.width": "8",
     "likelihood.kernel_size": "5",
     "likelihood.warmup_epochs": "1",
     "training.epochs": "2",
     "training.batch_size": "6",
+    "prior.images": "40",
     "evaluation.samples": "8",
     "evaluation.bootstrap": "20",
 }

@@ -10,7 +10,7 @@ from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage, describe
 from pipeline.decoder_package.metadata import hashed_people
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
     people = tiny_store.subjects("train")
     metadata = describe(
         (1, 32, 32),
-        ModelConfig(latent=[4, 8, 8], width=8, max_width=16),
+        ModelConfig(levels=[Level(4, 4), Level(8, 4)], width=8, max_width=16),
         LikelihoodConfig(term="gaussian", scale=0.05),
         spacing_mm=tiny_store.spacing_mm,
         orientation=tiny_store.orientation,
@@ -37,9 +37,9 @@ def trained(tiny_store: Store) -> DecoderPackage:
     images = data.__getitems__(range(len(data)))
     optimiser = torch.optim.Adam(package.parameters(), lr=5e-3)
     for _ in range(60):
-        posterior = package.encode(images)
-        error = (package.decode(posterior.sample()) - images).square().sum() / (2 * 0.05**2)
-        loss = error + posterior.rate().sum()
+        found = package.vae.infer(images, package.vae.prior_latents(len(images)))
+        error = (found.reconstruction - images).square().sum() / (2 * 0.05**2)
+        loss = error + found.posterior.rate().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -23,7 +23,7 @@ SIDE, LATENTS = 8, 3
 class LinearPrior:
     """decode(z) = ½ + W z, and the precision of one fixed kernel: everything is Gaussian."""
 
-    image_shape, latent_shape, scale = (1, SIDE, SIDE), (LATENTS,), 0.1
+    image_shape, scale = (1, SIDE, SIDE), 0.1
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)

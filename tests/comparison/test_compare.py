@@ -41,10 +41,14 @@ runs.csv
 CONFIG: dict[str, Any] = {
     "prepare": {"size": 32},
     "model": {
-        "latent": [4, 4, 4], "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
+        "levels": [{"side": 4, "channels": 2}, {"side": 8, "channels": 1, "opens": 0.2}],
+        "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
     },
     "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
-    "training": {"epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "device": "cpu"},
+    "training": {
+        "epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2, "device": "cpu",
+    },
+    "prior": {"images": 40},
     "evaluation": {"samples": 8, "bootstrap": 50},
     "compare": {
         "terms": ["gaussian", "blur"], "seeds": [0, 1], "rate_targets": [20.0], "jobs": 2,

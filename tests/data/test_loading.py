@@ -25,7 +25,7 @@ from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import DataConfig, SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking import NoTracker
 from pipeline.training.loop import Trainer
 
@@ -166,9 +166,11 @@ def test_the_number_of_workers_changes_no_loss(tiny_store: Store, tmp_path: Path
 
     config = Config(
         data=DataConfig(store="tiny"),
-        model=ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8),
+        model=ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8, kernel_hidden=8),
         likelihood=LikelihoodConfig(kernel_size=5, warmup_epochs=1),
-        training=TrainingConfig(epochs=3, batch_size=6, lr_warmup_steps=2, device="cpu"),
+        training=TrainingConfig(
+            epochs=3, batch_size=6, lr_warmup_steps=2, rate_warmup_steps=2, device="cpu"
+        ),
     )
     found = []
     for changes in ({}, {"workers": 2}, {"on_device": "always"}):
@@ -305,7 +307,7 @@ def test_training_on_a_large_store_keeps_its_memory(work: Path, workers: int) ->
     store = _big_store(work, people=8, slices=100, side=256)
     config = Config(
         data=DataConfig(workers=workers, augmentation=AugmentationConfig(enabled=False)),
-        model=ModelConfig(latent=[4, 32, 32], width=4, max_width=8, kernel_hidden=8),
+        model=ModelConfig(levels=[Level(32, 4)], width=4, max_width=8, kernel_hidden=8),
         likelihood=LikelihoodConfig(term="gaussian"),
         training=TrainingConfig(epochs=3, batch_size=16, device="cpu"),
     )

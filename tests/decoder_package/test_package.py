@@ -13,7 +13,7 @@ from pipeline.decoder_package.package import DENSITIES
 from pipeline.errors import InputError
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 from pipeline.training.objective import Objective
 
 GAUSSIANS = ("blur", "gaussian", "fourier_gaussian")
@@ -22,7 +22,7 @@ GAUSSIANS = ("blur", "gaussian", "fourier_gaussian")
 def _pair(package: DecoderPackage, batch: int = 3) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(1)
     image = torch.rand(batch, *package.image_shape, generator=random)
-    return image, torch.randn(batch, *package.latent_shape, generator=random)
+    return image, torch.randn(batch, package.latent_size, generator=random)
 
 
 def test_the_densities_are_those_of_the_registry() -> None:
@@ -34,17 +34,20 @@ def test_the_likelihood_is_that_of_training(term: str) -> None:
     package = make_package(term)
     likelihood = LikelihoodConfig(term=term, kernel_size=5)
     objective = Objective((1, 32, 32), MODEL, likelihood).eval()
-    objective.vae.encoder.load_state_dict(package.encoder.state_dict())
-    objective.vae.decoder.load_state_dict(package.decoder.state_dict())
+    objective.vae.load_state_dict(package.vae.state_dict())
     objective.term.load_state_dict(package.density.state_dict())
     if package.kernel_network is not None:
         objective.kernel_network.load_state_dict(package.kernel_network.state_dict())
     image, _ = _pair(package)
     parts = objective.elbo(image, mean_latent=True)
     posterior = package.encode(image)
-    assert torch.equal(package.decode(posterior.mean), parts.reconstruction)
-    assert torch.equal(package.log_likelihood(image, posterior.mean), -parts.distortion)
-    assert torch.equal(posterior.rate(), parts.rate)
+    for found, expected in (
+        (posterior.mean, parts.latent),
+        (package.decode(posterior.mean), parts.reconstruction),
+        (package.log_likelihood(image, posterior.mean), -parts.distortion),
+        (posterior.rate(), parts.rate),  # there the sum of the levels' rates
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert package.scale == pytest.approx(parts.scale.item(), rel=1e-5)
 
 
@@ -86,7 +89,7 @@ def test_noise_has_the_spread_of_the_likelihood(term: str) -> None:
     )
     assert clean.min() >= 0 and clean.max() <= 1
     random = torch.Generator().manual_seed(3)
-    precision = package.precision(torch.randn(64, *package.latent_shape, generator=random))
+    precision = package.precision(torch.randn(64, package.latent_size, generator=random))
     residual = torch.fft.fft2(noisy - clean, norm="ortho")[..., :17].abs().square()
     assert (residual * precision).mean() == pytest.approx(package.scale**2, rel=0.02)
 
@@ -97,6 +100,19 @@ def test_training_mode_leaves_the_likelihood_alone() -> None:
     before = package.scale
     package.train().log_likelihood(image, latent)
     assert not package.training and package.scale == before
+
+
+def test_levels_that_are_closed_stay_closed_in_a_package() -> None:
+    """A best checkpoint may come from before the last level opened."""
+    package = make_package()
+    image, latent = _pair(package)
+    whole = package.decode(latent)
+    package.vae.decoder.opened[1] = 0
+    assert not torch.equal(package.decode(latent), whole)
+    assert package.encode(image).mean[:, 32:].abs().max() == 0  # the coarse level: 2·4·4
+    again = DecoderPackage(package.metadata)
+    again.load_state_dict(package.state_dict())
+    assert torch.equal(again.decode(latent), package.decode(latent))
 
 
 def test_the_kernel_is_normalised_and_absent_without_a_network() -> None:
@@ -134,7 +150,7 @@ def test_a_density_that_is_no_gaussian_has_no_precision(term: str) -> None:
 
 
 def test_other_shapes_are_refused() -> None:
-    package = make_package(model=ModelConfig(latent=[8], width=4, max_width=8))
+    package = make_package(model=ModelConfig(levels=[Level(1, 8)], width=4, max_width=8))
     image, latent = _pair(package)
     assert math.isfinite(package.log_likelihood(image, latent).sum())
     with pytest.raises(ValueError, match="latents must be"):

@@ -4,9 +4,12 @@ import torch
 
 from pipeline.decoder_package import DecoderPackage, describe
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 
-MODEL = ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8)
+MODEL = ModelConfig(
+    levels=[Level(4, 2), Level(8, 1, groups=2)], width=4, max_width=8, kernel_hidden=8
+)
+LATENTS = MODEL.latent_size
 
 
 def make_package(

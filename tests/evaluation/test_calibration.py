@@ -25,10 +25,12 @@ from pipeline.evaluation.calibration import (
 )
 from pipeline.evaluation.calibration_figures import calibration
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 from pipeline.training.objective import Objective
 
-MODEL = ModelConfig(latent=(4, 4, 4), width=4, max_width=8, residual_blocks=0, kernel_hidden=8)
+MODEL = ModelConfig(
+    levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8, residual_blocks=0, kernel_hidden=8
+)
 
 
 def spread(residual: torch.Tensor, weights: torch.Tensor, scale: float) -> Spread:
@@ -97,7 +99,7 @@ def test_regions_part_the_brain() -> None:
 def objective(term: str) -> Objective:
     found = Objective((1, 32, 32), MODEL, LikelihoodConfig(term=term, kernel_size=5))
     with torch.no_grad():
-        found(images(), torch.randn(12, 4, 4, 4), beta=1.0, warm_up=False)
+        found(images(), torch.randn(12, MODEL.latent_size), beta=1.0, warm_up=False)
     return found.eval()
 
 

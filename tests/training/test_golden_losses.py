@@ -19,16 +19,22 @@ from data_prep.store import Store
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.slices import DataConfig
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking import NoTracker
 from pipeline.training.loop import Trainer
 from pipeline.training.step import TrainingStep
 
 RECORD = Path(__file__).parent / "golden/losses.txt"
 REWRITE = "REWRITE_GOLDEN_LOSSES"
-COLUMNS = ("elbo", "distortion", "rate", "kernel_loss", "scale", "gradient_norm")
+COLUMNS = (
+    "elbo", "distortion", "rate", "rate_side_4", "rate_side_8", "kernel_loss", "scale",
+    "gradient_norm",
+)  # fmt: skip
 TERMS = ("blur", "gaussian")
-STEPS = 10  # of 3 an epoch: the first 3 are the blur term's warm-up
+# Of 3 an epoch. The first 3 are the blur term's warm-up, and the rate's weight grows over them;
+# from step 6 on, at 0.4 of 12, the second level is open.
+STEPS = 10
+OPENS = 6
 # Six digits are written; 1 or 2 threads, with or without AVX-512, differ by less than 1e-5.
 TOLERANCE = 1e-4
 
@@ -38,9 +44,13 @@ Table = list[list[float]]
 def _config(term: str) -> Config:
     return Config(
         data=DataConfig(store="tiny"),
-        model=ModelConfig(latent=[4, 4, 4], width=8, max_width=16, kernel_hidden=8),
+        model=ModelConfig(
+            levels=[Level(4, 2), Level(8, 1, opens=0.4)], width=8, max_width=16, kernel_hidden=8
+        ),
         likelihood=LikelihoodConfig(term=term, kernel_size=5, warmup_epochs=1),
-        training=TrainingConfig(epochs=4, batch_size=6, lr_warmup_steps=2, device="cpu"),
+        training=TrainingConfig(
+            epochs=4, batch_size=6, lr_warmup_steps=2, rate_warmup_steps=3, device="cpu"
+        ),
     )
 
 
@@ -103,6 +113,15 @@ def test_the_losses_of_the_first_steps_are_those_on_record(
         "\n".join(different[:6]) + f"\nif that is meant, write them anew: "
         f"{REWRITE}=1 .venv/bin/python -m pytest {RECORD.parents[1] / Path(__file__).name}"
     )
+
+
+def test_the_second_level_costs_from_the_step_on_at_which_it_opens(
+    recorded: dict[str, Table],
+) -> None:
+    column = COLUMNS.index("rate_side_8")
+    for rows in recorded.values():
+        costs = [row[column] > 0 for row in rows]
+        assert costs == [number >= OPENS for number in range(1, STEPS + 1)]
 
 
 def test_the_terms_part_after_the_warm_up(recorded: dict[str, Table]) -> None:

@@ -1,6 +1,7 @@
 """The loop: what it does in an epoch, and what it tells of it."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pipeline.training.loop as loop
 from data_prep.store import Store
 from pipeline.config import TrainingConfig
 from pipeline.errors import InputError
+from pipeline.models.config import Level
 from pipeline.processes import choose_device
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
-from pipeline.training.loop import Trainer, load_objective, summary
+from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.objective import Objective
 
 
@@ -100,6 +102,20 @@ def test_tracked_are_the_parts_of_the_elbo_and_the_kernel(
     assert last["elbo"] == pytest.approx(-(last["distortion"] + last["rate"]), rel=1e-5)
     words = summary(last)
     assert "dB" in words and "nats" in words and "\n" not in words
+
+
+def test_tracked_and_shown_is_the_rate_of_each_level(tiny_store: Store, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_store, tmp_path, training__epochs=2)
+    last = trainer.fit(ListTracker())
+    for row in _rows(trainer):
+        levels = loop.levels_of(row)
+        assert list(levels) == [4, 8] and all(rate > 0 for rate in levels.values())
+        assert sum(levels.values()) == pytest.approx(row["rate"], rel=1e-5)
+    assert last["levels_open"] == 2
+    shown = summary(last | {"rate": 124.7, "rate_side_4": 100.4, "rate_side_8": 24.3})
+    assert re.search(r"rate 125 nats,? \(4²: 100, 8²: 24\)", shown)
+    flat = _trainer(tiny_store, tmp_path / "flat", training__epochs=1, model__levels=[Level(4, 2)])
+    assert "²" not in summary(flat.fit(ListTracker()))
 
 
 def test_the_kernel_network_learns_from_the_first_step(tiny_store: Store, tmp_path: Path) -> None:
@@ -265,10 +281,11 @@ def test_the_learning_rate_warms_up_and_decays_to_nothing(
 
 
 def test_a_rate_above_its_target_makes_the_rate_dearer(tiny_store: Store, tmp_path: Path) -> None:
-    trainer = _trainer(tiny_store, tmp_path, training__rate_target=0.01, training__epochs=2)
+    """As far as the controller goes in an epoch, all levels open and the warm-up over."""
+    trainer = _trainer(tiny_store, tmp_path, training__rate_target=0.01, training__epochs=3)
     trainer.fit(ListTracker())
-    first, second = (row["beta"] for row in _rows(trainer))
-    assert first == 1.0 and second > 1.0
+    first, second, third = (row["beta"] for row in _rows(trainer))
+    assert first == 1.0 and third == pytest.approx(2 * second)
     fixed = _trainer(tiny_store, tmp_path / "fixed", training__beta=0.7, training__epochs=2)
     fixed.fit(ListTracker())
     assert [row["beta"] for row in _rows(fixed)] == [0.7, 0.7]
@@ -306,7 +323,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_store: Store, tmp_path: P
     [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("beta", -1.0), ("max_minutes", -1),
      ("ema_decay", 1.0), ("rate_target", 0.0), ("gradient_clip", -0.1), ("threads", -1),
      ("seed", -1), ("accumulation", 0), ("keep_checkpoints", 0), ("max_skipped", -1),
-     ("checkpoint_minutes", -1.0)],
+     ("checkpoint_minutes", -1.0), ("lr_warmup_steps", -1), ("rate_warmup_steps", -1)],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"training\.{key}"):

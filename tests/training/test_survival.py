@@ -40,6 +40,7 @@ from trainers import (
     Interrupted,
     Rows,
     Spoil,
+    assert_near,
     config,
     everything,
     number_of,
@@ -60,6 +61,9 @@ from pipeline.training.checkpoint import (
 from pipeline.training.loop import Trainer
 
 SKIPPED = 4  # the step whose batch is spoilt, where one is
+# Of weights and of what is tracked, between a run and another process's: bits are promised within
+# one process only.
+ROUNDING = 2e-5
 
 
 # ------------------------------------------------------------------ stopped within the process
@@ -114,6 +118,8 @@ def uninterrupted(
         torch.manual_seed(0)
         trainer, tracker = stopped(tiny_store, folder, [], spoil, **changes)
         assert trainer.step == STEPS and list(tracker.rows) == [1, 2, 3, 4]
+        # A stop at every step is one before the second level opens, and one after it.
+        assert [row["levels_open"] for row in tracker.rows.values()] == [1, 2, 2, 2]
         found[name] = (everything(trainer), tracker.rows)
     return found
 
@@ -191,19 +197,16 @@ def work_of_all(
 
 
 def assert_like_the_whole(work: Path, run: str) -> None:
-    """A run ended, and was tracked, bit by bit like the uninterrupted one."""
+    """A run ended, and was tracked, like the uninterrupted one of another process."""
     ends = [checkpoint_of(work, name) for name in ("whole", run)]
-    assert ends[0].weights.keys() == ends[1].weights.keys()
-    for name, value in ends[0].weights.items():
-        assert torch.equal(value, ends[1].weights[name]), name
+    assert_near(ends[0].weights, ends[1].weights, ROUNDING)
     clock = ("seconds", "tracking_run", "config")
     whole, parts = ({k: v for k, v in end.state.items() if k not in clock} for end in ends)
-    for name, value in whole.items():
-        assert same(value, parts[name]), name
+    assert_near(whole, parts, ROUNDING)
     assert whole["finished"]
     assert status(work, run) == ["FINISHED"]
     rows = history(work, run)
-    assert rows == history(work, "whole")
+    assert_near(history(work, "whole"), rows, ROUNDING)
     assert len({row[:2] for row in rows}) == len(rows)
     assert [step for key, step, *_ in rows if key == "elbo"] == [1, 2, 3]
     assert logged_images(work, run) == logged_images(work, "whole")
@@ -244,7 +247,7 @@ def _assert_stopped(work: Path, run: str, command: Command, number: int, code: i
 
 @pytest.mark.slow
 def test_the_command_line_itself_stops_and_goes_on(work_of_all: Path) -> None:
-    """The process that a user starts; what then goes on is forked, and the same to the bit."""
+    """The process that a user starts; what then goes on is forked, and comes to the same."""
     work, run = work_of_all, "spawned"
     words = words_of(work, run, OFTEN)
     (command,) = interrupted(lambda: [spawned(work, words)], work, run, signal.SIGTERM)

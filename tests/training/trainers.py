@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from commands import TINY
 from torch import Tensor
@@ -87,7 +88,7 @@ def config(**changes: Any) -> Config:
         data=DataConfig(store="tiny"),
         model=ModelConfig(**TINY["model"]),
         likelihood=LikelihoodConfig(**TINY["likelihood"]),
-        training=TrainingConfig(epochs=4, batch_size=6, lr_warmup_steps=2, device="cpu"),
+        training=TrainingConfig(**TINY["training"] | {"epochs": 4, "threads": 0}),
     )
     for name, value in changes.items():
         section, key = name.split("__")
@@ -116,6 +117,30 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     return left == right or (left != left and right != right)
+
+
+def assert_near(left: Any, right: Any, tolerance: float, name: str = "") -> None:
+    """The same but for rounding: numbers and tensors within `tolerance`, all else equal.
+
+    tolerance: of 1 or of the value, whichever is larger, as processes round differently.
+    """
+    if isinstance(left, dict) and isinstance(right, dict):
+        assert left.keys() == right.keys(), name
+        for key, value in left.items():
+            assert_near(value, right[key], tolerance, f"{name}.{key}")
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        assert len(left) == len(right), name
+        for index, (one, two) in enumerate(zip(left, right, strict=True)):
+            assert_near(one, two, tolerance, f"{name}[{index}]")
+    elif isinstance(left, Tensor) and isinstance(right, Tensor):
+        torch.testing.assert_close(
+            left, right, rtol=tolerance, atol=tolerance, equal_nan=True,
+            msg=lambda said: f"{name}: {said}",
+        )  # fmt: skip
+    elif isinstance(left, float) and isinstance(right, float):
+        assert right == pytest.approx(left, rel=tolerance, abs=tolerance, nan_ok=True), name
+    else:
+        assert left == right, name
 
 
 def save_numbered(folder: Path, step: int, size: int = 50_000) -> Path:

@@ -36,7 +36,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
     data = SliceDataset(tiny_store, people)
     images = data.__getitems__(range(len(data)))
     optimiser = torch.optim.Adam(package.parameters(), lr=5e-3)
-    for _ in range(60):
+    for _ in range(150):
         found = package.vae.infer(images, package.vae.prior_latents(len(images)))
         error = (found.reconstruction - images).square().sum() / (2 * 0.05**2)
         loss = error + found.posterior.rate().sum()

@@ -1,0 +1,35 @@
+"""An epoch's metrics in words."""
+
+from pipeline.training.objective import rate_key
+
+
+def levels_of(metrics: dict[str, float]) -> dict[int, float]:
+    """Each level's rate in nats, by its side, as an epoch's metrics have them."""
+    prefix = rate_key(0).removesuffix("0")
+    return {
+        int(key.removeprefix(prefix)): value
+        for key, value in metrics.items()
+        if key.startswith(prefix)
+    }
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """An epoch in a few words for the progress display."""
+    shown = {
+        "distortion": "distortion {:.0f}",
+        "rate": "rate {:.0f} nats",
+        "beta": "β {:.2f}",
+        "kernel_loss": "kernel loss {:.2f}",
+        "kernel_width": "width {:.2f} px",
+        "validation_psnr": "validation {:.2f} dB",
+        "validation_high_frequency_ratio": "high frequencies {:.2f}",
+        "images_per_second": "{:.0f} images/s",
+    }
+    words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
+    levels = levels_of(metrics)
+    if len(levels) > 1:
+        parts = [f"{side}²: {rate:.0f}" for side, rate in levels.items()]
+        words.insert(2, f"({', '.join(parts)})")
+    if metrics.get("skipped_batches"):
+        words.append(f"{metrics['skipped_batches']:.0f} batches skipped")
+    return ", ".join(words)

@@ -210,7 +210,7 @@ def package_of_run(
             f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
             "yet: train for more epochs than likelihood.warmup_epochs"
         )
-    prior = prior_of(checkpoint, package.vae, config, store)
+    prior = prior_of(checkpoint, package.vae, config, store, any_kept=True)
     if prior is not None:
         package.prior, metadata["prior"] = prior, prior.sizes
     return package, config.tracking

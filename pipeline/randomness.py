@@ -17,6 +17,7 @@ class Stream(IntEnum):
     ORDER = 1
     AUGMENTATION = 2
     POSTERIOR = 3
+    PRIOR = 4
 
 
 def generator(

@@ -72,8 +72,10 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
         ("model: {levels: [{side: 4, channels: many}]}", ["model.levels", "many"]),
         ("model: {levels: [{side: 4, channels: 1, opens: 0.5}]}", ["model.levels", "0.5"]),
         ("model: {levels: [{side: 4, channels: 1, depth: 2}]}", ["model.levels", "depth"]),
-        ("model: {levels: [{side: 8, channels: 1}, {side: 4, channels: 1}]}",
-         ["model.levels", "coarse to fine", "[8, 4]"]),
+        (
+            "model: {levels: [{side: 8, channels: 1}, {side: 4, channels: 1}]}",
+            ["model.levels", "coarse to fine", "[8, 4]"],
+        ),
         ("prepare: {size: 48}", ["prepare.size", "48"]),
         ("evaluation: {split: train}", ["evaluation.split", "train"]),
         ("training: {epochs: -1}", ["training.epochs", "-1"]),

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import safetensors.torch
@@ -26,6 +26,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.prior import LatentPrior, PriorConfig, pieces_of
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
+from pipeline.randomness import Stream, generator
 from pipeline.training.checkpoint import MANIFEST, Checkpoint
 
 WEIGHTS, RECORD = "prior.safetensors", "prior.json"
@@ -45,41 +46,58 @@ def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig
     return dataclasses.replace(augmentation, **smaller)
 
 
-def candidates(
-    data: SliceDataset,
-    settings: PriorConfig,
-    augmentation: AugmentationConfig,
-    flip: bool,
-    notice: Notice,
-) -> tuple[Tensor, Tensor]:
-    """`settings.images` deformed training images (n,C,H,W), and the subject of each (n,).
+class Candidates:
+    """Deformed training images, made when they are asked for: item i is the same every time.
 
     Every slice comes as often as another, but for one. All by the seed; on the CPU.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    softer = weaker(augmentation, settings.augmentation)
-    rounds = -(-settings.images // len(data))
-    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])
-    order = order[: settings.images]
-    found = []
-    for indices in order.split(BATCH):
-        images = data.__getitems__(indices.tolist())
-        found.append(augment(images, softer, flip, generator))
-        notice(0.6 * len(found) * BATCH / len(order), "prior: training slices")
-    return torch.cat(found), torch.from_numpy(data.subject_of)[order]
+
+    def __init__(
+        self,
+        data: SliceDataset,
+        settings: PriorConfig,
+        augmentation: AugmentationConfig,
+        flip: bool,
+    ) -> None:
+        self._data, self._flip, self._seed = data, flip, settings.seed
+        self._augmentation = weaker(augmentation, settings.augmentation)
+        random = generator(settings.seed, Stream.PRIOR, 0)
+        rounds = -(-settings.images // len(data))
+        order = torch.cat([torch.randperm(len(data), generator=random) for _ in range(rounds)])
+        self._batches = order[: settings.images].split(BATCH)
+        self.subjects = torch.from_numpy(data.subject_of)[order[: settings.images]]
+        """The subject of each (n,)."""
+
+    def _batch(self, number: int) -> Tensor:
+        images = self._data.__getitems__(self._batches[number].tolist())
+        random = generator(self._seed, Stream.PRIOR, number + 1)
+        return augment(images, self._augmentation, self._flip, random)
+
+    def averaged(self, notice: Notice) -> Tensor:
+        """All of them over FACTOR² pixels, as vectors (n,·)."""
+        found = []
+        for number in range(len(self._batches)):
+            found.append(functional.avg_pool2d(self._batch(number), FACTOR).flatten(1))
+            notice(0.6 * (number + 1) / len(self._batches), "prior: training slices")
+        return torch.cat(found)
+
+    def some(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images at sorted, distinct indices, batch by batch: (their indices, (b,C,H,W))."""
+        for number in (indices // BATCH).unique().tolist():
+            chosen = indices[indices // BATCH == number]
+            yield chosen, self._batch(number)[chosen % BATCH]
 
 
-def groups(images: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
-    """Indices (K,m) of images that look alike at low resolution, each row of other subjects.
+def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
+    """Indices (K,m) of averaged images (n,·) that look alike, each row of other subjects.
 
     The first of a row is drawn by chance; the others are the nearest to it of subjects that the row
-    has not yet, by the squared difference of images averaged over 4×4 pixels. Where there are fewer
-    subjects than `settings.subjects`, m is as many as there are, but at least 2: then of one twice.
+    has not yet, by squared difference. Where there are fewer subjects than `settings.subjects`, m is
+    as many as there are, but at least 2: then of one twice.
     """
-    averaged = functional.avg_pool2d(images, FACTOR).flatten(1)
-    generator = torch.Generator().manual_seed(settings.seed)
-    count = min(settings.pieces, len(images))
-    first = torch.randperm(len(images), generator=generator)[:count]
+    random = generator(settings.seed, Stream.PRIOR, 0)
+    count = min(settings.pieces, len(averaged))
+    first = torch.randperm(len(averaged), generator=random)[:count]
     members = max(2, min(settings.subjects, len(subjects.unique())))
     rows = []
     for index in first.tolist():
@@ -98,42 +116,43 @@ def groups(images: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
 
 
 @torch.no_grad()
-def fit(vae: VAE, images: Tensor, rows: Tensor, settings: PriorConfig) -> LatentPrior:
-    """The prior of groups of images (n,C,H,W), rows (K,m) of their indices."""
+def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -> LatentPrior:
+    """The prior of groups of candidates, rows (K,m) of their indices."""
     device = next(vae.parameters()).device
-    posteriors = [
-        vae.encode(part.to(device).contiguous(memory_format=torch.channels_last))
-        for part in images[rows.flatten()].split(BATCH)
-    ]
-    means = torch.cat([posterior.mean for posterior in posteriors]).cpu()
-    deviations = torch.cat([(0.5 * p.log_variance).exp() for p in posteriors]).cpu()
-    shape = (*rows.shape, vae.latent_size)
-    generator = torch.Generator().manual_seed(settings.seed)
-    return pieces_of(means.reshape(shape), deviations.reshape(shape), generator).eval()
+    distinct, place = rows.unique(return_inverse=True)
+    parts = []
+    for _, images in candidates.some(distinct):
+        posterior = vae.encode(images.to(device).contiguous(memory_format=torch.channels_last))
+        parts.append((posterior.mean.cpu(), (0.5 * posterior.log_variance).exp().cpu()))
+    means, deviations = (torch.cat(column) for column in zip(*parts, strict=True))
+    random = generator(settings.seed, Stream.PRIOR, 0)
+    return pieces_of(means[place], deviations[place], random).eval()
 
 
 def prior_of(
-    checkpoint: Checkpoint, vae: VAE, config: Config, store: Store | None
+    checkpoint: Checkpoint, vae: VAE, config: Config, store: Store | None, any_kept: bool = False
 ) -> LatentPrior | None:
     """The prior of a checkpoint, on the model's device: read, or fitted now and kept.
 
-    vae: with the checkpoint's averaged weights; store: what it was trained on. None where
-    `prior.pieces` is 0, or there is none and nothing to fit it to.
+    vae: with the checkpoint's averaged weights; store: what it was trained on; any_kept: one that
+    was fitted with other settings will do. None where `prior.pieces` is 0, or there is none and
+    nothing to fit it to.
     """
     if not config.prior.pieces:
         return None
     device = next(vae.parameters()).device
     inputs = _inputs(checkpoint, config)
-    found = _read(checkpoint, config.model, inputs)
+    found = _read(checkpoint, config.model, inputs, any_kept)
     if found is None and store is not None:
         data = SliceDataset(store, store.subjects("train"))
         flip = config.data.flip and store.plane != "sagittal"
         augmentation = config.data.augmentation
         with Reporter() as reporter:
-            images, subjects = candidates(data, config.prior, augmentation, flip, reporter.update)
-            rows = groups(images, subjects, config.prior)
+            candidates = Candidates(data, config.prior, augmentation, flip)
+            averaged = candidates.averaged(reporter.update)
+            rows = groups(averaged, candidates.subjects, config.prior)
             reporter.update(0.8, "prior: latents of similar slices")
-            found = fit(vae, images, rows, config.prior)
+            found = fit(vae, candidates, rows, config.prior)
         _write(checkpoint, found, inputs)
     return None if found is None else found.to(device)
 
@@ -163,10 +182,14 @@ def _write(checkpoint: Checkpoint, prior: LatentPrior, inputs: dict[str, Any]) -
     write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _read(checkpoint: Checkpoint, model: ModelConfig, inputs: dict[str, Any]) -> LatentPrior | None:
+def _read(
+    checkpoint: Checkpoint, model: ModelConfig, inputs: dict[str, Any], any_kept: bool
+) -> LatentPrior | None:
     """None where there is none from these inputs; one that is damaged is fitted again."""
     try:
         record = json.loads((checkpoint.path / RECORD).read_bytes())
+        if any_kept:
+            inputs = record["inputs"] | {"checkpoint": inputs["checkpoint"]}
         if record["inputs"] != inputs:
             return None
         content = (checkpoint.path / WEIGHTS).read_bytes()

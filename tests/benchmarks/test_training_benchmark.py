@@ -28,7 +28,7 @@ from pipeline.data.slices import SliceDataset
 from pipeline.errors import InputError
 from pipeline.evaluation.monitor import ValidationMonitor
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import Level, ModelConfig
+from pipeline.models.config import ModelConfig
 from pipeline.processes import Processes
 
 CPU = torch.device("cpu")

@@ -157,19 +157,25 @@ def test_terms_of_a_seed_see_the_same_beginning(compared: Compared) -> None:
 
     Within 1e-5: each run is a process of its own, which may round differently.
     """
-    rates = [
-        find_checkpoint(compared.work / f"runs/tiny-{t}-r20-s0/checkpoints", "last").state[
-            "controller"
-        ]["rates"]
-        for t in ("gaussian", "blur")
-    ]
-    assert len(rates[0]) == len(rates[1]) == EPOCHS - 1
-    tracked = [
-        _tracked(compared.work, f"tiny-{term}-r20-s0", "rate") for term in ("gaussian", "blur")
-    ]
-    assert [len(rows) for rows in tracked] == [EPOCHS, EPOCHS]
-    assert tracked[0][0] == pytest.approx(tracked[1][0], rel=ROUNDING)
-    assert tracked[0][1:] != pytest.approx(tracked[1][1:], rel=100 * ROUNDING)
+    for key in ("rate", "distortion"):
+        blur, gaussian = (
+            _tracked(compared.work, f"tiny-{term}-r20-s0", key) for term in ("blur", "gaussian")
+        )
+        assert len(blur) == len(gaussian) == EPOCHS
+        assert blur[0] == pytest.approx(gaussian[0], rel=ROUNDING)
+        if key == "distortion":
+            assert all(
+                one != pytest.approx(two, rel=1e-2)
+                for one, two in zip(blur[1:], gaussian[1:], strict=True)
+            )
+
+
+def test_the_weight_waits_for_the_level_that_opens_in_the_first_epoch(compared: Compared) -> None:
+    for term in ("gaussian", "blur"):
+        folder = compared.work / f"runs/tiny-{term}-r20-s0/checkpoints"
+        controller = find_checkpoint(folder, "last").state["controller"]
+        rates = _tracked(compared.work, f"tiny-{term}-r20-s0", "rate")
+        assert controller["rates"] == pytest.approx(rates[1:], rel=ROUNDING)
 
 
 def test_mlflow_has_one_parent_with_the_runs_as_children(compared: Compared) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_packages import LATENTS, MODEL, make_package
+from tiny_packages import LATENTS, make_package
 
 from pipeline.decoder_package import graphs, load, reading, standalone, write, writing
 from pipeline.decoder_package.metadata import digest
@@ -111,7 +111,9 @@ def test_a_graph_that_differs_is_never_called_written(
 
     right = graphs.write_pt2
     monkeypatch.setattr(writing, "write_pt2", wrong)
-    said = r"\.pt2-\d: the exported graph is .* of the output's largest value off its network.*1e-05"
+    said = (
+        r"\.pt2-\d: the exported graph is .* of the output's largest value off its network.*1e-05"
+    )
     with pytest.raises(InputError, match=said) as refused:
         write(tmp_path / "package", make_package())
     assert "constraints.txt" in str(refused.value) and "\n" not in str(refused.value)
@@ -316,7 +318,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "levels": (_metadata(lambda m: m["model"]["levels"][0].update(side=2), True), "model.levels"),
     "a level's key": (_metadata(lambda m: m["model"]["levels"][0].update(z=2), True), "'z'"),
     "more channels": (
-        _metadata(lambda m: m["model"]["levels"][0].update(channels=3), True), "latent_size",
+        _metadata(lambda m: m["model"]["levels"][0].update(channels=3), True),
+        "latent_size",
     ),
     "model": (_metadata(lambda m: m["model"].update(width=3), True), "model.width"),
     "unknown key": (_metadata(lambda m: m["model"].update(depth=3), True), "depth"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 from trainers import config
 
 from data_prep.store import Store
@@ -17,7 +18,7 @@ from pipeline.models.vae import VAE
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 from pipeline.training.loop import Trainer, load_objective
-from pipeline.training.prior import candidates, fit, groups, prior_of, weaker
+from pipeline.training.prior import Candidates, fit, groups, prior_of, weaker
 
 SETTINGS = PriorConfig(pieces=10, subjects=3, images=40)
 
@@ -36,47 +37,63 @@ def _lookalikes() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_group_is_of_lookalikes_of_different_subjects() -> None:
     images, subjects = _lookalikes()
-    rows = groups(images, subjects, SETTINGS)
+    rows = groups(images.flatten(1), subjects, SETTINGS)
     assert rows.shape == (10, 3)
     kind = (images.mean(dim=(1, 2, 3)) / 0.3).floor()
     for row in rows:
         assert len(set(subjects[row].tolist())) == 3
         assert len(set(kind[row].tolist())) == 1
-    assert torch.equal(rows, groups(images, subjects, SETTINGS))
+    assert torch.equal(rows, groups(images.flatten(1), subjects, SETTINGS))
 
 
 @pytest.mark.parametrize(("people", "members"), [(2, 2), (1, 2)])
 def test_fewer_subjects_make_smaller_groups(people: int, members: int) -> None:
     images, subjects = _lookalikes()
-    rows = groups(images, subjects % people, SETTINGS)
+    rows = groups(images.flatten(1), subjects % people, SETTINGS)
     assert rows.shape == (10, members)
     assert all(len(set(row.tolist())) == members for row in rows)
     assert all(len(set((subjects % people)[row].tolist())) == people for row in rows)
 
 
+OFF = AugmentationConfig(enabled=False)
+
+
 def test_candidates_are_every_training_slice_equally_often(tiny_store: Store) -> None:
     data = SliceDataset(tiny_store, tiny_store.subjects("train"))
-    settings = dataclasses.replace(SETTINGS, images=2 * len(data))
-    off = AugmentationConfig(enabled=False)
-    images, subjects = candidates(data, settings, off, False, _nothing)
-    assert subjects.bincount().tolist() == [12, 12, 12]
-    whole = data.__getitems__(range(len(data)))
-    assert torch.equal(images.flatten(1).sum(dim=1).sort()[0],
-                       whole.repeat(2, 1, 1, 1).flatten(1).sum(dim=1).sort()[0])  # fmt: skip
-    again, _ = candidates(data, settings, off, False, _nothing)
-    assert torch.equal(images, again)
+    settings = dataclasses.replace(SETTINGS, images=5 * len(data))  # in two batches
+    found = Candidates(data, settings, OFF, False)
+    assert found.subjects.bincount().tolist() == [30, 30, 30]
+    averaged = found.averaged(_nothing)
+    whole = functional.avg_pool2d(data.__getitems__(range(len(data))), 4).flatten(1)
+    nearest = torch.cdist(averaged, whole).argmin(dim=1)
+    assert nearest.bincount().tolist() == [5] * len(data)
+    assert torch.equal(torch.from_numpy(data.subject_of)[nearest], found.subjects)
+
+
+def test_a_candidate_is_the_same_every_time(tiny_store: Store) -> None:
+    data = SliceDataset(tiny_store, tiny_store.subjects("train"))
+    settings = dataclasses.replace(SETTINGS, images=80)
+    found = Candidates(data, settings, AugmentationConfig(), True)
+    averaged = found.averaged(_nothing)
+    wanted = torch.tensor([1, 5, 63, 64, 79])
+    indices, images = (torch.cat(c) for c in zip(*found.some(wanted), strict=True))
+    assert torch.equal(indices, wanted)
+    assert torch.equal(functional.avg_pool2d(images, 4).flatten(1), averaged[wanted])
+    # The same slice of a later round is another deformation.
+    assert torch.cdist(averaged, averaged).fill_diagonal_(1).min() > 0
 
 
 def test_a_piece_is_made_of_its_groups_posteriors(tiny_store: Store) -> None:
     data = SliceDataset(tiny_store, tiny_store.subjects("train"))
-    images = data.__getitems__(range(len(data)))
     model = ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8)
     vae = VAE(tiny_store.image_shape, model).eval()
-    rows = torch.tensor([[0, 7, 14], [3, 9, 15]])
-    prior = fit(vae, images, rows, SETTINGS)
+    found = Candidates(data, dataclasses.replace(SETTINGS, images=80), OFF, False)
+    rows = torch.tensor([[14, 7, 70], [3, 7, 66]])  # a slice may be in two groups
+    prior = fit(vae, found, rows, SETTINGS)
     assert prior.sizes == {"pieces": 2, "rank": 2} and prior.latent_size == 96
     for piece, row in enumerate(rows):
-        posterior = vae.encode(images[row])
+        images = torch.cat([image for _, image in found.some(row.sort()[0])])
+        posterior = vae.encode(images)
         torch.testing.assert_close(prior.centres[piece], posterior.mean.mean(dim=0))
         spread = prior.deviations[piece].square()
         torch.testing.assert_close(spread, posterior.log_variance.exp().mean(dim=0))
@@ -115,7 +132,9 @@ def test_it_is_fitted_once_and_again_for_other_inputs(
     assert first is not None and kept is not None and kept.sizes == first.sizes
     assert all(torch.equal(v, kept.state_dict()[k]) for k, v in first.state_dict().items())
     other = dataclasses.replace(settings.prior, pieces=3)
-    assert prior_of(checkpoint, vae, dataclasses.replace(settings, prior=other), None) is None
+    changed = dataclasses.replace(settings, prior=other)
+    assert prior_of(checkpoint, vae, changed, None) is None
+    assert prior_of(checkpoint, vae, changed, None, any_kept=True) is not None
     path = checkpoint.path / "prior.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 255

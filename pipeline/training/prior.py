@@ -92,8 +92,8 @@ def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
     """Indices (K,m) of averaged images (n,·) that look alike, each row of other subjects.
 
     The first of a row is drawn by chance; the others are the nearest to it of subjects that the row
-    has not yet, by squared difference. Where there are fewer subjects than `settings.subjects`, m is
-    as many as there are, but at least 2: then of one twice.
+    has not yet, by squared difference. Where there are fewer subjects than `settings.subjects`, m
+    is as many as there are, but at least 2: then of one twice.
     """
     random = generator(settings.seed, Stream.PRIOR, 0)
     count = min(settings.pieces, len(averaged))

@@ -52,7 +52,8 @@ CONFIG: dict[str, Any] = {
     },
     "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
     "training": {
-        "epochs": EPOCHS, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2, "device": "cpu",
+        "epochs": EPOCHS, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2,
+        "device": "cpu",
     },
     "prior": {"images": 40},
     "evaluation": {"samples": 8, "bootstrap": 50},

@@ -21,6 +21,7 @@ from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.objective import Objective
+from pipeline.training.summary import summary
 
 
 class ListTracker(NoTracker):

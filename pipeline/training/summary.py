@@ -25,11 +25,11 @@ def summary(metrics: dict[str, float]) -> str:
         "validation_high_frequency_ratio": "high frequencies {:.2f}",
         "images_per_second": "{:.0f} images/s",
     }
-    words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
     levels = levels_of(metrics)
     if len(levels) > 1:
         parts = [f"{side}²: {rate:.0f}" for side, rate in levels.items()]
-        words.insert(2, f"({', '.join(parts)})")
+        shown["rate"] += f" ({', '.join(parts)})"
+    words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
     if metrics.get("skipped_batches"):
         words.append(f"{metrics['skipped_batches']:.0f} batches skipped")
     return ", ".join(words)

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.models.vae import Posterior
+from pipeline.models.config import describe_levels
+from pipeline.models.vae import VAE, Posterior
 from pipeline.processes import Processes
 from pipeline.training.objective import build_objective
 from pipeline.training.step import TrainingStep
@@ -237,9 +238,17 @@ class ClassicVAE(Peer):
         f"Adam 0.005, decay 0.95 every {CELEBA_EPOCH} steps (its epoch)"
     )
 
-    def __init__(self, shape: Shape, device: torch.device, latent: int = 128) -> None:
-        super().__init__(ClassicNetwork(shape, latent), 5e-3, device)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, CELEBA_EPOCH, gamma=0.95)
+    def __init__(
+        self,
+        shape: Shape,
+        device: torch.device,
+        latent: int = 128,
+        learning_rate: float = 5e-3,
+        decay: float = 0.95,
+    ) -> None:
+        """decay: of the learning rate, every CELEBA_EPOCH steps."""
+        super().__init__(ClassicNetwork(shape, latent), learning_rate, device)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, CELEBA_EPOCH, gamma=decay)
 
     def loss(self, batch: Tensor) -> Tensor:
         posterior = self.encode(batch)
@@ -258,6 +267,36 @@ class ClassicVAE(Peer):
         return (self.network.up(latent) + 1) / 2
 
 
+class OptimalSigmaVAE(ClassicVAE):
+    """The same network under its own ELBO, the Gaussian's σ² the batch's mean squared error.
+
+    Source: Rybkin, Daniilidis, Levine, Simple and Effective VAE Training with Calibrated Decoders
+    (σ-VAE, ICML 2021, arXiv 2006.13202), and its code, orybkin/sigma-vae-pytorch: images in [0,1],
+    −log N(x; x̂, σ²I) + KL, sums over dimensions, no weight to choose, Adam at 1e-3. The harder of
+    the two: how many nats it spends follows from the data, not from a weight for CelebA.
+    """
+
+    name = "ConvTranspose VAE, optimal σ"
+    notes = (
+        "the same network as a σ-VAE (Rybkin 2021): Gaussian NLL under σ² = the batch's mean "
+        "squared error, + KL, both summed over dimensions, images in [0,1], latent [128], Adam 1e-3"
+    )
+    # σ is not less than a step of 256 levels: the NLL of a perfect image would be −∞.
+    LEAST_VARIANCE = (1 / 255) ** 2
+
+    def __init__(self, shape: Shape, device: torch.device, latent: int = 128) -> None:
+        super().__init__(shape, device, latent, learning_rate=1e-3, decay=1.0)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        posterior = self.encode(batch)
+        residual = batch - self.decode(posterior.sample())
+        values = residual[0].numel()
+        variance = residual.square().mean().clamp_min(self.LEAST_VARIANCE)
+        power = residual.square().flatten(1).sum(dim=1)
+        nll = 0.5 * (power / variance + values * (2 * math.pi * variance).log())
+        return (nll + posterior.rate()).mean()
+
+
 class Project:
     """This project's training step on a configuration; the blur term as after its warm-up."""
 
@@ -273,22 +312,27 @@ class Project:
         return count(self.objective)
 
     def step(self, batch: Tensor) -> Tensor:
-        shape = (len(batch), *self.objective.vae.latent_shape)
+        shape = (len(batch), self.objective.vae.latent_size)
         found = self.training_step(batch, torch.randn(shape, device=batch.device))
         return torch.tensor(found.get("kernel_loss", 0.0) - found.get("elbo", math.nan))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.objective.vae.encode(images)
-        return self.objective.vae.decode(posterior.mean), posterior.rate()
+        return reconstruct(self.objective.vae, images)
+
+
+def reconstruct(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,C,H,W) -> its reconstruction from the means, rate (B,) in nats, of the same way down."""
+    found = vae.infer(images)
+    return found.reconstruction, found.posterior.rate()
 
 
 def project_notes(config: Config) -> str:
     term, model, training = config.likelihood, config.model, config.training
     form = f", {term.form}, C = {term.constant:g}" if term.term == "blur" else ""
     return (
-        f"−ELBO (β = {training.beta:g}) under the {term.term} term{form}, latent {model.latent}, "
-        f"width {model.width}, Adam {training.learning_rate:g} with cosine decay by the clock, "
+        f"−ELBO (β = {training.beta:g}) under the {term.term} term{form}, levels "
+        f"{describe_levels(model.levels)}, width {model.width}, Adam {training.learning_rate:g} with cosine decay by the clock, "
         "averaged weights"
     )
 
@@ -313,4 +357,6 @@ def peers(
     }
     if PythaeVAE.fits(shape):
         found[PythaeVAE.name] = partial(PythaeVAE, shape, device)
-    return found | {ClassicVAE.name: partial(ClassicVAE, shape, device)}
+    for kind in (ClassicVAE, OptimalSigmaVAE):
+        found[kind.name] = partial(kind, shape, device)
+    return found

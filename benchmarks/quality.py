@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from measure import synchronise
-from peers import PROJECT, Contestant, count, project_notes
+from peers import PROJECT, Contestant, count, project_notes, reconstruct
 from torch import Tensor
 
 from pipeline.backbones import WeightsNotFound
@@ -232,11 +233,7 @@ class ScoringMonitor:
         if not self._schedule.due(run.seconds) and run.seconds < self._seconds:
             return {}
 
-        def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
-            posterior = objective.vae.encode(images)
-            return objective.vae.decode(posterior.mean), posterior.rate()
-
-        scores = self._scorer(reconstruct)
+        scores = self._scorer(partial(reconstruct, objective.vae))
         run.diverged = not record(run, scores)
         return scores or {}
 

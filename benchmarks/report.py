@@ -16,7 +16,7 @@ METRICS = {
     "high_frequency_ratio": ("high-frequency ratio", "{:.3f}"),
 }
 # Of matplotlib's colour cycle, told apart by people who see red and green alike.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TICKS = (5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 READING_TARGET = 10.0
 
@@ -86,6 +86,7 @@ def _terms(rows: list[dict[str, Any]]) -> list[str]:
               "target", "straightforward blur term, times as long")  # fmt: skip
     rounds = ", ".join(f"{found['rounds']} at {found['side']}²" for found in rows)
     largest = max(found["relative_difference"] for found in rows)
+    levels = "; ".join(f"at {found['side']}² {found['levels']}" for found in rows)
     return [
         "## The blur term against the plain Gaussian term",
         "",
@@ -95,7 +96,8 @@ def _terms(rows: list[dict[str, Any]]) -> list[str]:
         f"same images and weights, taking turns; medians of the ratio in each round ({rounds}). "
         "The straightforward version has full complex FFTs in the likelihood, a grouped "
         "convolution with circular padding in the kernel loss, and evaluates the kernel network "
-        f"twice; its loss differs by at most {largest:.1e} of its value.",
+        f"twice; its loss differs by at most {largest:.1e} of its value. Levels of the latent: "
+        f"{levels}.",
     ]
 
 

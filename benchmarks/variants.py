@@ -1,7 +1,8 @@
 """Variants of a configuration on people that none of them has seen, at one rate.
 
     python benchmarks/variants.py --config configs/hcp64.yaml --root /data/HCP_1200 \
-        --split validation --seeds 0 --variant spatial --variant vector model.latent=[256]
+        --split validation --seeds 0 --variant levels \
+        --variant vector 'model.levels=[{side: 1, channels: 256}]'
 
 Prepares the store, trains every variant with every seed for the same number of epochs at the same
 rate in nats, scores the last checkpoint, and writes a table: mean over seeds ± standard deviation
@@ -41,6 +42,8 @@ METRICS = {
     "sample_spectrum_error": "down",
     "sample_kid_vgg16": "down",
     "sample_fd_vgg16": "down",
+    "sample_kid_coarse": "down",
+    "sample_novelty": "",
 }
 Scores = dict[str, float]
 

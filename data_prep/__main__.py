@@ -16,7 +16,9 @@ from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfi
 from data_prep.errors import InputError
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
-OTHER_SECTIONS = ("data", "model", "likelihood", "training", "evaluation", "compare", "tracking")
+OTHER_SECTIONS = (
+    "data", "model", "prior", "likelihood", "training", "evaluation", "compare", "tracking",
+)  # fmt: skip
 
 # Keys that mean true where no value follows.
 SWITCHES = ("--prepare.download", "--prepare.dry_run")

@@ -322,9 +322,13 @@ class Project:
 
 
 def reconstruct(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,C,H,W) -> its reconstruction from the means, rate (B,) in nats, of the same way down."""
-    found = vae.infer(images)
-    return found.reconstruction, found.posterior.rate()
+    """(B,C,H,W) -> its reconstruction from the means, rate (B,) in nats of a draw.
+
+    On the way down through the means the rate is another than the posterior's.
+    """
+    random = torch.Generator(images.device).manual_seed(0)
+    drawn = vae.infer(images, vae.prior_latents(len(images), random))
+    return vae.infer(images).reconstruction, drawn.posterior.rate()
 
 
 def project_notes(config: Config) -> str:
@@ -332,8 +336,8 @@ def project_notes(config: Config) -> str:
     form = f", {term.form}, C = {term.constant:g}" if term.term == "blur" else ""
     return (
         f"−ELBO (β = {training.beta:g}) under the {term.term} term{form}, levels "
-        f"{describe_levels(model.levels)}, width {model.width}, Adam {training.learning_rate:g} with cosine decay by the clock, "
-        "averaged weights"
+        f"{describe_levels(model.levels)}, width {model.width}, "
+        f"Adam {training.learning_rate:g} with cosine decay by the clock, averaged weights"
     )
 
 

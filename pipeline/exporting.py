@@ -56,6 +56,9 @@ class Options:
     """Whether every graph is written as .onnx, too."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint."""
+    prior: bool = True
+    """Whether the prior of samples is in it, which is made of the latents of training images: say
+    false where those may not leave."""
     register: bool = True
     """Whether it is registered in MLflow as EXPERIMENT-decoder; runs without tracking are not."""
     experiment: str = ""
@@ -75,7 +78,7 @@ class Options:
 
 def run(options: Options) -> None:
     """The command. Raises InputError where there is no such run, or no place for the package."""
-    package, tracking = package_of_run(options.run, options.checkpoint)
+    package, tracking = package_of_run(options.run, options.checkpoint, options.prior)
     folder = Path(options.output or work_folder() / "packages" / options.run)
     errors = write(folder, package, onnx=options.onnx)
     if errors is not None:
@@ -165,7 +168,7 @@ def portable(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def package_of_run(
-    run: str, which: Literal["best", "last"] = "best"
+    run: str, which: Literal["best", "last"] = "best", with_prior: bool = True
 ) -> tuple[DecoderPackage, TrackingConfig]:
     """The package of a run's checkpoint, averaged weights, not yet written; and how it is tracked.
 
@@ -210,7 +213,9 @@ def package_of_run(
             f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
             "yet: train for more epochs than likelihood.warmup_epochs"
         )
-    prior = prior_of(checkpoint, package.vae, config, store, any_kept=True)
+    prior = None
+    if with_prior:
+        prior = prior_of(checkpoint, package.vae, config, store, any_kept=True)
     if prior is not None:
         package.prior, metadata["prior"] = prior, prior.sizes
     return package, config.tracking

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.__main__ import configuration
+from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
 from pipeline.__main__ import main as pipeline
+from pipeline.config import Config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -43,6 +44,10 @@ def test_it_is_read_by_both_programs(path: Path, capsys: pytest.CaptureFixture[s
         pipeline(["train", "--config", str(path), "--print_config"])
     assert ended.value.code == 0
     assert f"source: {found.source}" in capsys.readouterr().out
+
+
+def test_both_programs_know_the_same_sections() -> None:
+    assert {"prepare", *OTHER_SECTIONS} == set(Config.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,26 @@ def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], w
     assert not (work / "mlflow.db").exists()
 
 
+def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    prior = replace(CONFIG.prior, pieces=3, images=30)
+    make_run(config=replace(CONFIG, prior=prior))
+    words, folder = ("--run", "tiny", "--register", "false"), work / "packages/tiny"
+    export(*words)
+    package = load(folder)
+    assert package.prior is not None and package.prior.sizes == {"pieces": 3, "rank": 2}
+    latents = package.prior.sample(4, torch.Generator().manual_seed(0))
+    drawn = package.sample(4, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, package.decode(latents))
+    assert (folder / "prior.pt2").exists()
+    export(*words, "--prior", "false")
+    package = load(folder)
+    assert package.prior is None and package.metadata["prior"] is None
+    assert not list(folder.glob("prior*"))
+    assert package.sample(4, torch.Generator().manual_seed(0)).shape == drawn.shape
+
+
 def test_a_later_evaluation_makes_another_package(
     make_run: MakeRun, export: Callable[..., str], work: Path
 ) -> None:

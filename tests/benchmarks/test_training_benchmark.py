@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -20,7 +22,7 @@ import terms
 import training
 from measure import Spread, alternate, processor, ratio
 from quality import Point, Run, Schedule, Scorer, best, compare
-from report import markdown
+from report import COLOURS, markdown
 
 from data_prep.store import Store
 from pipeline.config import Config
@@ -28,11 +30,14 @@ from pipeline.data.slices import SliceDataset
 from pipeline.errors import InputError
 from pipeline.evaluation.monitor import ValidationMonitor
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import Level, ModelConfig
+from pipeline.models.vae import VAE
 from pipeline.processes import Processes
 
 CPU = torch.device("cpu")
-TINY = terms.Case(32, 5, (4, 4, 4), batch=2, gpu_batch=2, rounds=2, target=1.15)
+LEVELS = (Level(4, 2), Level(8, 1))
+TINY = terms.Case(32, 5, LEVELS, batch=2, gpu_batch=2, rounds=2, target=1.15)
+SIZE = ModelConfig(levels=list(LEVELS)).latent_size
 CHANNELS = (8, 8, 8, 8)
 
 
@@ -47,11 +52,11 @@ def _images(store: Store, count: int = 8) -> Tensor:
 @pytest.mark.parametrize("form", ["wiener", "positive_definite"])
 def test_straightforward_objective_is_the_real_one(channels: int, form: Any) -> None:
     config = Config(
-        model=ModelConfig(latent=[4, 4, 4], width=4, max_width=8, kernel_hidden=8),
+        model=ModelConfig(levels=list(LEVELS), width=4, max_width=8, kernel_hidden=8),
         likelihood=LikelihoodConfig(kernel_size=5, form=form),
     )
     built = terms.objectives(config, (channels, 32, 32), seed=0)
-    image, noise = torch.rand(3, channels, 32, 32).double(), torch.randn(3, 4, 4, 4).double()
+    image, noise = torch.rand(3, channels, 32, 32).double(), torch.randn(3, SIZE).double()
     losses, gradients = [], []
     for name in ("blur", "straightforward"):
         objective = built[name].double()
@@ -66,7 +71,7 @@ def test_straightforward_objective_is_the_real_one(channels: int, form: Any) -> 
 def test_a_difference_is_told() -> None:
     config = terms.configuration(TINY)
     built = terms.objectives(config, (1, 32, 32), seed=0)
-    image, noise = torch.rand(2, 1, 32, 32), torch.randn(2, 4, 4, 4)
+    image, noise = torch.rand(2, 1, 32, 32), torch.randn(2, SIZE)
     assert terms.check_equal(built["blur"], built["straightforward"], image, noise) < 1e-4
     assert built["blur"].term.scale.running.isnan(), "a check leaves no trace"
     with torch.no_grad():
@@ -95,6 +100,15 @@ def test_processor_is_named(tmp_path: Path) -> None:
     assert processor(tmp_path / "none")
 
 
+def test_cases_are_of_every_side_with_levels_that_fit() -> None:
+    assert [(case.side, case.target) for case in terms.CASES] == [(64, 1.1), (128, 1.1), (256, 1.1)]
+    assert list(terms.CASES[0].levels) == ModelConfig().levels
+    for case in terms.CASES:
+        config = terms.configuration(case)
+        assert config.model.sides(case.side)[0] == case.side // 2
+        assert all(level.opens == 0 for level in case.levels)
+
+
 # The peers
 
 
@@ -108,9 +122,10 @@ def _monai() -> peers.Contestant:
     [
         pytest.param(_monai, marks=pytest.mark.slow),  # for MONAI's import
         lambda: peers.ClassicVAE((1, 32, 32), CPU, latent=8),
+        lambda: peers.OptimalSigmaVAE((1, 32, 32), CPU, latent=8),
         lambda: peers.Project((1, 32, 32), Processes("cpu"), terms.configuration(TINY)),
     ],
-    ids=["monai", "classic", "project"],
+    ids=["monai", "classic", "optimal sigma", "project"],
 )
 def test_contestants_learn_and_reconstruct(
     build: Callable[[], peers.Contestant], tiny_store: Store
@@ -123,6 +138,50 @@ def test_contestants_learn_and_reconstruct(
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
     assert rate.shape == (8,) and (rate >= 0).all()
     assert contestant.parameters > 0 and contestant.notes
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_loss_under_the_optimal_sigma_is_the_elbo_at_its_best_sigma(batch: int) -> None:
+    """Against torch's densities: sums over dimensions, means over images, no σ is better."""
+    peer = peers.OptimalSigmaVAE((1, 32, 32), CPU, latent=8)
+    peer.network.eval()  # the same normalisation in every call
+    images = torch.rand(batch, 1, 32, 32)
+
+    def expected(factor: float) -> float:
+        torch.manual_seed(3)
+        posterior = peer.encode(images)
+        mean = peer.decode(posterior.sample())
+        sigma = factor * (images - mean).square().mean().sqrt()
+        log_likelihood = Normal(mean, sigma).log_prob(images).flatten(1).sum(dim=1)
+        law = Normal(posterior.mean, (0.5 * posterior.log_variance).exp())
+        rate = kl_divergence(law, Normal(0.0, 1.0)).sum(dim=1)
+        return (rate - log_likelihood).mean().item()
+
+    torch.manual_seed(3)
+    found = peer.loss(images)
+    assert found.item() == pytest.approx(expected(1.0), rel=1e-5)
+    assert found.item() < min(expected(0.95), expected(1.05))
+    found.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.network.parameters())
+
+
+def test_the_rate_that_is_told_is_that_of_a_draw_and_the_images_that_of_the_means() -> None:
+    project = peers.Project((1, 32, 32), Processes("cpu"), terms.configuration(TINY))
+    images, vae = torch.rand(4, 1, 32, 32), project.objective.vae
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        found, rate = project.reconstruct(images)
+        means = vae.infer(images)
+        mean_rate = torch.stack([_infer(vae, images, seed) for seed in range(50)]).mean(dim=0)
+    assert torch.equal(found, means.reconstruction)
+    assert torch.equal(rate, _infer(vae, images, 0))
+    torch.testing.assert_close(rate, mean_rate, rtol=0.2, atol=0.0)
+
+
+def _infer(vae: VAE, images: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return vae.infer(images, vae.prior_latents(len(images), generator)).posterior.rate()
 
 
 @pytest.mark.slow  # a step takes a second
@@ -138,7 +197,7 @@ def test_pythae_learns_and_reconstructs() -> None:
 
 def test_what_peers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert len(peers.peers((1, 64, 64), CPU)) == 3
+    assert len(peers.peers((1, 64, 64), CPU)) == 4 < len(COLOURS), "every curve has a colour"
     assert peers.PythaeVAE.name not in peers.peers((1, 32, 32), CPU)
     with pytest.raises(InputError, match="channels must be multiples"):
         peers.peers((1, 64, 64), CPU, monai_channels=(16, 24))
@@ -215,7 +274,7 @@ def test_scored_slices_are_those_of_the_validation_monitor(store_writer: Any, wo
 def test_gpu_figures_show_the_share_of_the_blur_term() -> None:
     even = {"median": 1.25, "low": 1.2, "high": 1.3}
     case = {
-        "side": 64, "kernel_size": 11, "batch": 64, "target": 1.05, "rounds": 9,
+        "side": 64, "kernel_size": 11, "levels": "4²×16", "batch": 64, "target": 1.05, "rounds": 9,
         "seconds": {"gaussian": even}, "relative_difference": 1e-7,
         "ratio": {"blur": even, "straightforward": even},
     }  # fmt: skip
@@ -230,6 +289,7 @@ def test_gpu_figures_show_the_share_of_the_blur_term() -> None:
             "gpu": [row | {"images_per_second": even}],
         }
     )  # fmt: skip
+    assert "at 64² 4²×16" in text
     assert "GPU: G" in text and ", simulated" in text and "not measured" not in text
     assert "| 64×64 | 64 | float32 | 1 (1–1) | 100 MiB | 20.0% |" in text
 
@@ -238,10 +298,13 @@ def test_gpu_figures_show_the_share_of_the_blur_term() -> None:
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     content = {
-        "model": {"latent": [4, 4, 4], "width": 4, "max_width": 8, "kernel_hidden": 8},
+        "model": {
+            "levels": [asdict(level) for level in LEVELS], "width": 4, "max_width": 8,
+            "kernel_hidden": 8,
+        },
         "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
         "training": {"batch_size": 4},
-    }
+    }  # fmt: skip
     path.write_text(yaml.safe_dump(content))
     return path
 

@@ -117,6 +117,8 @@ def _evaluate(argv: Sequence[str]) -> None:
 
     parser = _parser("evaluate")
     arguments = parser.parse_args(list(argv))
+    if arguments.restart:
+        raise InputError("evaluate has no --restart: train has; what changed is scored anew anyway")
     run = arguments.run or _stem(arguments)
     if not run:
         raise InputError("say which run to score: --run RUN, or --config CONFIG.yaml")
@@ -128,10 +130,9 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 
 def _said(argv: Sequence[str]) -> set[str]:
-    """Dotted keys that the command line gives; of a section (--model '{…}') all that it holds."""
-    words = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
-    keys = [f"{name}.{key}" for name, kind in vars(Config()).items() for key in vars(kind)]
-    return words | {key for key in keys if key.partition(".")[0] in words}
+    """Dotted keys, or sections (--model '{…}'), that the command line gives."""
+    words = (word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--"))
+    return {word.rstrip("+") for word in words}  # key+ adds to a list
 
 
 def _compare(argv: Sequence[str]) -> None:
@@ -195,6 +196,9 @@ for _name in MODULES:
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
          "NoneType": "null"}  # fmt: skip
 WORDING = (
+    (r"Problem with given class_path '[\w.]*': ", ""),
+    (r"the following arguments are required: ", "missing key "),
+    (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
     (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
     (r"Option '(.*?)' is not accepted", r"unknown key \1"),
     (r'Parser key "(.*?)": ', r"\1: "),

@@ -1,7 +1,7 @@
 """The stages as functions: a configuration in, files and an MLflow run out."""
 
 import shutil
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -276,14 +276,15 @@ def describe(metrics: dict[str, Interval]) -> str:
     return "\n".join(lines)
 
 
-def with_run_config(config: Config, run_config: Config, said: Container[str]) -> Config:
+def with_run_config(config: Config, run_config: Config, said: Iterable[str]) -> Config:
     """The configuration to evaluate with: the run's, but for evaluation, tracking and prior.
 
-    said: dotted keys that were given on the command line. Raises InputError where one of another
-    section is to be changed: the run is as it was trained.
+    said: dotted keys or sections that were given on the command line. Raises InputError where one
+    of another section is to be changed: the run is as it was trained.
     """
     old, new = (_flat(asdict(c)) for c in (run_config, config))
-    changed = [key for key in new if key in said and new[key] != old.get(key)]
+    given = tuple(f"{key}." for key in said)
+    changed = [key for key in new if f"{key}.".startswith(given) and new[key] != old.get(key)]
     refused = [key for key in changed if not key.startswith(HONOURED)]
     if refused:
         key = refused[0]

@@ -14,7 +14,7 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS, build_term
 
 # What `compare.quick` leaves of a configuration: enough to see that everything works.
-QUICK_EPOCHS, QUICK_STEPS, QUICK_WARMUP = 8, 25, 2
+QUICK_EPOCHS, QUICK_STEPS, QUICK_WARMUP, QUICK_IMAGES = 8, 25, 2, 1000
 
 # The blur term's second form is a row of its own where no terms are named.
 DEFAULT = (*TERMS, "blur:positive_definite")
@@ -131,7 +131,9 @@ def quick(config: Config) -> Config:
             training,
             epochs=min(QUICK_EPOCHS, training.epochs),
             epoch_steps=min(QUICK_STEPS, training.epoch_steps or QUICK_STEPS),
+            rate_warmup_steps=min(QUICK_STEPS, training.rate_warmup_steps),
         ),
+        prior=replace(config.prior, images=min(QUICK_IMAGES, config.prior.images)),
         evaluation=replace(config.evaluation, samples=min(64, config.evaluation.samples)),
     )
 

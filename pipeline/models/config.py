@@ -7,6 +7,8 @@ from typing import Any
 SIDES = (32, 64, 128, 256)
 # The encoder's last feature map before a level of side 1.
 LAST_SIDE = 4
+# Of a level, and residual blocks of a side: beyond it a slip, or a file that is to fill the memory.
+MOST_DRAWS = 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Level:
                 raise ValueError(
                     f"{name} in model.levels must be at least 1, not {getattr(self, name)}"
                 )
+        if self.groups > MOST_DRAWS:
+            raise ValueError(
+                f"groups in model.levels must be at most {MOST_DRAWS}, not {self.groups}"
+            )
         if not 0 <= self.opens < 1:
             raise ValueError(f"opens in model.levels must be in [0, 1), not {self.opens}")
 
@@ -72,8 +78,10 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         if self.width % 4:
             raise ValueError(f"model.width must be a multiple of 4, not {self.width}")
-        if self.residual_blocks < 0:
-            raise ValueError(f"model.residual_blocks must not be negative: {self.residual_blocks}")
+        if not 0 <= self.residual_blocks <= MOST_DRAWS:
+            raise ValueError(
+                f"model.residual_blocks must be from 0 to {MOST_DRAWS}, not {self.residual_blocks}"
+            )
 
     @property
     def draws(self) -> list[Level]:

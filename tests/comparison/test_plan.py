@@ -118,6 +118,12 @@ def test_quick_is_one_seed_and_few_steps_under_names_of_its_own() -> None:
         assert training.epochs * training.epoch_steps <= QUICK_EPOCHS * QUICK_STEPS
 
 
+def test_quick_leaves_steps_in_which_the_rate_is_held() -> None:
+    """The rate's weight must have its full size long before the 200 steps are over."""
+    for training in (entry.config.training for entry in _entries(_config(quick=True))):
+        assert training.rate_warmup_steps <= QUICK_EPOCHS * QUICK_STEPS / 4
+
+
 def test_a_form_that_is_the_configured_one_is_no_row_of_its_own() -> None:
     config = _config(terms=("blur", "blur:wiener", "blur:positive_definite"))
     assert {e.row for e in _entries(config)} == {"blur", "blur:positive_definite"}

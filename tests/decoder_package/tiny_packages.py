@@ -10,6 +10,12 @@ MODEL = ModelConfig(
     levels=[Level(4, 2), Level(8, 1, groups=2)], width=4, max_width=8, kernel_hidden=8
 )
 LATENTS = MODEL.latent_size
+# Of the blur term.
+PARTS = ("decoder", "encoder", "kernel_network")
+FILES = {
+    "metadata.json", "likelihood.safetensors", *(f"{p}.pt2" for p in PARTS),
+    *(f"{p}.safetensors" for p in PARTS),
+}  # fmt: skip
 
 
 def make_package(

@@ -27,7 +27,7 @@ class TrainingConfig:
     the learning rate follows it, and a repeat can differ."""
     batch_size: int = 16
     """Slices per step, over all processes and pieces."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     kernel_learning_rate: float = 1e-3
     lr_warmup_steps: int = 100
     """Steps of linear growth before the cosine decay to zero."""

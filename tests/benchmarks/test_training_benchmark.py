@@ -131,7 +131,7 @@ def test_contestants_learn_and_reconstruct(
     build: Callable[[], peers.Contestant], tiny_store: Store
 ) -> None:
     contestant, batch = build(), _images(tiny_store)
-    losses = [contestant.step(batch).item() for _ in range(12)]
+    losses = [contestant.step(batch).item() for _ in range(40)]
     assert min(losses[-3:]) < min(losses[:3])
     reconstruction, rate = contestant.reconstruct(batch)
     assert reconstruction.shape == batch.shape

@@ -36,10 +36,9 @@ class PriorConfig:
         for name in ("pieces", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"prior.{name} must not be negative: {getattr(self, name)}")
-        if self.subjects < 2:
-            raise ValueError(f"prior.subjects must be at least 2, not {self.subjects}")
-        if self.images < 1:
-            raise ValueError(f"prior.images must be at least 1, not {self.images}")
+        for name in ("subjects", "images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"prior.{name} must be at least 2, not {getattr(self, name)}")
         if not 0 <= self.augmentation <= 1:
             raise ValueError(f"prior.augmentation must be in [0, 1], not {self.augmentation}")
 

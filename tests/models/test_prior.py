@@ -92,7 +92,7 @@ def test_a_generator_draws_the_same_again() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("pieces", -1), ("subjects", 1), ("images", 0), ("augmentation", 1.5), ("seed", -1)],
+    [("pieces", -1), ("subjects", 1), ("images", 1), ("augmentation", 1.5), ("seed", -1)],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"prior\.{key}"):

@@ -26,6 +26,7 @@ from pipeline.training.step import TrainingStep
 Shape = tuple[int, int, int]
 
 PROJECT = "this project"
+PROJECT_SHORT = "this project, a quarter of the time"
 
 # What has a chance within minutes on a CPU (of the widths tried, this one was furthest after equal
 # time), and what the tutorial takes, one level deeper so that all spatial latents are of one size.

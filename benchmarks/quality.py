@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import synchronise
-from peers import PROJECT, Contestant, count, project_notes, reconstruct
+from peers import PROJECT, PROJECT_SHORT, Contestant, count, project_notes, reconstruct
 from torch import Tensor
 
 from pipeline.backbones import WeightsNotFound
@@ -245,12 +245,20 @@ class ScoringMonitor:
 
 
 def train_project(
-    config: Config, store: Store, scorer: Scorer, seconds: float, folder: Path
+    config: Config,
+    store: Store,
+    scorer: Scorer,
+    seconds: float,
+    folder: Path,
+    name: str = PROJECT,
 ) -> Run:
-    """The real training loop for so many seconds, the time of its scores included."""
+    """The real training loop for so many seconds, the time of its scores included.
+
+    Its whole schedule (levels, learning rate) fits itself to that time.
+    """
     training = replace(config.training, max_minutes=seconds / 60, epochs=ENDLESS, validate_every=1)
     config = replace(config, training=training)
-    run = Run(PROJECT, project_notes(config), parameters=0)
+    run = Run(name, project_notes(config), parameters=0)
     monitor = ScoringMonitor(scorer, run, 60 * training.max_minutes)
     trainer = monitor.trainer = Trainer(config, store, folder, monitor)
     run.parameters = count(trainer.objective)
@@ -262,7 +270,8 @@ def train_project(
 def compare(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
     """When this project reached the best that any peer reached in the whole time, per metric.
 
-    `all` is about the first point at which it holds for all metrics at once.
+    `all` is about the first point at which it holds for all metrics at once. The project's short
+    run is shown, and decides nothing here.
     """
     (project,) = (run for run in runs if run.name == PROJECT)
     rows: dict[str, Any] = {}
@@ -271,7 +280,7 @@ def compare(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
         bests = {
             run.name: point
             for run in runs
-            if run is not project and (point := best(run.curve, metric))
+            if run.name not in (PROJECT, PROJECT_SHORT) and (point := best(run.curve, metric))
         }
         if not bests:
             continue

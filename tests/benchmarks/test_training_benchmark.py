@@ -231,6 +231,7 @@ def test_comparison_is_with_the_best_peer_of_each_metric() -> None:
     mine = _curve((5, 0.6, 17, 0.1), (10, 0.3, 19, 0.3), (40, 0.2, 22, 0.4))
     runs = [
         Run(peers.PROJECT, "", 1, mine),
+        Run(peers.PROJECT_SHORT, "", 1, _curve((3, 0.1, 30, 1.0))),
         Run("a", "", 1, _curve((5, 0.5, 18, 0.05), (100, 0.3, 20, 0.06))),
         Run("b", "", 1, _curve((5, 0.7, 12, 0.9), (90, 0.4, 19, 0.2))),
     ]
@@ -342,9 +343,9 @@ def test_all_parts_from_end_to_end(
     found = json.loads((tmp_path / "out/training.json").read_text())
     assert set(training.PARTS) < set(found)
     names = [run["name"] for run in found["quality"]["runs"]]
-    assert names == [peers.PROJECT, peers.ClassicVAE.name]
+    assert names == [peers.PROJECT, peers.PROJECT_SHORT, peers.ClassicVAE.name]
     assert all(run["curve"] and run["steps"] for run in found["quality"]["runs"])
-    assert [row["name"] for row in found["throughput"]] == names
+    assert [row["name"] for row in found["throughput"]] == [peers.PROJECT, peers.ClassicVAE.name]
     assert all(row["multiply_adds"] > 1e4 for row in found["throughput"])
     assert found["reading"]["ratio"]["reading"]["median"] > 0
     assert found["store"]["digest"] == tiny_store.digest

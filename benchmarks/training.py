@@ -6,10 +6,10 @@
 
 Four parts: `terms` (price of the blur term in whole training steps), `quality` (validation scores
 over wall-clock seconds, --minutes for each of five models, and this project's once more, its whole
-schedule in 75 seconds), `throughput` (images/s and multiply-adds of the same models), `reading` (how fast batches
-come from the store). Writes OUT/training.md, OUT/training.json and OUT/time_to_quality.png.
-Everything compared is measured side by side, so that ratios hold on another machine, too; do leave
-the machine alone meanwhile.
+schedule in 75 seconds), `throughput` (images/s and multiply-adds of the same models), `reading`
+(how fast batches come from the store). Writes OUT/training.md, OUT/training.json and
+OUT/time_to_quality.png. Everything compared is measured side by side, so that ratios hold on
+another machine, too; do leave the machine alone meanwhile.
 """
 
 import argparse

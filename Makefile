@@ -33,7 +33,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate export compare reconstruct restore anomaly \
+.PHONY: help prepare train evaluate export compare reconstruct restore anomaly lesions \
   bench ui test test-all lint clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
@@ -68,6 +68,9 @@ anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anoma
 	  echo "error: make anomaly PACKAGE=FOLDER IMAGE=volume.nii.gz [ARGS='--lesions mask.nii.gz']" >&2; \
 	  exit 2; }
 	$(PY) -m pipeline anomaly --package "$(PACKAGE)" --image "$(IMAGE)" $(ARGS)
+
+lesions: $(INSTALLED) ## Lesions inserted into healthy people of STORE, and found by PACKAGE
+	$(PY) -m pipeline lesions $(analysed) $(ARGS)
 
 reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE
 	$(PY) -m pipeline reconstruct $(analysed) $(ARGS)

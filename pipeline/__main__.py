@@ -26,12 +26,14 @@ USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [-
 commands:
   train       train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate    score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
+              --reconstructions: somebody else's reconstructions    -> WORK/scores/NAME
   compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
   export      write a run's decoder package, and register it        -> WORK/packages/RUN
   reconstruct undersampled MR images under a decoder's prior        -> WORK/reconstructions
   restore     noisy, blurred or coarse images under the same        -> WORK/restorations
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
+  lesions     insert lesions into healthy slices, and find them     -> WORK/lesions
 
 python -m pipeline COMMAND --help lists every key and option."""
 
@@ -113,6 +115,9 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
+    if any(word.partition("=")[0] == "--reconstructions" for word in argv):
+        _with_options("evaluate", argv, FOREIGN)
+        return
     from pipeline.stages import evaluate_run, run_folder, with_run_config
 
     parser = _parser("evaluate")
@@ -169,11 +174,16 @@ MODULES: dict[str, str] = {
     "calibration": "pipeline.evaluation.side_by_side",
     "reconstruct": "pipeline.analysis.reconstruct",
     "restore": "pipeline.analysis.restore",
+    "lesions": "pipeline.analysis.lesions",
 }
 
 
-def _with_options(command: str, argv: Sequence[str]) -> None:
-    module = import_module(MODULES[command])
+# What `evaluate --reconstructions` is: no run is scored, but what somebody else made.
+FOREIGN = "pipeline.evaluation.foreign"
+
+
+def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
+    module = import_module(name or MODULES[command])
     parser = ArgumentParser(
         prog=f"python -m pipeline {command}",
         description=(module.__doc__ or "").partition("\n")[0],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.comparison.leaderboard import DENSITY, RECONSTRUCTION, SAMPLES, loss
-from pipeline.config import Config
+from pipeline.config import Config, TrainingConfig
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
@@ -28,6 +28,7 @@ from pipeline.stages import run_folder
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import MANIFEST, Checkpoint, find_checkpoint
 from pipeline.training.prior import prior_of
+from pipeline.training.residual import residual_law_of
 from pipeline.training.step import part_of
 
 # A part of a checkpoint -> that of a package. What only training needs stays behind.
@@ -208,11 +209,15 @@ def package_of_run(
         raise InputError(
             f"checkpoint {checkpoint.path} does not fit its run's configuration: train again"
         ) from error
-    if package.density is not None and not math.isfinite(package.scale):
+    if package.density is not None and not package.density.has_scale:
         raise InputError(
             f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
             "yet: train for more epochs than likelihood.warmup_epochs"
         )
+    law = residual_law_of(checkpoint, package.vae, config, store, any_kept=True)
+    if law is not None:
+        package.residual, package.which = law, "fitted"
+        metadata["residual"] = {"floor": float(law.floor)}
     prior = None
     if with_prior:
         prior = prior_of(checkpoint, package.vae, config, store, any_kept=True)
@@ -258,6 +263,7 @@ def _config(checkpoint: Checkpoint) -> Config:
             model=ModelConfig(**sections["model"]),
             prior=PriorConfig(**sections["prior"]),
             likelihood=LikelihoodConfig(**sections["likelihood"]),
+            training=TrainingConfig(**sections["training"]),
             tracking=TrackingConfig(**sections["tracking"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     POSTERIOR = 3
     PRIOR = 4
+    RESIDUAL = 5
 
 
 def generator(

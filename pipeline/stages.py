@@ -13,10 +13,14 @@ from pipeline.config import Config
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import Interval
-from pipeline.evaluation.record import fingerprint, read_evaluation, write_evaluation
+from pipeline.evaluation.record import (
+    describe,
+    fingerprint,
+    read_evaluation,
+    write_evaluation,
+)
 from pipeline.files import work_folder, write_text
-from pipeline.losses.fourier_gaussian import FourierGaussian
-from pipeline.losses.gaussian import Gaussian
+from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.processes import Processes, choose_device
 from pipeline.tracking import NoTracker, track
 from pipeline.training.checkpoint import (
@@ -28,6 +32,7 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.prior import prior_of
+from pipeline.training.residual import residual_law_of
 from pipeline.training.signals import StopSignals
 from pipeline.training.summary import levels_of, summary
 
@@ -37,12 +42,13 @@ INDIFFERENT = {
     "data.store", "data.workers", "data.on_device", "training.threads", "training.device",
     "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
     "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
+    *(f"likelihood.{key}" for key in RESIDUAL_KEYS),
 }  # fmt: skip
 # Nats of a whole level below which no information has ever reached it.
 LEAST_RATE = 0.5
 
 # Sections whose keys evaluation takes; and what it has in place of a key of another.
-HONOURED = ("evaluation.", "tracking.", "prior.")
+HONOURED = ("evaluation.", "tracking.", "prior.", "likelihood.residual")
 ELSEWHERE = {
     "training.device": "say evaluation.device",
     "training.threads": "say evaluation.threads",
@@ -79,7 +85,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
                 done = found.state["epoch"]
                 say(f"run {run} is trained already ({done} epochs): nothing to do")
                 if processes.main:
-                    _fit_prior(config, folder, store, processes)
+                    _fit_the_rest(config, folder, store, processes)
                 return
         monitor = None
         if processes.main:
@@ -111,16 +117,16 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             if rate < LEAST_RATE:
                 say(f"note: the level of side {side} holds {rate:.1f} nats: it is of no use here")
         if processes.main:
-            _fit_prior(config, folder, store, processes)
+            _fit_the_rest(config, folder, store, processes)
         say(f"checkpoints: {folder / 'checkpoints'}")
 
 
-def _fit_prior(config: Config, folder: Path, store: Store, processes: Processes) -> None:
-    """The distribution that samples are drawn from, of the checkpoint that is scored."""
-    if config.prior.pieces:
-        checkpoint = find_checkpoint(folder / "checkpoints", "best")
-        objective = load_objective(checkpoint, config).to(processes.device)
-        prior_of(checkpoint, objective.vae, config, store)
+def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Processes) -> None:
+    """The prior of samples and the law of the residuals, of the checkpoint that is scored."""
+    checkpoint = find_checkpoint(folder / "checkpoints", "best")
+    objective = load_objective(checkpoint, config).to(processes.device)
+    prior_of(checkpoint, objective.vae, config, store)
+    residual_law_of(checkpoint, objective.vae, config, store)
 
 
 def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
@@ -188,7 +194,7 @@ def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
     folder, settings = run_folder(run), config.evaluation
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
-    inputs = fingerprint(checkpoint.path, store, settings, config.prior)
+    inputs = fingerprint(checkpoint.path, store, config)
     return read_evaluation(folder / _evaluation_folder(config, store), inputs, complete=False)
 
 
@@ -213,9 +219,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     objective, state = load_objective(checkpoint, config), checkpoint.state
     store = store_to_score(config)
     elsewhere = _evaluation_folder(config, store)
-    inputs = fingerprint(checkpoint.path, store, settings, config.prior)
-    calibrated = isinstance(objective.term, Gaussian | FourierGaussian)
-    metrics = read_evaluation(folder / elsewhere, inputs, calibrated=calibrated)
+    inputs = fingerprint(checkpoint.path, store, config)
+    metrics = read_evaluation(folder / elsewhere, inputs)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
@@ -230,11 +235,12 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         objective = objective.to(choose_device(settings.device, "evaluation.device"))
         trained = _trained_store(state)
         prior = prior_of(checkpoint, objective.vae, config, trained)
+        law = residual_law_of(checkpoint, objective.vae, config, trained)
         name = f"{run} {elsewhere}"
         with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
             found = evaluate(
                 objective, prior, state, store, entries, networks, config,
-                training_slices(trained) if trained else None,
+                training_slices(trained) if trained else None, law,
             )  # fmt: skip
             metrics = found.metrics
             write_evaluation(folder / elsewhere, found, inputs)
@@ -264,20 +270,8 @@ def _trained_store(state: dict[str, Any]) -> Store | None:
     return store if store.digest == state["store"]["digest"] else None
 
 
-def describe(metrics: dict[str, Interval]) -> str:
-    """Metrics as a table of plain text."""
-    lines = []
-    for key, interval in sorted(metrics.items()):
-        mean, low, high = (interval[part] for part in ("mean", "low", "high"))
-        shown = "undefined" if mean is None else f"{mean:10.4f}"
-        if low is not None and high is not None:  # a number of all subjects together has none
-            shown += f"   [{low:.4f}, {high:.4f}]"
-        lines.append(f"{key:30s} {shown}")
-    return "\n".join(lines)
-
-
 def with_run_config(config: Config, run_config: Config, said: Iterable[str]) -> Config:
-    """The configuration to evaluate with: the run's, but for evaluation, tracking and prior.
+    """The configuration to evaluate with: the run's, but for what evaluation takes anew (HONOURED).
 
     said: dotted keys or sections that were given on the command line. Raises InputError where one
     of another section is to be changed: the run is as it was trained.
@@ -292,8 +286,13 @@ def with_run_config(config: Config, run_config: Config, said: Iterable[str]) -> 
         raise InputError(
             f"evaluate can't change {key}: the run was trained with {old.get(key)!r}; {way_out}"
         )
+    anew = {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS}
     return replace(
-        run_config, evaluation=config.evaluation, tracking=config.tracking, prior=config.prior
+        run_config,
+        evaluation=config.evaluation,
+        tracking=config.tracking,
+        prior=config.prior,
+        likelihood=replace(run_config.likelihood, **anew),
     )
 
 

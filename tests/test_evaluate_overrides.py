@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "model": {
         "levels": LEVELS, "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
     },
-    "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
+    "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
     "training": {"epochs": 2, "batch_size": 6, "rate_warmup_steps": 2, "threads": 1},
     "prior": {"images": 40},
     "evaluation": {"samples": 4, "bootstrap": 20},

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -33,7 +34,7 @@ CONFIG = replace(
     Config(),
     data=replace(Config().data, store="tiny"),
     model=ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8, kernel_hidden=8),
-    likelihood=LikelihoodConfig(kernel_size=5),
+    likelihood=LikelihoodConfig(kernel_size=5, residual_steps=2),
 )
 LATENTS = CONFIG.model.latent_size
 NAME = "sharp-vae-mri-decoder"
@@ -135,6 +136,23 @@ def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], w
     assert '"p00"' not in json.dumps(facts)
     assert package.scale == pytest.approx(np.exp(-2))
     assert not (work / "mlflow.db").exists()
+
+
+def test_monai_runs_the_package_as_a_bundle(
+    make_run: MakeRun, export: Callable[..., str], work: Path
+) -> None:
+    from monai.bundle import run  # takes seconds
+
+    make_run(config=replace(CONFIG, prior=replace(CONFIG.prior, pieces=3, images=30)))
+    export("--run", "tiny", "--register", "false")
+    config = Path(__file__).parents[1] / "docs/examples/monai_bundle.yaml"
+    output = work / "bundle"
+    run(run_id="run", config_file=str(config), package=str(work / "packages/tiny"),
+        output=str(output))  # fmt: skip
+    files = sorted(output.rglob("*.nii.gz"))
+    assert len(files) == 4
+    values = nib.load(files[0]).get_fdata()
+    assert np.squeeze(values).shape == (32, 32) and 0 <= values.min() <= values.max() <= 1
 
 
 def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(

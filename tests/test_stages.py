@@ -22,7 +22,7 @@ from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import networks, record
-from pipeline.evaluation.calibration import COVERAGE, GAUSSIAN_ONLY
+from pipeline.evaluation.calibration import FITTED, keys
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
@@ -36,11 +36,14 @@ checkpoints/step-00000006/weights.safetensors
 checkpoints/step-00000009/manifest.json
 checkpoints/step-00000009/prior.json
 checkpoints/step-00000009/prior.safetensors
+checkpoints/step-00000009/residual.json
+checkpoints/step-00000009/residual.safetensors
 checkpoints/step-00000009/state.pt
 checkpoints/step-00000009/weights.safetensors
 config.yaml
 evaluation/calibration.json
 evaluation/figures/calibration.png
+evaluation/figures/error_bars.png
 evaluation/figures/kernels.png
 evaluation/figures/reconstructions.png
 evaluation/figures/samples.png
@@ -54,7 +57,7 @@ KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
     "rate", "elbo_bits_per_dim", "sample_blur_effect", "sample_high_frequency_ratio",
     "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
-    "kernel_width", "sample_novelty", *GAUSSIAN_ONLY, *COVERAGE,
+    "kernel_width", "sample_novelty", "elbo_bits_per_dim_fitted", *keys("blur"), *keys(FITTED),
 }  # fmt: skip
 SETS = {
     "kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16", "sample_kid_coarse",
@@ -68,7 +71,7 @@ CONFIG: dict[str, Any] = {
         "levels": [{"side": 4, "channels": 2}, {"side": 8, "channels": 1, "opens": 0.2}],
         "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
     },
-    "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
+    "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
     "training": {
         "epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2, "device": "cpu",
     },

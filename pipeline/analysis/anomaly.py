@@ -29,7 +29,8 @@ from pipeline.analysis.anomaly_maps import (
 )
 from pipeline.analysis.restoration import restore
 from pipeline.analysis.results import begin
-from pipeline.analysis.study import open_package, open_prior
+from pipeline.analysis.study import Choice, open_package, open_prior
+from pipeline.data.intensity import to_scanner
 from pipeline.data.volumes import (
     PreparedVolume,
     differing,
@@ -74,6 +75,8 @@ class Options:
         lesions: mask of lesions on the image's grid, to score the maps against.
         baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is
             scored beside.
+        law: of the decoder's residuals, in whose standard deviations the maps are: fitted, term,
+            or best: fitted where the package has it.
         tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
         restore_steps: steps of gradient ascent on the posterior, 100 or so: a step changes a pixel
             by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what
@@ -92,6 +95,7 @@ class Options:
     mask: str = ""
     lesions: str = ""
     baseline: str = ""
+    law: Choice = "best"
     tail: Tail = "both"
     restore_steps: int = 0
     restore_tv: float = 1.0
@@ -121,7 +125,7 @@ def run(options: Options) -> None:
     """Map one volume and write the results. Raises InputError, in one line, for bad input."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = open_prior(options.package, options.device)
+    model = open_prior(options.package, options.law, options.device)
     volume = prepare_volume(
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
     )
@@ -215,7 +219,8 @@ def _write(
         for name, mapped in shown.items():
             write_like(folder / f"{name}.nii.gz", mapped, volume, f"{name}, {UNITS[name]}")
         back = put_back(maps.reconstruction[:, 0].numpy(), volume)
-        write_like(folder / "reconstruction.nii.gz", back, volume, "reconstruction, 0 to 1")
+        back = to_scanner(back, volume.low, volume.high)
+        write_like(folder / "reconstruction.nii.gz", back, volume, "reconstruction, file's unit")
     figure = _figure(volume, shown, inside, lesions, options)
     with replacing(folder / "overlay.png") as stream:
         figure.savefig(stream, format="png", dpi=150)
@@ -225,7 +230,7 @@ def _write(
         "options": asdict(options),
         "image_sha256": volume.sha256,
         "trained_on": known,
-        "scale": model.scale,
+        "law": model.which,
         "map": what,
         "slices": len(volume.slices.indices),
         "slices_like_training": int(volume.like_training.sum()),

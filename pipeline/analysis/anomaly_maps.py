@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.blur.whitening import whiten
+from pipeline.losses.law import GaussianLaw, Law
 from pipeline.models.vae import Posterior
 
 Tail = Literal["both", "dark", "bright"]
@@ -17,11 +17,9 @@ Progress = Callable[[float, str], None]
 class NormativeModel(Protocol):
     """What of a decoder package is used here."""
 
-    @property
-    def scale(self) -> float: ...
     def encode(self, image: Tensor) -> Posterior: ...
     def decode(self, latent: Tensor) -> Tensor: ...
-    def precision(self, latent: Tensor) -> Tensor: ...
+    def law(self, latent: Tensor, /, decoded: Tensor | None = None) -> Law: ...
     def log_likelihood(self, image: Tensor, latent: Tensor) -> Tensor: ...
 
 
@@ -30,7 +28,7 @@ class SliceMaps:
     """Of n slices, (n,1,H,W) each; residuals are image − reconstruction, so dark is negative.
 
     reconstruction and residual in intensity units, whitened in standard deviations of the model's
-    own likelihood.
+    law.
     """
 
     reconstruction: Tensor
@@ -44,8 +42,8 @@ def slice_maps(
 ) -> SliceMaps:
     """Encode, decode at the posterior's mean, subtract, whiten: images (n,1,H,W) in [0,1].
 
-    Whitening is Σ^(-1/2)/σ with the kernel that the model predicts for that very image: where the
-    decoder is known to blur, an error at high frequencies counts for less.
+    Whitening is C^(-1/2) S⁻¹ under the model's law: an error counts for less where the decoder is
+    known to err. Raises ValueError where the law is no Gaussian.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     done = 0
@@ -53,7 +51,10 @@ def slice_maps(
         latent = model.encode(batch).mean
         reconstruction = model.decode(latent)
         residual = batch - reconstruction
-        white = whiten(residual, model.precision(latent), model.scale)
+        law = model.law(latent, decoded=reconstruction)
+        if not isinstance(law, GaussianLaw):
+            raise ValueError("residuals are whitened under a Gaussian law alone")
+        white = law.whiten(residual)
         parts.append((reconstruction.cpu(), residual.cpu(), white.cpu()))
         done += len(batch)
         progress(done / len(images), "slices")

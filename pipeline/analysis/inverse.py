@@ -1,20 +1,24 @@
 """Inverse problems under a decoder's prior: y = A x + noise, x from p(x|z), z from N(0,I).
 
-The noise is Gaussian of standard deviation s in each real number of y; p(x|z) = N(decode(z), σ²Σ_z)
-with Σ⁻¹ circulant, its eigenvalues λ. Two phases:
+The noise is Gaussian of standard deviation s in each real number of y; p(x|z) = N(decode(z), S C S)
+is the decoder's law (`losses.law`): S = diag of a deviation a pixel or one number, C⁻¹ circulant,
+its eigenvalues λ. Two phases:
 
-latent  minimise over z   ‖A decode(z) − y‖² / 2t²  +  ½‖z‖²,   t² = s² + σ² mean(1/λ), of each
-        image over the whole spectrum: the image is
-        one that the decoder can draw (Bora et al., Compressed Sensing using Generative Models,
-        2017), and what it can't draw counts as noise.
-image   minimise over z and x   ‖A x − y‖² / 2s²  +  (x − decode(z))ᵀ Σ⁻¹ (x − decode(z)) / 2σ²  +
-        ½‖z‖²: the image may leave the decoder's range as far as the likelihood says it does (Tezcan
-        et al., MR Image Reconstruction Using Deep Density Priors, IEEE TMI 2019). Given z the best
-        x is linear, found by conjugate gradients; z follows the gradient at that x, which is
-        the gradient of the minimum over x.
+latent  minimise over z   ‖A decode(z) − y‖² / 2t²  +  ½‖z‖²,   t² = s² + the law's mean variance a
+        pixel, of each image: the image is one that the decoder can draw (Bora et al., Compressed
+        Sensing using Generative Models, 2017), and what it can't draw counts as noise.
+image   minimise over z and u, x = decode(z) + S u,   ‖A x − y‖² / 2s²  +  uᵀ C⁻¹ u / 2  +  ½‖z‖²:
+        the image may leave the decoder's range as far as the law says it does (Tezcan et al., MR
+        Image Reconstruction Using Deep Density Priors, IEEE TMI 2019). Given z the best u is
+        linear, found by conjugate gradients; z follows the gradient at that x, which is the
+        gradient of the minimum over u.
 
-λ is that of the current z and gets no gradient: log|Σ⁻¹| belongs to every frequency, measured or
-not, and a maximum over x (in place of the integral) would be pulled to kernels that promise most.
+S and λ are those of the current z and get no gradient: log|S C S| belongs to every pixel, measured
+or not, and a maximum over x (in place of the integral) would be pulled to z that promise most.
+
+Draws from the posterior p(x,z|y) come from the image phase of perturbed problems (perturb and MAP,
+Papandreou & Yuille 2010; randomize-then-optimize, Bardsley et al. 2014): y with noise added once
+more, u about a draw from N(0,C), z about a draw from N(0,I). Exact where decode is linear.
 """
 
 from collections.abc import Callable
@@ -24,8 +28,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.analysis.operators import Operator
-from pipeline.blur.whitening import marginal_variance
+from pipeline.analysis.operators import Operator, complex_noise
+from pipeline.blur.likelihood import sample_residual
+from pipeline.losses.law import GaussianLaw, Law
 from pipeline.models.vae import Posterior
 
 Notice = Callable[[float], None]
@@ -36,11 +41,9 @@ class Prior(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def scale(self) -> float: ...
     def decode(self, latent: Tensor, /) -> Tensor: ...
     def encode(self, image: Tensor, /) -> Posterior: ...
-    def precision(self, latent: Tensor, /) -> Tensor: ...
+    def law(self, latent: Tensor, /, decoded: Tensor | None = None) -> Law: ...
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,33 @@ class SolverSettings:
     latent_steps: int = 120
     image_steps: int = 100
     restarts: int = 1
-    support: bool = True
+    support: bool = False
     learning_rate: float = 0.05
     cg_steps: int = 4
     final_cg_steps: int = 100
     seed: int = 0
+    samples: int = 0
+    """Draws from the posterior."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """latent z; drawn: decode(z) after the latent phase; image: x of the image phase, in [0,1]."""
+    """latent z; drawn: decode(z) after the latent phase; image: x of the image phase, in [0,1].
+
+    samples (n,B,C,H,W): draws from the posterior, where there are any; they may leave [0,1].
+    """
 
     latent: Tensor
     drawn: Tensor
     image: Tensor
+    samples: Tensor | None = None
 
 
 # Below this the data would be believed beyond float32's rounding.
 LEAST_NOISE = 1e-3
 # λ of a frequency that the kernel lost is next to 0; its variance must not swamp the mean.
 LEAST_PRECISION = 0.05
-# Intensity above which the decoder draws tissue, and how much of σ is left far from it.
+# Intensity above which the decoder draws tissue, and how much of S is left far from it.
 TISSUE = 0.04
 OUTSIDE = 0.05
 
@@ -125,20 +134,21 @@ def best_departure(
     measurement: Tensor,
     drawn: Tensor,
     precision: Tensor,
-    reach: Tensor | float,
-    ratio: float,
+    reach: Tensor,
+    noise: float,
     start: Tensor,
     steps: int,
 ) -> Tensor:
-    """The u that minimises ‖A (decode(z) + τu) − y‖²/2s² + ‖u‖²_λ/2σ²: (B,C,H,W).
+    """The u that minimises ‖A (decode(z) + ρu) − y‖²/2s² + ‖u‖²_λ/2: (B,C,H,W).
 
-    drawn: decode(z); precision λ; reach τ; ratio s²/σ²; start: a first guess of u.
+    drawn: decode(z); precision λ; reach ρ, what broadcasts to drawn, intensity; noise s; start: a
+    first guess of u.
     """
     right = reach * operator.adjoint(measurement - operator.forward(drawn))
 
     def apply(image: Tensor) -> Tensor:
         data = operator.adjoint(operator.forward(reach * image))
-        return reach * data + ratio * colour(image, precision)
+        return reach * data + noise**2 * colour(image, precision)
 
     return conjugate_gradient(apply, right, start, steps)
 
@@ -152,13 +162,14 @@ def solve(
     settings: SolverSettings,
     notice: Notice = lambda _: None,
 ) -> Solution:
-    """Both phases for a batch of measurements of one operator.
+    """Both phases for a batch of measurements of one operator, and draws from the posterior.
 
     noise: s, intensity units; guess (B,C,H,W): an image to encode as the first start, such as zero
     filling. notice: is told the share that is done. Deterministic for a seed.
     """
-    sigma, noise = float(prior.scale), max(noise, LEAST_NOISE)
-    total = settings.latent_steps * settings.restarts + settings.image_steps
+    noise = max(noise, LEAST_NOISE)
+    total = settings.latent_steps * settings.restarts
+    total += settings.image_steps * (1 + bool(settings.samples))
     done = 0
 
     def step() -> None:
@@ -169,34 +180,95 @@ def solve(
     latent = _latent_phase(prior, operator, measurement, noise, guess, settings, step)
     with torch.no_grad():
         drawn = prior.decode(latent).clamp(0, 1)
-    ratio = (noise / sigma) ** 2
-    latent = latent.clone().requires_grad_()
-    optimiser = torch.optim.Adam([latent], lr=settings.learning_rate)
-    departure = torch.zeros_like(drawn)
-    for index in range(settings.image_steps):
-        _cool(optimiser, settings.learning_rate, index, settings.image_steps)
-        mean = prior.decode(latent)
+    phase = _ImagePhase(prior, operator, noise, settings, step)
+    latent, image = phase(
+        latent, measurement, torch.zeros_like(drawn), torch.zeros_like(latent)
+    )  # fmt: skip
+    samples = _samples(phase, latent, measurement, settings) if settings.samples else None
+    return Solution(latent, drawn, image.clamp(0, 1), samples)
+
+
+@dataclass(frozen=True)
+class _ImagePhase:
+    """The search over z and u about their means in the prior: 0, or a draw for a posterior's."""
+
+    prior: Prior
+    operator: Operator
+    noise: float
+    settings: SolverSettings
+    step: Callable[[], None]
+
+    def __call__(
+        self, latent: Tensor, measurement: Tensor, departure: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of starts (B,L): z, x. departure (B,C,H,W), centre (B,L): the means of u and z."""
+        settings = self.settings
+        latent = latent.clone().requires_grad_()
+        optimiser = torch.optim.Adam([latent], lr=settings.learning_rate)
+        found = torch.zeros_like(departure)
+        for index in range(settings.image_steps):
+            _cool(optimiser, settings.learning_rate, index, settings.image_steps)
+            mean = self.prior.decode(latent)
+            with torch.no_grad():
+                found, image = self._image(
+                    latent, mean, measurement, departure, found, settings.cg_steps
+                )
+                misfit = measurement - self.operator.forward(image)
+                pull = self.operator.adjoint(misfit) / self.noise**2
+            # The gradient of the minimum over u: that of the misfit at this x, as if x moved along.
+            _descend(optimiser, -(pull * mean).sum() + 0.5 * (latent - centre).square().sum())
+            self.step()
         with torch.no_grad():
-            precision, reach = prior.precision(latent), _reach(mean, settings)
-            departure = best_departure(
-                operator, measurement, mean, precision, reach, ratio, departure, settings.cg_steps
+            mean = self.prior.decode(latent)
+            _, image = self._image(
+                latent, mean, measurement, departure, found, settings.final_cg_steps
             )
-            image = mean + reach * departure
-            pull = operator.adjoint(measurement - operator.forward(image)) / noise**2
-        # The gradient of the minimum over x: that of the misfit at this x, as if x moved along.
-        _descend(optimiser, -(pull * mean).sum() + 0.5 * latent.square().sum())
-        step()
-    with torch.no_grad():
-        mean, precision = prior.decode(latent), prior.precision(latent)
-        reach, steps = _reach(mean, settings), settings.final_cg_steps
-        departure = best_departure(
-            operator, measurement, mean, precision, reach, ratio, departure, steps
+        return latent.detach(), image
+
+    def _image(
+        self,
+        latent: Tensor,
+        mean: Tensor,
+        measurement: Tensor,
+        departure: Tensor,
+        start: Tensor,
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The best u − departure for a z whose decoded image is `mean`, and its x."""
+        law = gaussian(self.prior.law(latent, decoded=mean))
+        reach = law.deviation * (support(mean) if self.settings.support else torch.ones_like(mean))
+        base = mean + reach * departure
+        found = best_departure(
+            self.operator, measurement, base, law.precision, reach, self.noise, start, steps
         )
-    return Solution(latent.detach(), drawn, (mean + reach * departure).clamp(0, 1))
+        return found, base + reach * found
 
 
-def _reach(drawn: Tensor, settings: SolverSettings) -> Tensor:
-    return support(drawn) if settings.support else torch.ones_like(drawn)
+@torch.no_grad()
+def _samples(
+    phase: _ImagePhase, latent: Tensor, measurement: Tensor, settings: SolverSettings
+) -> Tensor:
+    """(n,B,C,H,W): each the solution of a perturbed problem; all are searched for at once."""
+    count, batch = settings.samples, len(latent)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    starts = latent.repeat(count, 1)
+    measured = measurement.repeat(count, *(1,) * (measurement.ndim - 1))
+    measured = measured + complex_noise(measured, phase.noise, generator)
+    law = gaussian(phase.prior.law(latent))
+    channels, height, width = phase.prior.image_shape
+    precision = law.precision.expand(batch, -1, -1, -1).repeat(count, 1, 1, 1)
+    departure = sample_residual(precision, 1.0, channels, width, generator)
+    centre = torch.randn(starts.shape, generator=generator, dtype=starts.dtype)
+    with torch.enable_grad():
+        _, images = phase(starts, measured, departure, centre)
+    return images.reshape(count, batch, channels, height, width)
+
+
+def gaussian(law: Law) -> GaussianLaw:
+    """The law itself. Raises ValueError where it is no Gaussian, and x given z not linear."""
+    if not isinstance(law, GaussianLaw):
+        raise ValueError("inverse problems need a Gaussian law: a fitted one, or of another term")
+    return law
 
 
 def _latent_phase(
@@ -212,8 +284,10 @@ def _latent_phase(
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
         first = prior.encode(guess.clamp(0, 1)).mean
-        precision = prior.precision(first).clamp_min(LEAST_PRECISION)
-        variance = noise**2 + marginal_variance(precision, prior.scale, guess.shape[-1])
+        law = gaussian(prior.law(first))
+        law = GaussianLaw(law.deviation, law.precision.clamp_min(LEAST_PRECISION))
+        deviation = law.standard_deviation(guess.shape)
+        variance = noise**2 + deviation.square().mean(dim=(1, 2, 3))
 
     def energy(latent: Tensor) -> Tensor:
         misfit = (operator.forward(prior.decode(latent)) - measurement).abs().square()

@@ -21,6 +21,9 @@ from pipeline.analysis.operators import MaskedFourier, complex_noise, smooth_sen
 from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     IMAGE,
+    TV,
+    WAVELETS,
+    Choice,
     Problem,
     Simulation,
     describe,
@@ -85,13 +88,19 @@ class Options:
     """Of --image and --kspace: what is intensity 1; 0 = the 99.5th percentile within the head."""
     tv_weight: float | None = None
     """Weight of total variation; null = the best SSIM on validation people (0.003 without)."""
+    wavelet_weight: float | None = None
+    """Weight of the wavelets' details, likewise."""
     latent_steps: int = 80
     """Steps of the latent phase, for each restart."""
     image_steps: int = 60
     """Steps of the image phase."""
     restarts: int = 1
     """Starts of the latent phase: the encoder of zero filling, then draws from the prior."""
-    support: bool = True
+    samples: int = 8
+    """Draws from the posterior, for a standard deviation of each pixel; 0 = none."""
+    law: Choice = "best"
+    """The law of the decoder's residuals: fitted, term, or best: fitted where there is one."""
+    support: bool = False
     """Keep the image to where the decoder draws tissue."""
     seed: int = 0
     """Of masks, noise and restarts."""
@@ -117,12 +126,21 @@ class Options:
             noise=self.noise,
             scale=self.scale,
             tv_weight=self.tv_weight or 0.0,
+            wavelet_weight=self.wavelet_weight or 0.0,
             slices=self.slices,
             seed=self.seed,
             latent_steps=self.latent_steps,
             image_steps=self.image_steps,
             restarts=self.restarts - 1,
+            samples=self.samples,
         )
+        if self.samples == 1:
+            raise ValueError("one draw has no standard deviation: give samples 0, or at least 2")
+
+    @property
+    def weights(self) -> dict[str, float | None]:
+        """Of the methods without a decoder."""
+        return {TV: self.tv_weight, WAVELETS: self.wavelet_weight}
 
     @property
     def solver(self) -> SolverSettings:
@@ -133,6 +151,7 @@ class Options:
             restarts=self.restarts,
             support=self.support,
             seed=self.seed,
+            samples=self.samples,
         )
 
 
@@ -145,7 +164,7 @@ def check_numbers(**numbers: float) -> None:
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
-    package = open_prior(options.package)
+    package = open_prior(options.package, options.law)
     output = Path(options.output or work_folder() / "reconstructions")
     _check_acceleration(options, package)
     record: dict[str, Any] = {"decoder": package_record(package, options.package),
@@ -155,30 +174,36 @@ def run(options: Options) -> None:
         entries = people(store, package, options.split, options.subject)
         study = Simulation(
             store, entries, package, lambda x, number: undersampled(x, number, options),
-            ZERO_FILLING, options.slices, options.tv_weight, options.solver,
+            ZERO_FILLING, options.slices, options.weights, options.solver,
         )  # fmt: skip
         begin(output, files_of(entries))
-        cases, weight = run_simulation(study, output)
+        cases, weights = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
         picture, problem, unit = (_from_image if options.image else _from_kspace)(options, package)
-        weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
+        weights = {
+            method: USUAL_WEIGHT if given is None else given
+            for method, given in options.weights.items()
+        }
         begin(output, files_of())
         with Reporter() as reporter:
             case = solve_case(
-                "slice", problem, ZERO_FILLING, package, weight, options.solver,
+                "slice", problem, ZERO_FILLING, package, weights, options.solver,
                 lambda part: reporter.update(part, "reconstruction"),
             )  # fmt: skip
         cases, name = [case], Path(options.image or options.kspace).name
         values = case.images[IMAGE][0, 0].double().numpy() * unit
         write_picture(output / "reconstruction.nii.gz", values, picture.affine, picture)
+        if case.deviation is not None:
+            values = case.deviation[0, 0].double().numpy() * unit
+            write_picture(output / "deviation.nii.gz", values, picture.affine, picture)
         record["scale"] = unit
-    methods = write_scores(output, cases, {**record, "tv_weight": weight})
+    methods = write_scores(output, cases, {**record, "weights": weights})
     from pipeline.analysis.analysis_figures import comparison  # matplotlib takes a second
 
     write_figure(output / "comparison.png", comparison(cases, f"Reconstructions of {name}"))
     if methods:
-        print(describe(methods))
+        print(describe(methods, cases))
     print(f"images, scores, figure: {output}")
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.anomaly_maps import NormativeModel, Progress
-from pipeline.blur.whitening import marginal_variance
 
 # Intensity a step: Adam's steps do not depend on the gradient's size, which σ and C change a lot.
 STEP = 0.01
@@ -52,15 +51,16 @@ def restore(
     """Images (n,1,H,W) in [0,1] -> the restored ones, of their shape and range.
 
     steps: of Adam (Kingma & Ba 2015), its step falling linearly to 0. tv: weight of the total
-    variation in units of one over the likelihood's standard deviation a pixel, so that it means
+    variation in units of one over the root of the law's mean variance a pixel, so that it means
     the same for every model. 0 steps give the images back. Without random numbers.
     """
     restored = []
     batches = images.split(batch_size)
     for index, measured in enumerate(batches):
         with torch.no_grad():
-            precision = model.precision(model.encode(measured).mean)
-            weight = tv / marginal_variance(precision, model.scale, measured.shape[-1]).sqrt()
+            law = model.law(model.encode(measured).mean)
+            variance = law.standard_deviation(measured.shape).square()
+            weight = tv / variance.mean(dim=(1, 2, 3)).sqrt()
         image = measured.clone().requires_grad_()
         optimizer = torch.optim.Adam([image], lr=STEP)
         for step in range(steps):

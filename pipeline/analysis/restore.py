@@ -24,6 +24,9 @@ from pipeline.analysis.reconstruct import check_numbers, intensity_unit
 from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     IMAGE,
+    TV,
+    WAVELETS,
+    Choice,
     Problem,
     Simulation,
     describe,
@@ -72,13 +75,19 @@ class Options:
     """Of --image: what is intensity 1; 0 = the 99.5th percentile within the head."""
     tv_weight: float | None = None
     """Weight of total variation; null = the best SSIM on validation people (0.01 without)."""
+    wavelet_weight: float | None = None
+    """Weight of the wavelets' details, likewise."""
     latent_steps: int = 80
     """Steps of the latent phase, for each restart."""
     image_steps: int = 60
     """Steps of the image phase."""
     restarts: int = 1
     """Starts of the latent phase: the encoder of the degraded image, then draws from the prior."""
-    support: bool = True
+    samples: int = 8
+    """Draws from the posterior, for a standard deviation of each pixel; 0 = none."""
+    law: Choice = "best"
+    """The law of the decoder's residuals: fitted, term, or best: fitted where there is one."""
+    support: bool = False
     """Keep the image to where the decoder draws tissue."""
     seed: int = 0
     """Of noise and restarts."""
@@ -98,12 +107,21 @@ class Options:
             noise=self.noise,
             scale=self.scale,
             tv_weight=self.tv_weight or 0.0,
+            wavelet_weight=self.wavelet_weight or 0.0,
             slices=self.slices,
             seed=self.seed,
             latent_steps=self.latent_steps,
             image_steps=self.image_steps,
             restarts=self.restarts - 1,
+            samples=self.samples,
         )
+        if self.samples == 1:
+            raise ValueError("one draw has no standard deviation: give samples 0, or at least 2")
+
+    @property
+    def weights(self) -> dict[str, float | None]:
+        """Of the methods without a decoder."""
+        return {TV: self.tv_weight, WAVELETS: self.wavelet_weight}
 
     @property
     def solver(self) -> SolverSettings:
@@ -114,6 +132,7 @@ class Options:
             restarts=self.restarts,
             support=self.support,
             seed=self.seed,
+            samples=self.samples,
         )
 
 
@@ -127,7 +146,7 @@ def degradation(blur: float, factor: int, shape: tuple[int, int]) -> Operator:
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
-    package = open_prior(options.package)
+    package = open_prior(options.package, options.law)
     output = Path(options.output or work_folder() / "restorations")
     height, width = package.image_shape[1:]
     operator = degradation(options.blur, options.factor, (height, width))
@@ -138,10 +157,10 @@ def run(options: Options) -> None:
         entries = people(store, package, options.split, options.subject)
         study = Simulation(
             store, entries, package, lambda x, number: degraded(x, number, operator, options),
-            DEGRADED, options.slices, options.tv_weight, options.solver,
+            DEGRADED, options.slices, options.weights, options.solver,
         )  # fmt: skip
         begin(output, files_of(entries))
-        cases, weight = run_simulation(study, output)
+        cases, weights = run_simulation(study, output)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
     else:
         if package.image_shape[0] != 1:
@@ -158,24 +177,30 @@ def run(options: Options) -> None:
         unit = intensity_unit(picture.image, options.scale)
         measured = torch.from_numpy(picture.image / unit).float()[None, None]
         problem = Problem(operator, measured, options.noise, _enlarged(measured, (height, width)))
-        weight = USUAL_WEIGHT if options.tv_weight is None else options.tv_weight
+        weights = {
+            method: USUAL_WEIGHT if given is None else given
+            for method, given in options.weights.items()
+        }
         begin(output, files_of())
         with Reporter() as reporter:
             case = solve_case(
-                "slice", problem, DEGRADED, package, weight, options.solver,
+                "slice", problem, DEGRADED, package, weights, options.solver,
                 lambda part: reporter.update(part, "restoration"),
             )  # fmt: skip
         cases, name = [case], Path(options.image).name
         values = case.images[IMAGE][0, 0].double().numpy() * unit
         affine = finer_affine(picture.affine, options.factor)
         write_picture(output / "reconstruction.nii.gz", values, affine, picture)
+        if case.deviation is not None:
+            values = case.deviation[0, 0].double().numpy() * unit
+            write_picture(output / "deviation.nii.gz", values, affine, picture)
         record["scale"] = unit
-    methods = write_scores(output, cases, {**record, "tv_weight": weight})
+    methods = write_scores(output, cases, {**record, "weights": weights})
     from pipeline.analysis.analysis_figures import comparison  # matplotlib takes a second
 
     write_figure(output / "comparison.png", comparison(cases, f"Restorations of {name}"))
     if methods:
-        print(describe(methods))
+        print(describe(methods, cases))
     print(f"images, scores, figure: {output}")
 
 

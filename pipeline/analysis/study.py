@@ -8,19 +8,23 @@ import csv
 import glob
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
 from pipeline.analysis.inverse import Prior, SolverSettings, solve, support
 from pipeline.analysis.operators import Composed, Operator, Within
 from pipeline.analysis.total_variation import best_weight, total_variation
+from pipeline.analysis.wavelets import sparse_wavelets
+from pipeline.data.intensity import to_scanner
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
@@ -28,9 +32,18 @@ from pipeline.errors import InputError
 from pipeline.evaluation.aggregate import aggregate
 from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.files import replacing, work_folder, write_text
+from pipeline.losses.law import GaussianLaw
 from pipeline.progress import Reporter
 
-TV, LATENT, IMAGE = "total variation", "decoder, latent", "decoder, image"
+TV, WAVELETS = "total variation", "wavelets"
+LATENT, IMAGE = "decoder, latent", "decoder, image"
+# What is had without a decoder, each with a weight: operator, measurement, weight, start -> image.
+CLASSICAL = {TV: total_variation, WAVELETS: sparse_wavelets}
+Weights = dict[str, float]
+METRICS = ("psnr", "ssim", "nrmse")
+# NIfTI files, by their stem.
+IMAGE_FILE, DEVIATION_FILE = "reconstruction", "deviation"
+Choice = Literal["best", "fitted", "term"]
 # What the decoder adds beyond knowing where the head is shows against this.
 TV_WITHIN = "TV, decoder's support"
 
@@ -58,6 +71,10 @@ class Case:
     name: str
     problem: Problem
     images: dict[str, Tensor]
+    deviation: Tensor | None = None
+    """Standard deviation of each pixel of IMAGE over draws from the posterior, (B,C,H,W)."""
+    coverage: float | None = None
+    """Share of the head's pixels within the 90% intervals of those draws about IMAGE."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -66,15 +83,16 @@ def solve_case(
     problem: Problem,
     simple_name: str,
     prior: Prior,
-    weight: float,
+    weights: Weights,
     settings: SolverSettings,
     notice: Callable[[float], None],
 ) -> Case:
-    """One problem by every method; PSNR and SSIM, means over slices, where there is a reference."""
-    images = {
-        simple_name: problem.simple.clamp(0, 1),
-        TV: total_variation(problem.operator, problem.measurement, weight, problem.simple),
-    }
+    """One problem by every method, and scores, means over slices, where there is a reference."""
+    images = {simple_name: problem.simple.clamp(0, 1)}
+    for method, solver in CLASSICAL.items():
+        images[method] = solver(
+            problem.operator, problem.measurement, weights[method], problem.simple
+        )
     found = solve(
         prior,
         problem.operator,
@@ -86,28 +104,52 @@ def solve_case(
     )
     within = (support(found.drawn) > 0.5).to(found.drawn.dtype)
     images[TV_WITHIN] = within * total_variation(
-        Composed(Within(within), problem.operator), problem.measurement, weight, problem.simple
+        Composed(Within(within), problem.operator), problem.measurement, weights[TV], problem.simple
     )
     images |= {LATENT: found.drawn, IMAGE: found.image}
     case = Case(name, problem, images)
+    if found.samples is not None:
+        case.deviation = found.samples.std(dim=0)
+        if problem.reference is not None:
+            case.coverage = covered(
+                problem.reference, found.image, case.deviation, len(found.samples)
+            )
     if problem.reference is not None:
         case.scores = {method: _scores(problem.reference, x) for method, x in images.items()}
     return case
 
 
 def _scores(reference: Tensor, image: Tensor) -> dict[str, float]:
-    values = {"psnr": psnr(reference, image), "ssim": ssim(reference, image)}
+    error, size = (x.square().sum(dim=(1, 2, 3)).sqrt() for x in (reference - image, reference))
+    values = {
+        "psnr": psnr(reference, image),
+        "ssim": ssim(reference, image),
+        "nrmse": error / size,
+    }
     return {name: float(value.mean()) for name, value in values.items()}
 
 
-def choose_weight(problems: Sequence[Problem], notice: Callable[[float], None]) -> float:
-    """The weight of total variation with the highest SSIM over problems whose truth is known."""
+def covered(reference: Tensor, image: Tensor, deviation: Tensor, samples: int) -> float:
+    """Share of the head's pixels within their 90% intervals, x ± t·s·√(1 + 1/n).
+
+    reference, image, deviation (B,C,H,W); s of n samples, so t is the 0.95 quantile of Student's t
+    with n − 1 degrees of freedom. The head is where the reference is above 0.
+    """
+    width = float(stats.t.ppf(0.95, samples - 1)) * math.sqrt(1 + 1 / samples)
+    inside = (reference - image).abs() <= width * deviation
+    return float(inside[reference > 0].double().mean())
+
+
+def choose_weight(
+    method: str, problems: Sequence[Problem], notice: Callable[[float], None]
+) -> float:
+    """The weight of a CLASSICAL method with the highest SSIM over problems whose truth is known."""
 
     def score(weight: float) -> float:
         found = []
         for p in problems:
             assert p.reference is not None
-            image = total_variation(p.operator, p.measurement, weight, p.simple)
+            image = CLASSICAL[method](p.operator, p.measurement, weight, p.simple)
             found.append(_scores(p.reference, image)["ssim"])
         return float(np.mean(found))
 
@@ -120,17 +162,27 @@ def open_package(source: str, device: str = "cpu") -> DecoderPackage:
     return load(named if "/" not in source and named.is_dir() else source, device)
 
 
-def open_prior(source: str, device: str = "cpu") -> DecoderPackage:
-    """A package whose likelihood has a precision spectrum; without one InputError, at once."""
+def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> DecoderPackage:
+    """A package to use under a Gaussian law of its residuals; without one InputError, at once.
+
+    law: best is the fitted one where the package has it, else that of its term.
+    """
     package = open_package(source, device)
-    package.precision(torch.zeros(1, package.latent_size, device=device))
+    if law != "best":
+        package.which = law
+    if not isinstance(package.law(torch.zeros(1, package.latent_size, device=device)), GaussianLaw):
+        raise InputError(
+            f"the likelihood {package.term} is no Gaussian: use the fitted law (--law fitted), or "
+            "a decoder of likelihood.term blur, gaussian or fourier_gaussian"
+        )
     return package
 
 
 def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
     """Patterns of the files that a run may write, for those subjects or for a single image."""
     folders = [f"{glob.escape(entry.subject)}/" for entry in entries] or [""]
-    images = [f"{folder}reconstruction*.nii.gz" for folder in folders]
+    kinds = (IMAGE_FILE, DEVIATION_FILE)
+    images = [f"{folder}{kind}*.nii.gz" for folder in folders for kind in kinds]
     return ["scores.json", "scores.csv", "comparison.png", *images]
 
 
@@ -182,21 +234,24 @@ class Simulation:
     degrade: Callable[[Tensor, int], Problem]
     simple_name: str
     slices: int
-    weight: float | None
+    weights: dict[str, float | None]
+    """Of the CLASSICAL methods; None: chosen on validation people."""
     settings: SolverSettings
 
 
-def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], float]:
-    """Solve everybody's problem and write their NIfTI files; the cases and the weight of TV."""
+def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights]:
+    """Solve everybody's problem and write their NIfTI files; the cases and the weights used."""
     with Reporter() as reporter:
-        weight = study.weight
-        share = 0.0
-        if weight is None:
-            share = 0.4
-            weight = choose_weight(
-                _validation_problems(study),
-                lambda part: reporter.update(share * part, "weight of total variation"),
-            )
+        weights = {method: value for method, value in study.weights.items() if value is not None}
+        wanted = [method for method in study.weights if method not in weights]
+        share = 0.2 * len(wanted)
+        problems = _validation_problems(study) if wanted else []
+        for place, method in enumerate(wanted):
+
+            def told(part: float, place: int = place, method: str = method) -> None:
+                reporter.update(0.2 * (place + part), f"weight of {method}")
+
+            weights[method] = choose_weight(method, problems, told)
         cases, data = [], SliceDataset(study.store, study.entries)
         for number, entry in enumerate(study.entries):
             places = regular_choice(len(entry.slice_indices), study.slices)
@@ -208,22 +263,24 @@ def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], float]:
 
             problem = study.degrade(images, number)
             case = solve_case(
-                entry.subject, problem, study.simple_name, study.package, weight,
+                entry.subject, problem, study.simple_name, study.package, weights,
                 study.settings, notice,
             )  # fmt: skip
             cases.append(case)
             write_stack(output / entry.subject, case.images[IMAGE], entry, places)
-    return cases, weight
+            if case.deviation is not None:
+                write_stack(output / entry.subject, case.deviation, entry, places, DEVIATION_FILE)
+    return cases, weights
 
 
 def _validation_problems(study: Simulation) -> list[Problem]:
-    """Problems of validation people who are not scored, to choose the weight of TV by."""
+    """Problems of validation people who are not scored, to choose weights by."""
     scored = {entry.family for entry in study.entries}
     entries = [e for e in study.store.subjects("validation") if e.family not in scored]
     if not entries:
         raise InputError(
-            f"store {study.store.name} has nobody in split validation to choose the weight of "
-            "total variation by: give one (--tv_weight 0.003)"
+            f"store {study.store.name} has nobody in split validation to choose the weights of "
+            "total variation and wavelets by: give them (--tv_weight 0.003 --wavelet_weight 0.003)"
         )
     data = SliceDataset(study.store, entries)
     return [
@@ -233,26 +290,36 @@ def _validation_problems(study: Simulation) -> list[Problem]:
 
 
 def write_stack(
-    folder: Path, images: Tensor, entry: SubjectEntry, places: Sequence[int]
+    folder: Path,
+    images: Tensor,
+    entry: SubjectEntry,
+    places: Sequence[int],
+    name: str = IMAGE_FILE,
 ) -> list[Path]:
-    """Slices of one person as NIfTI files that lie over their volume: the paths.
+    """Slices of one person as NIfTI files that lie over their volume, in its unit: the paths.
 
-    images (n,1,H,W); places: which of the entry's slices. One file, or one a slice where their
-    numbers are not evenly spaced.
+    Where the store does not know that unit they are in [0,1]. images (n,1,H,W); places: which of
+    the entry's slices. One file, or one a slice where their numbers are not evenly spaced.
     """
     affine = np.asarray(entry.affine)
     indices = [entry.slice_indices[place] for place in places]
     values = images[:, 0].permute(1, 2, 0).double().numpy()
+    if (native := entry.volume) is not None:
+        values = (
+            to_scanner(values, native.low, native.high)
+            if name == IMAGE_FILE
+            else values * (native.high - native.low)
+        )
     together = stack_affine(affine, indices)
     if together is not None:
-        path = folder / "reconstruction.nii.gz"
+        path = folder / f"{name}.nii.gz"
         write_volume(path, values, together)
         return [path]
     paths = []
     for number, index in enumerate(indices):
         single = stack_affine(affine, [index])
         assert single is not None
-        paths.append(folder / f"reconstruction-slice-{index:03d}.nii.gz")
+        paths.append(folder / f"{name}-slice-{index:03d}.nii.gz")
         write_volume(paths[-1], values[:, :, number : number + 1], single)
     return paths
 
@@ -264,13 +331,12 @@ def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) ->
     """
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["subject", "method", "slices", "psnr", "ssim"])
+    table.writerow(["subject", "method", "slices", *METRICS])
     values: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         for method, scores in case.scores.items():
-            table.writerow(
-                [case.name, method, len(case.images[method]), scores["psnr"], scores["ssim"]]
-            )
+            row = [scores[metric] for metric in METRICS]
+            table.writerow([case.name, method, len(case.images[method]), *row])
             for metric, value in scores.items():
                 values.setdefault(method, {}).setdefault(metric, []).append(value)
     methods = {
@@ -279,15 +345,23 @@ def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) ->
     }
     write_text(output / "scores.csv", stream.getvalue())
     content = {**record, "subjects": len(cases), "methods": methods}
+    coverage = [case.coverage for case in cases if case.coverage is not None]
+    if coverage:
+        content |= {"error_bars": aggregate({"coverage_90": np.array(coverage)})}
     write_text(output / "scores.json", json.dumps(content, indent=1) + "\n")
     return methods
 
 
-def describe(methods: dict[str, Any]) -> str:
-    """The methods' means as a table of plain text."""
-    lines = [f"{'method':24s} {'PSNR, dB':>9s} {'SSIM':>7s}"]
+def describe(methods: dict[str, Any], cases: Sequence[Case]) -> str:
+    """The methods' means as a table of plain text, and how well the error bars hold."""
+    lines = [f"{'method':24s} {'PSNR, dB':>9s} {'SSIM':>7s} {'NRMSE':>7s}"]
     for method, metrics in methods.items():
-        lines.append(f"{method:24s} {metrics['psnr']['mean']:9.2f} {metrics['ssim']['mean']:7.4f}")
+        psnr, ssim, nrmse = (metrics[name]["mean"] for name in METRICS)
+        lines.append(f"{method:24s} {psnr:9.2f} {ssim:7.4f} {nrmse:7.4f}")
+    coverage = [case.coverage for case in cases if case.coverage is not None]
+    if coverage:
+        share = 100 * np.mean(coverage)
+        lines.append(f"{share:.1f}% of the head's pixels lie within their 90% intervals")
     return "\n".join(lines)
 
 

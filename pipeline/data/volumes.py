@@ -40,6 +40,7 @@ class PreparedVolume:
     data: (X, Y, Z) float32 in [0, 1] on the canonical RAS grid; brain: (X, Y, Z) bool, the mask
     with its holes filled; affine: (4, 4) of that grid, to RAS mm.
     slices: images (n, 1, H, W) float32 in [0, 1], their numbers and affine.
+    low, high: the file's intensities that became 0 and 1 (after N4, where it was asked for).
     plane: "axial", "coronal" or "sagittal"; like_training: (n,) bool, slices with as much brain
     as those that the store took.
     """
@@ -53,6 +54,8 @@ class PreparedVolume:
     plane: str
     like_training: np.ndarray
     sha256: str
+    low: float
+    high: float
 
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
@@ -92,6 +95,8 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
         config.plane,
         areas[list(slices.indices)] >= float(keys["min_brain_area"]) * areas.max(),
         volume.source_sha256,
+        volume.low,
+        volume.high,
     )
     covered = float(seen(prepared)[prepared.brain].mean())
     if covered < LEAST_COVERED:

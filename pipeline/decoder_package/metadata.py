@@ -34,6 +34,7 @@ def describe(
     likelihood: LikelihoodConfig,
     *,
     prior: Mapping[str, int] | None = None,
+    residual: Mapping[str, float] | None = None,
     spacing_mm: float = 1.0,
     orientation: str = "",
     plane: str = "",
@@ -45,10 +46,10 @@ def describe(
 ) -> dict[str, Any]:
     """The metadata of a package before its files are known.
 
-    image_shape (C,H,W); prior: pieces and rank of a fitted one; spacing_mm in-plane pixel size;
-    prepare: the store's recorded configuration; run: name, id, checkpoint; store: name, digest,
-    simulated; evaluation: its metrics; trained_on: see `hashed_people`. Numbers that are not finite
-    become null.
+    image_shape (C,H,W); prior: pieces and rank of a fitted one; residual: the floor of the fitted
+    law of the residuals; spacing_mm in-plane pixel size; prepare: the store's recorded
+    configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
+    metrics; trained_on: see `hashed_people`. Numbers that are not finite become null.
     """
     channels, *spatial = image_shape
     return _plain(
@@ -82,6 +83,7 @@ def describe(
             "plane": plane,
             "model": asdict(model),
             "prior": dict(prior) if prior else None,
+            "residual": dict(residual) if residual else None,
             # Where this machine keeps a file is nobody else's business.
             "likelihood": asdict(replace(likelihood, vgg_weights="")),
             "prepare": dict(prepare or {}),

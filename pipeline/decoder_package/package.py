@@ -1,13 +1,13 @@
 """A trained decoder with all that an analysis needs of its model."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.blur.likelihood import sample_residual
-from pipeline.blur.spectrum import precision, transfer_function
+from pipeline.blur.spectrum import transfer_function
+from pipeline.data.intensity import to_scanner
 from pipeline.decoder_package.metadata import hashed
 from pipeline.errors import InputError
 from pipeline.losses.base import ReconstructionTerm
@@ -16,6 +16,8 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.fourier_gaussian import FourierGaussian
 from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.laplace import Laplace
+from pipeline.losses.law import GaussianLaw, LaplaceLaw, Law
+from pipeline.losses.residual import ResidualLaw
 from pipeline.losses.robust import Robust
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
@@ -31,17 +33,24 @@ DENSITIES: dict[str, type[ReconstructionTerm]] = {
 }
 
 
+Which = Literal["fitted", "term"]
+
+
 class DecoderPackage(nn.Module):
-    """Decoder, encoder, kernel network, likelihood and fitted prior of a trained VAE, frozen.
+    """Decoder, encoder, kernel network, likelihoods and fitted prior of a trained VAE, frozen.
 
     Symbols: image x (B,C,H,W) in [0,1]; latent z (B,L), N(0,I) under the prior whatever the levels
     of the model; everything is float32. Always in evaluation mode; no parameter asks for a
     gradient, while images and latents may have one.
 
-    The likelihood is p(x|z) = N(decode(z), σ²Σ_z) for the terms blur, gaussian and
-    fourier_gaussian, with σ = `scale` and the eigenvalues λ of Σ_z⁻¹ = `precision`(z) (Bredell et
-    al. 2023, arXiv 2304.05939), and an independent density a pixel for laplace and robust. Other
-    terms are distances: with them what needs a likelihood raises InputError.
+    The likelihood is p(x|z) = N(decode(z), S C S) under one of two laws. The fitted one is what
+    residuals of this decoder are (see `losses.residual`): S = diag(s), s of each pixel, one C. The
+    term's is what the decoder was trained under: for blur, gaussian and fourier_gaussian S = σ with
+    σ = `scale` and the eigenvalues λ of C⁻¹ = `precision`(z) (Bredell et al. 2023, arXiv
+    2304.05939), for laplace and robust an independent density a pixel; other terms are distances,
+    and InputError is raised where their law is needed. `which` says the law that `law`,
+    `log_likelihood`, `sample` and `standard_deviation` use, and may be set: the fitted one where
+    the package has it.
     """
 
     def __init__(self, metadata: dict[str, Any]) -> None:
@@ -72,6 +81,9 @@ class DecoderPackage(nn.Module):
             self.kernel_network = KernelNetwork(likelihood.kernel_size, model)
         prior = metadata["prior"]
         self.prior = LatentPrior(self.latent_size, **prior) if prior else None
+        residual = metadata.get("residual")  # older packages have none
+        self.residual = ResidualLaw(self.image_shape, **residual) if residual else None
+        self.which: Which = "fitted" if residual else "term"
         self.requires_grad_(False)
         self.eval()
 
@@ -83,10 +95,27 @@ class DecoderPackage(nn.Module):
         """`decode`."""
         return self.decode(latent)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """z -> the mean of p(x|z), (B,C,H,W) in [0,1]. Raises ValueError on another shape."""
+    def decode(
+        self,
+        latent: Tensor,
+        *,
+        intensities: Literal["unit", "scanner"] = "unit",
+        low: float | None = None,
+        high: float | None = None,
+    ) -> Tensor:
+        """z -> the mean of p(x|z), (B,C,H,W) in [0,1], or in a scanner's unit.
+
+        low, high: of "scanner", the intensities inside a brain that are 0 and 1 to the model, its
+        percentiles `prepare_keys["lower_percentile"]` and `["upper_percentile"]`; a dark surround
+        stays 0. Raises ValueError on another shape, and where low and high are no such pair.
+        """
         self._check(latent, (self.latent_size,), "latents")
-        return self.vae.decode(latent)
+        image = self.vae.decode(latent)
+        if intensities == "unit":
+            return image
+        if low is None or high is None:
+            raise ValueError("say low and high, the intensities that are 0 and 1 to the model")
+        return to_scanner(image, low, high)
 
     def encode(self, image: Tensor) -> Posterior:
         """x -> the posterior (B,L), each draw's given the means of those before it.
@@ -104,23 +133,14 @@ class DecoderPackage(nn.Module):
         return self.kernel_network(latent)
 
     def precision(self, latent: Tensor) -> Tensor:
-        """z -> λ (B,1,H,W//2+1), the eigenvalues of Σ_z⁻¹ in rfft2's layout, without unit.
+        """z -> λ (B,1,H,W//2+1) of the term's law, in rfft2's layout, without unit.
 
-        Ones for gaussian. For fourier_gaussian λ = σ²/v with σ² the mean of its variances v, so
-        that log N(x; decode(z), σ²Σ) is −gaussian_nll(x − decode(z), λ, σ) for every term that has
-        a λ. Raises InputError for a term that has none.
+        Ones for gaussian. log N(x; decode(z), σ²C) is −gaussian_nll(x − decode(z), λ, σ) for every
+        term that has a λ. Raises InputError for a term that has none.
         """
-        self._check(latent, (self.latent_size,), "latents")
-        density, (_, height, width) = self._likelihood(), self.image_shape
-        transfer = self._transfer(latent)
-        if isinstance(density, Blur) and transfer is not None:
-            return precision(transfer, density.constant, density.form)
-        shape = (len(latent), 1, height, width // 2 + 1)
-        if isinstance(density, FourierGaussian):
-            spectrum = self._variances(density).reciprocal() * self.scale**2
-            return spectrum[density.bins].expand(shape)
-        if isinstance(density, Gaussian):
-            return latent.new_ones(shape)
+        found = self._term_law(latent)
+        if isinstance(found, GaussianLaw):
+            return found.precision.expand(len(latent), -1, -1, -1)
         raise InputError(
             f"the likelihood {self.term} has no precision spectrum: use a decoder that was trained "
             "under likelihood.term blur, gaussian or fourier_gaussian"
@@ -128,28 +148,59 @@ class DecoderPackage(nn.Module):
 
     @property
     def scale(self) -> float:
-        """The likelihood's scale in intensity units; InputError where the term is no density.
+        """The scale of the term's law, intensity units; InputError where the term is no density.
 
         σ of a Gaussian, for fourier_gaussian the root of its mean variance; b of laplace; c of
         robust, the mean over channels.
         """
         density = self._likelihood()
-        if isinstance(density, FourierGaussian):
-            weights = density.counts / density.counts.sum()
-            return math.sqrt(float((self._variances(density).double() * weights).sum()))
         if isinstance(density, Robust):
             return float(density.log_scale.exp().mean())
-        assert isinstance(density, Gaussian | Laplace)
-        return float(density.scale(density.scale.running))
+        found = self._law_of(density, None)
+        if isinstance(found, LaplaceLaw):
+            return float(found.scale)
+        assert isinstance(found, GaussianLaw)
+        return float(found.deviation)
+
+    def law(self, latent: Tensor, decoded: Tensor | None = None) -> Law:
+        """z -> the law of x − decode(z), by `which`. Raises InputError where there is none.
+
+        decoded: decode(z), where it is known already.
+        """
+        if self.which == "term":
+            found = self._term_law(latent)
+            if found is None:
+                raise InputError(
+                    f"the likelihood {self.term} has no interval in closed form: use a decoder "
+                    "with a fitted law (likelihood.residual fitted)"
+                )
+            return found
+        if self.residual is None:
+            raise InputError(
+                "this package has no fitted law of its residuals: export it again from a run with "
+                "likelihood.residual fitted, or use the law of its term"
+            )
+        return self.residual(self.decode(latent) if decoded is None else decoded)
+
+    def standard_deviation(self, latent: Tensor) -> Tensor:
+        """z -> the standard deviation of each pixel of p(x|z), (B,C,H,W), intensity units.
+
+        How far an image lies from decode(z), z known; InputError where `law` raises it.
+        """
+        return self.law(latent).standard_deviation(torch.Size((len(latent), *self.image_shape)))
 
     def log_likelihood(self, image: Tensor, latent: Tensor) -> Tensor:
         """log p(x|z) of each image (B,), nats, exact, every constant included.
 
-        Differentiable in x and z, through the kernel too. Raises InputError where the term is no
-        density.
+        Differentiable in x and z, through the kernel and the deviations too. Under the fitted law
+        it depends on the floor of its deviations, `metadata["residual"]["floor"]`: compare only
+        with the same. Raises InputError where the term is no density and no law was fitted.
         """
-        density = self._likelihood()
         self._check(image, self.image_shape, "images")
+        if self.which == "fitted":
+            decoded = self.decode(latent)
+            return -self.law(latent, decoded).nll(image - decoded)
+        density = self._likelihood()
         return -density(image, self.decode(latent), self._transfer(latent)).value
 
     def log_prior(self, latent: Tensor) -> Tensor:
@@ -164,18 +215,18 @@ class DecoderPackage(nn.Module):
         """Images (count,C,H,W) of latents from the prior; the generator is on this device.
 
         The prior is the one that was fitted to the training images' latents, `self.prior`, where
-        the package has it, else N(0,I). With `noise` a residual drawn from N(0, σ²Σ_z) is added,
-        which may leave [0,1]; InputError where the likelihood is no Gaussian.
+        the package has it, else N(0,I). With `noise` a residual drawn from `law` is added, which
+        may leave [0,1]; InputError where that is no Gaussian.
         """
         drawn = self.vae.prior_latents if self.prior is None else self.prior.sample
         latent = drawn(count, generator)
         image = self.decode(latent)
         if not noise:
             return image
-        channels, _, width = self.image_shape
-        return image + sample_residual(
-            self.precision(latent), self.scale, channels, width, generator
-        )
+        found = self.law(latent, image)
+        if not isinstance(found, GaussianLaw):
+            raise InputError(f"residuals are drawn from Gaussians alone, not from {self.term}")
+        return image + found.sample(image.shape, generator)
 
     def trained_on(
         self, *, subject: str | None = None, family: str | None = None, source_sha256: str = ""
@@ -200,10 +251,15 @@ class DecoderPackage(nn.Module):
         kernel = self.kernel(latent)
         return None if kernel is None else transfer_function(kernel, self.image_shape[1:])
 
-    @staticmethod
-    def _variances(density: FourierGaussian) -> Tensor:
-        """v of each radial bin, intensity²."""
-        return density.scale(density.scale.running).square()
+    def _term_law(self, latent: Tensor) -> Law | None:
+        self._check(latent, (self.latent_size,), "latents")
+        return self._law_of(self._likelihood(), self._transfer(latent))
+
+    def _law_of(self, density: ReconstructionTerm, transfer: Tensor | None) -> Law | None:
+        try:
+            return density.law(transfer)
+        except ValueError as error:  # no scale yet
+            raise InputError(f"{error}, then export the run again") from error
 
     @staticmethod
     def _check(values: Tensor, shape: tuple[int, ...], what: str) -> None:

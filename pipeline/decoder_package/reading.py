@@ -30,6 +30,7 @@ PARTS = {
     "kernel_network": "kernel_network",
     "likelihood": "density",
     "prior": "prior",
+    "residual": "residual",
 }
 AGAIN = "export it again (make export RUN=…)"
 

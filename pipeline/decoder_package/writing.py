@@ -21,6 +21,7 @@ from pipeline.decoder_package.package import DecoderPackage
 from pipeline.decoder_package.reading import SUFFIX, parts, shapes
 from pipeline.errors import InputError
 from pipeline.files import sync_folder, write_text
+from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 
 RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neither is ever missing
@@ -106,6 +107,10 @@ def _graphs(package: DecoderPackage) -> list[Graph]:
     ]
     if package.kernel_network is not None:
         found.append(Graph("kernel_network", package.kernel_network, latent, "latent", ("kernel",)))
+    if package.residual is not None:
+        shape = package.image_shape
+        outputs = ("standard_deviation",)
+        found.append(Graph("residual", _Deviation(package.residual), shape, "image", outputs))
     if package.prior is not None:
         noise = (package.prior.noise_size,)
         found.append(Graph("prior", package.prior, noise, "noise", ("latent",)))
@@ -122,6 +127,17 @@ class _Posterior(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.vae.encode(image)
         return posterior.mean, posterior.log_variance
+
+
+class _Deviation(nn.Module):
+    """Decoded image -> the standard deviation of each of its pixels under the fitted law."""
+
+    def __init__(self, law: ResidualLaw) -> None:
+        super().__init__()
+        self.law = law
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.law.floor + self.law.factor * self.law.unscaled(image)
 
 
 def _entry(content: bytes) -> dict[str, Any]:

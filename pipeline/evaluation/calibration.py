@@ -1,16 +1,17 @@
 """Are residuals as the likelihood says they are?
 
-The likelihood is N(x̂, σ²Σ) with Σ stationary. If it is right, the whitened residual Σ^(-1/2)e/σ is
-white noise of variance 1 at every frequency and in every part of the image; a pixel's residual has
-the variance (σ²/HW) Σ 1/λ everywhere, 90% of them lie within 1.645 of its roots, and their
-probability integral transform is uniform (Dawid 1984; Gneiting, Balabdaoui, Raftery 2007).
+Two laws are asked: that of the term, under which the model was trained, and the one that was fitted
+to the residuals afterwards (`losses.residual`). Both are N(x̂, S C S) for most terms. If one is
+right, 90% of a pixel's residuals lie within 1.645 of its standard deviations, their probability
+integral transform is uniform, no other forecast has a lower continuous ranked probability score
+(Dawid 1984; Gneiting, Balabdaoui, Raftery 2007), and the whitened residual is white noise of
+variance 1 at every frequency and in every part of the image.
 
 Brain here is where the image is above 0: the surround, which every model gets right, would hide
 what happens in the brain. All reconstructions decode the posterior's mean.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,107 +19,121 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from pipeline.blur.spectrum import precision, transfer_function
-from pipeline.blur.whitening import marginal_variance, whiten
+from pipeline.blur.spectrum import transfer_function
 from pipeline.evaluation.sharpness import radial_variance
-from pipeline.losses.blur import Blur
-from pipeline.losses.fourier_gaussian import FourierGaussian
-from pipeline.losses.gaussian import Gaussian
-from pipeline.losses.laplace import Laplace
+from pipeline.losses.law import GaussianLaw, Law
+from pipeline.losses.residual import ResidualLaw
 from pipeline.training.objective import Objective
 
 LEVEL = 0.9
-# Standard normal quantile of (1 + LEVEL) / 2.
-QUANTILE = 1.6448536269514722
 BINS = 20
 DRAWS = 8
 # Pixels this near to the surround are the rim; distances are to the nearest pixel of value 0.
 RIM_PIXELS = 2.0
 REGIONS = ("rim", "interior", "dark third", "middle third", "bright third")
+# The law's own name in metrics and figures; that of the term goes by the term's.
+FITTED = "fitted"
 
-COVERAGE = ("calibration_coverage_90", "calibration_coverage_90_image")
+EVERY = ("coverage_90", "coverage_90_image", "crps", "pit_distance")
 GAUSSIAN_ONLY = (
-    "calibration_coverage_90_posterior",
-    "calibration_whitened_variance",
-    "calibration_whitened_variance_brain",
-    "calibration_spectrum_error",
-    "calibration_pit_distance",
+    "coverage_90_posterior",
+    "whitened_variance",
+    "whitened_variance_brain",
+    "spectrum_error",
 )
+
+
+def keys(law: str, names: Sequence[str] = EVERY + GAUSSIAN_ONLY) -> list[str]:
+    """The metrics of a law by their names in metrics.json; law: FITTED or another."""
+    prefix = "calibration_fitted_" if law == FITTED else "calibration_"
+    return [prefix + name for name in names]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far off the likelihood expects some residuals to be, (B,C,H,W) each.
+    """What a law expected of some residuals, (B,C,H,W) each.
 
-    half_width: of the pixel's 90% interval. Of Gaussians alone: deviation, the pixel's standard
-    deviation; posterior_deviation, with the reconstruction's own over draws of the latent added;
-    whitened residual, standard deviations.
+    half_width: of the pixel's 90% interval, intensity; probability: of a smaller residual; crps:
+    intensity. Of Gaussians alone: posterior_width, half_width with the reconstruction's own
+    variance over draws of the latent added; whitened residual, standard deviations.
     """
 
     half_width: Tensor
-    deviation: Tensor | None = None
-    posterior_deviation: Tensor | None = None
+    probability: Tensor
+    crps: Tensor
+    posterior_width: Tensor | None = None
     whitened: Tensor | None = None
 
 
-def missing(objective: Objective, term: str) -> dict[str, str]:
-    """Which metrics a term has not, each with the reason."""
-    if isinstance(objective.term, Gaussian | FourierGaussian):
-        return {}
-    if isinstance(objective.term, Laplace):
-        return dict.fromkeys(GAUSSIAN_ONLY, f"{term} is no Gaussian")
-    reason = "has no interval in closed form" if objective.term.density else "is not a density"
-    return dict.fromkeys(COVERAGE + GAUSSIAN_ONLY, f"{term} {reason}")
+Spreads = Mapping[str, Spread]
 
 
-def covariance(objective: Objective, latent: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Precision λ (B,1,H,W//2+1) and scale σ () of a Gaussian term; None where it is none."""
-    term, (_, height, width) = objective.term, objective.vae.image_shape
-    shape = (len(latent), 1, height, width // 2 + 1)
-    if isinstance(term, FourierGaussian):
-        deviations = term.scale(term.scale.running)
-        spectrum = deviations.square().reciprocal()[term.bins].expand(shape)
-        return spectrum, torch.ones((), device=latent.device)
-    if not isinstance(term, Gaussian):
+def missing(objective: Objective, term: str, fitted: ResidualLaw | None = None) -> dict[str, str]:
+    """Which metrics a run has not, each with the reason."""
+    absent: dict[str, str] = {}
+    if fitted is None:
+        absent |= dict.fromkeys(keys(FITTED), "no law of the residuals was fitted")
+    if not objective.term.density:
+        return absent | dict.fromkeys(keys(term), f"{term} is not a density")
+    if not objective.term.has_scale:
+        return absent | dict.fromkeys(keys(term), f"{term} was not trained under yet")
+    law = objective.term.law(None)
+    if law is None:
+        reason = f"{term} has no interval in closed form"
+        return absent | dict.fromkeys(keys(term), reason)
+    if not isinstance(law, GaussianLaw):
+        absent |= dict.fromkeys(keys(term, GAUSSIAN_ONLY), f"{term} is no Gaussian")
+    return absent
+
+
+def term_law(objective: Objective, latent: Tensor) -> Law | None:
+    """The law of an objective's own term at latents; None where it has none, or none yet."""
+    if not (objective.term.density and objective.term.has_scale):
         return None
-    scale = term.scale(term.scale.running)
-    kernel = objective.kernel(latent)
-    if isinstance(term, Blur) and kernel is not None:
-        transfer = transfer_function(kernel, (height, width))
-        return precision(transfer, term.constant, term.form), scale
-    return latent.new_ones(shape), scale
+    kernel, (_, height, width) = objective.kernel(latent), objective.vae.image_shape
+    transfer = None if kernel is None else transfer_function(kernel, (height, width))
+    return objective.term.law(transfer)
 
 
 @torch.no_grad()
 def expected_spread(
-    objective: Objective, images: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Spread] | None:
-    """Residuals at the posterior's mean and what the likelihood expected of them.
+    objective: Objective,
+    images: Tensor,
+    generator: torch.Generator,
+    fitted: ResidualLaw | None = None,
+) -> tuple[Tensor, dict[str, Spread]]:
+    """Residuals at the posterior's mean and what each law expected of them, by "term" and FITTED.
 
-    images (B,C,H,W). None where the term has no interval in closed form.
+    images (B,C,H,W).
     """
     vae = objective.vae
     middle = vae.infer(images)
     reconstruction = middle.reconstruction
     residual = images - reconstruction
-    if isinstance(objective.term, Laplace):
-        # P(|e| > t) = exp(−t/b).
-        width = objective.term.scale(objective.term.scale.running) * -math.log(1 - LEVEL)
-        return residual, Spread(width.expand(residual.shape))
-    found = covariance(objective, middle.latent)
-    if found is None:
-        return None
-    weights, scale = found
-    variance = marginal_variance(weights, scale, images.shape[-1]).reshape(-1, 1, 1, 1)
+    laws: dict[str, Law] = {}
+    if (own := term_law(objective, middle.latent)) is not None:
+        laws["term"] = own
+    if fitted is not None:
+        laws[FITTED] = fitted(reconstruction)
+    if not laws:
+        return residual, {}
     # About the mean's reconstruction, which is what the residual is taken from.
     drawn = torch.zeros_like(residual)
     for _ in range(DRAWS):
         other = vae.infer(images, vae.prior_latents(len(images), generator)).reconstruction
         drawn += (other - reconstruction).square() / DRAWS
-    deviation = variance.sqrt().expand(residual.shape)
-    return residual, Spread(
-        deviation * QUANTILE, deviation, (variance + drawn).sqrt(), whiten(residual, weights, scale)
-    )
+    return residual, {name: spread_of(law, residual, drawn) for name, law in laws.items()}
+
+
+def spread_of(law: Law, residual: Tensor, variance: Tensor) -> Spread:
+    """What a law expected of residuals (B,C,H,W); variance: of the reconstruction, of them."""
+    width = law.half_width(LEVEL, residual.shape)
+    found = (width, law.cdf(residual), law.crps(residual))
+    if not isinstance(law, GaussianLaw):
+        return Spread(*found)
+    deviation = law.standard_deviation(residual.shape)
+    wider = width * (1 + variance / deviation.square()).sqrt()
+    return Spread(*found, wider, law.whiten(residual))
 
 
 def regions(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,41 +159,43 @@ def regions(images: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Curves:
-    """One subject's distributions, for the figure; None or NaN where a term or subject has none.
+    """One subject's distributions under one law, for the figure; NaN where a subject has none.
 
-    variance (n_bins,) of the whitened residual per radial frequency; pit and whitened_pit (20,)
-    shares in the brain; coverage and region_variance by region.
+    pit (20,) shares in the brain; coverage and crps by region; of Gaussians alone: variance
+    (n_bins,) of the whitened residual per radial frequency, whitened_pit (20,), region_variance.
     """
 
     coverage: dict[str, float]
-    variance: np.ndarray
+    crps: dict[str, float]
     pit: np.ndarray
-    whitened_pit: np.ndarray
-    region_variance: dict[str, float]
+    variance: np.ndarray | None = None
+    whitened_pit: np.ndarray | None = None
+    region_variance: dict[str, float] | None = None
 
 
 def of_subject(
-    images: Tensor, batches: Sequence[tuple[Tensor, Spread] | None]
-) -> tuple[dict[str, float], Curves | None]:
-    """`measure` of one subject's slices (n,C,H,W), whose spread was taken batch by batch."""
-    known = [batch for batch in batches if batch is not None]
-    if not known:
-        return {}, None
+    images: Tensor, batches: Sequence[tuple[Tensor, Spreads]]
+) -> tuple[dict[str, float], dict[str, Curves]]:
+    """`measure` of one subject's slices (n,C,H,W), batch by batch, for every law: a row, curves."""
+    residual = torch.cat([residual for residual, _ in batches]).cpu()
+    row: dict[str, float] = {}
+    curves = {}
+    for law in batches[0][1]:
+        parts = [spreads[law] for _, spreads in batches]
+        joined = Spread(
+            *(
+                None if getattr(parts[0], name) is None
+                else torch.cat([getattr(part, name) for part in parts]).cpu()
+                for name in ("half_width", "probability", "crps", "posterior_width", "whitened")
+            )  # type: ignore[arg-type]
+        )  # fmt: skip
+        found, curves[law] = measure(images, residual, joined)
+        row |= dict(zip(keys(law, list(found)), found.values(), strict=True))
+    return row, curves
 
-    def whole(name: str) -> Tensor | None:
-        parts = [getattr(spread, name) for _, spread in known]
-        return None if parts[0] is None else torch.cat(parts).cpu()
 
-    residual = torch.cat([residual for residual, _ in known]).cpu()
-    width = torch.cat([spread.half_width for _, spread in known]).cpu()
-    rest = (whole(name) for name in ("deviation", "posterior_deviation", "whitened"))
-    return measure(images, residual, Spread(width, *rest))
-
-
-def measure(
-    images: Tensor, residual: Tensor, spread: Spread
-) -> tuple[dict[str, float], Curves | None]:
-    """Of one subject's slices (B,C,H,W): its row of metrics, and of Gaussians its curves."""
+def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str, float], Curves]:
+    """Of one subject's slices (B,C,H,W) under one law: its metrics by EVERY and GAUSSIAN_ONLY."""
     parts = {
         name: torch.from_numpy(mask)[:, None].expand(images.shape)
         for name, mask in regions(images.numpy()).items()
@@ -186,28 +203,32 @@ def measure(
     brain = parts["brain"]
     size = residual.double().abs()
     covered = (size <= spread.half_width).double()
+    crps, pit = spread.crps.double(), _histogram(spread.probability, brain)
     row = {
-        "calibration_coverage_90": _mean(covered, brain),
-        "calibration_coverage_90_image": covered.mean().item(),
+        "coverage_90": _mean(covered, brain),
+        "coverage_90_image": covered.mean().item(),
+        "crps": _mean(crps, brain),
+        "pit_distance": float(np.abs(pit - 1 / BINS).sum() / 2),
     }
-    if spread.deviation is None or spread.posterior_deviation is None or spread.whitened is None:
-        return row, None
+    coverage, score = (
+        {name: _mean(values, parts[name]) for name in REGIONS} for values in (covered, crps)
+    )
+    if spread.whitened is None or spread.posterior_width is None:
+        return row, Curves(coverage, score, pit)
     white = spread.whitened.double()
-    wider = (size <= QUANTILE * spread.posterior_deviation).double()
     variance = radial_variance(white).mean(dim=0).numpy()
-    pit = _histogram(residual.double() / spread.deviation, brain)
     row |= {
-        "calibration_coverage_90_posterior": _mean(wider, brain),
-        "calibration_whitened_variance": white.square().mean().item(),
-        "calibration_whitened_variance_brain": _mean(white.square(), brain),
-        "calibration_spectrum_error": float(np.abs(np.log(variance.clip(1e-12))).mean()),
-        "calibration_pit_distance": float(np.abs(pit - 1 / BINS).sum() / 2),
+        "coverage_90_posterior": _mean((size <= spread.posterior_width).double(), brain),
+        "whitened_variance": white.square().mean().item(),
+        "whitened_variance_brain": _mean(white.square(), brain),
+        "spectrum_error": float(np.abs(np.log(variance.clip(1e-12))).mean()),
     }
     return row, Curves(
-        {name: _mean(covered, parts[name]) for name in REGIONS},
-        variance,
+        coverage,
+        score,
         pit,
-        _histogram(white, brain),
+        variance,
+        _histogram(torch.special.ndtr(white), brain),
         {name: _mean(white.square(), parts[name]) for name in REGIONS},
     )
 
@@ -217,20 +238,21 @@ def _mean(values: Tensor, mask: Tensor) -> float:
     return values[mask].mean().item()
 
 
-def _histogram(deviations: Tensor, mask: Tensor) -> np.ndarray:
-    """Shares of Φ(deviation) in 20 equal bins of [0,1]; all are 1/20 for standard normal ones."""
-    probability = torch.special.ndtr(deviations[mask])
-    counts = torch.histc(probability, BINS, 0.0, 1.0).numpy()
+def _histogram(probability: Tensor, mask: Tensor) -> np.ndarray:
+    """Shares of probabilities in 20 equal bins of [0,1]; all are 1/20 where a law is right."""
+    counts = torch.histc(probability[mask].double(), BINS, 0.0, 1.0).numpy()
     return counts / max(counts.sum(), 1)
 
 
-def mean_curves(curves: list[Curves]) -> dict[str, object]:
+def mean_curves(curves: Sequence[Curves]) -> dict[str, object]:
     """The mean over subjects, ready for calibration.json; regions that nobody has are left out."""
-    found: dict[str, object] = {
-        key: np.mean([getattr(c, key) for c in curves], axis=0).tolist()
-        for key in ("variance", "pit", "whitened_pit")
-    }
-    for key in ("coverage", "region_variance"):
+    found: dict[str, object] = {}
+    for key in ("variance", "pit", "whitened_pit"):
+        if getattr(curves[0], key) is not None:
+            found[key] = np.mean([getattr(c, key) for c in curves], axis=0).tolist()
+    for key in ("coverage", "crps", "region_variance"):
+        if getattr(curves[0], key) is None:
+            continue
         values = {name: [getattr(c, key)[name] for c in curves] for name in REGIONS}
         found[key] = {
             name: float(np.nanmean(v)) for name, v in values.items() if not np.isnan(v).all()

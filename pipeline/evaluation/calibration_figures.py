@@ -1,58 +1,95 @@
-"""How calibrated one run is, or several side by side."""
+"""How calibrated a law is, or several side by side, and how far off single images are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from pipeline.evaluation.calibration import BINS, LEVEL, REGIONS
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "black"]
 
 
-def calibration(runs: Mapping[str, Mapping[str, Any]], title: str = "Calibration") -> Figure:
-    """Whitened variance per frequency and region, PIT histograms, coverage; a colour a run.
+def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration") -> Figure:
+    """Coverage and whitened variance by region, PIT, whitened variance by frequency.
 
-    runs: name to what `calibration.mean_curves` gives. Raises ValueError without a run.
+    A colour a law. laws: name to what `calibration.mean_curves` gives; what is of Gaussians alone
+    is left out for others. Raises ValueError without a law.
     """
-    if not runs:
-        raise ValueError("curves of at least one run are needed")
-    figure = Figure(figsize=(11.5, 7.0), layout="constrained")
-    (spectrum, variance), (pit, coverage) = figure.subplots(2, 2)
-    centres = (np.arange(BINS) + 0.5) / BINS
-    bar = 0.8 / len(runs)
-    for i, (name, curves) in enumerate(runs.items()):
+    if not laws:
+        raise ValueError("curves of at least one law are needed")
+    figure = Figure(figsize=(11.5, 7.2), layout="constrained")
+    (coverage, variance), (pit, spectrum) = figure.subplots(2, 2)
+    bar = 0.8 / len(laws)
+    for i, (name, curves) in enumerate(laws.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        values = np.asarray(curves["variance"])
-        frequency = np.arange(len(values)) / (2 * (len(values) - 1))
-        spectrum.semilogy(frequency, values.clip(1e-6), color=colour, lw=1.8, label=name)
+        places = np.arange(len(REGIONS)) + (i - (len(laws) - 1) / 2) * bar
+        for axes, key in ((coverage, "coverage"), (variance, "region_variance")):
+            if key in curves:
+                heights = [curves[key].get(region, np.nan) for region in REGIONS]
+                axes.bar(places, heights, bar, color=colour, label=name)
         pit.stairs(np.asarray(curves["pit"]) * BINS, np.linspace(0, 1, BINS + 1), color=colour,
-                   lw=1.8, label=f"{name}: pixels")  # fmt: skip
-        pit.plot(centres, np.asarray(curves["whitened_pit"]) * BINS, color=colour, ls="none",
-                 marker=".", label=f"{name}: whitened")  # fmt: skip
-        places = np.arange(len(REGIONS)) + (i - (len(runs) - 1) / 2) * bar
-        for axes, key in ((variance, "region_variance"), (coverage, "coverage")):
-            heights = [curves[key].get(region, np.nan) for region in REGIONS]
-            axes.bar(places, heights, bar, color=colour, label=name)
+                   lw=1.8, label=name)  # fmt: skip
+        if "variance" in curves:
+            values = np.asarray(curves["variance"])
+            frequency = np.arange(len(values)) / (2 * (len(values) - 1))
+            spectrum.semilogy(frequency, values.clip(1e-6), color=colour, lw=1.8, label=name)
     for axes in (variance, coverage):
         axes.set_xticks(range(len(REGIONS)), REGIONS, fontsize=9)
     for axes, target in ((spectrum, 1.0), (variance, 1.0), (pit, 1.0), (coverage, LEVEL)):
-        axes.axhline(target, color="0.4", ls=":", lw=1.5, label="calibrated")
+        axes.axhline(target, color="0.25", ls=":", lw=1.5, label="as it should be")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower left" if axes is coverage else "best")
     coverage.set_ylim(0, 1.02)
-    spectrum.set(
-        title="whitened residual, whole image",
-        xlabel="spatial frequency (cycles/pixel)",
-        ylabel="variance (1 is as the model says)",
+    coverage.set(
+        title="Do 90% of the pixels lie within their 90% intervals?", ylabel="share of pixels"
     )
-    variance.set(title="whitened residual by region", ylabel="mean square")
+    variance.set(
+        title="Are errors as large as the law says?",
+        ylabel="variance over that expected (> 1: too sure)",
+    )
     pit.set(
-        title="probability integral transform, brain",
-        xlabel="Φ(residual / standard deviation)",
+        title="Where in their own distribution do pixels lie? (hump: too unsure)",
+        xlabel="probability of a smaller residual, brain",
         ylabel="density",
     )
-    coverage.set(title="coverage of the 90% interval by region", ylabel="share of pixels inside")
+    spectrum.set(
+        title="The same by spatial frequency, whole image",
+        xlabel="cycles/pixel",
+        ylabel="variance over that expected",
+    )
     figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def error_bars(
+    images: Tensor, reconstructions: Tensor, deviation: Tensor, names: Sequence[str], title: str
+) -> Figure:
+    """A row a slice: image, reconstruction, its error, the deviation it was given, their ratio.
+
+    images, reconstructions, deviation: (n,C,H,W), intensity, the mean over channels is shown; names
+    of the subjects. Errors and deviations share one grey scale; a ratio within ±3 is as expected.
+    """
+    rows = len(images)
+    figure = Figure(figsize=(9.6, 2.0 * rows + 0.9), layout="constrained")
+    grid = np.atleast_2d(figure.subplots(rows, 5))
+    heads = ("image", "reconstruction", "|error|", "standard deviation", "error / deviation")
+    x, rec, s = (v.mean(dim=1).numpy() for v in (images, reconstructions, deviation))
+    top = float(np.quantile(np.abs(x - rec), 0.995)) or 1.0
+    for r in range(rows):
+        error = x[r] - rec[r]
+        shown = ((x[r], "gray", 0, 1), (rec[r], "gray", 0, 1), (np.abs(error), "magma", 0, top),
+                 (s[r], "magma", 0, top), (error / s[r], "RdBu_r", -4, 4))  # fmt: skip
+        for axes, head, (values, colours, low, high) in zip(grid[r], heads, shown, strict=True):
+            drawn = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if r == 0:
+                axes.set_title(head, fontsize=9)
+            if r == rows - 1 and colours != "gray":
+                figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.9, pad=0.02)
+        grid[r, 0].set_ylabel(names[r], fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure

@@ -134,14 +134,17 @@ class ImageSets:
         self._features[kind].append(self._network.features(images).double().cpu())
 
     def scores(self, seed: int) -> dict[str, Interval]:
-        """Each metric of reconstructions, and of prior samples (`sample_`), against the originals.
+        """Each metric of reconstructions, and of prior samples (`sample_`), against the originals,
+        as far as there are any.
 
         One number belongs to all subjects together, so low and high are None. The mean is None,
         too, where a set has one image only. Warns where a Fréchet distance is biased.
         """
-        sets = {kind: torch.cat(found) for kind, found in self._features.items()}
+        sets = {kind: torch.cat(found) for kind, found in self._features.items() if found}
         data, found = sets["data"], {}
         for kind, prefix in PREFIXES.items():
+            if kind not in sets:
+                continue
             other = sets[kind]
             for metric, name in self._names.items():
                 value = None
@@ -152,14 +155,14 @@ class ImageSets:
                         else frechet_distance(data, other)
                     )
                 found[prefix + name] = single(value)
-        self._warn(len(data), len(sets["sample"]))
+        self._warn({kind: len(images) for kind, images in sets.items()})
         return found
 
-    def _warn(self, slices: int, samples: int) -> None:
+    def _warn(self, counts: dict[Kind, int]) -> None:
         name, size = self._names.get("frechet"), self._network.size
-        if name is not None and min(slices, samples) < size:
+        if name is not None and min(counts.values()) < size:
+            few = ", ".join(f"{count} of {kind}" for kind, count in counts.items())
             log.warning(
-                "%s and sample_%s are biased: %d slices and %d samples are fewer images than "
-                "feature dimensions (%d). Compare only scores of equally many images",
-                name, name, slices, samples, size,
+                "%s and sample_%s are biased: there are fewer images (%s) than feature dimensions "
+                "(%d). Compare only scores of equally many images", name, name, few, size,
             )  # fmt: skip

@@ -14,10 +14,11 @@ from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
 from pipeline.evaluation import calibration, calibration_figures, figures, samples, sharpness
 from pipeline.evaluation.aggregate import aggregate, bootstrap
-from pipeline.evaluation.fidelity import psnr, ssim
 from pipeline.evaluation.networks import Networks
+from pipeline.evaluation.pairs import mean_of, slice_scores, subject_scores
 from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.record import Evaluation
+from pipeline.losses.residual import ResidualLaw
 from pipeline.models.prior import LatentPrior
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
@@ -87,12 +88,13 @@ def evaluate(
     networks: Networks,
     config: Config,
     training: Tensor | None = None,
+    fitted: ResidualLaw | None = None,
 ) -> Evaluation:
     """Score a trained objective on some people of a store.
 
     objective: averaged weights in evaluation mode; prior: what samples are drawn from in place of
     N(0,I); state: the checkpoint's; networks: from `load_networks`; training: slices (n,C,H,W) that
-    it was trained on, which samples are compared with.
+    it was trained on, which samples are compared with; fitted: the law of the residuals.
     """
     settings = config.evaluation
     device = next(objective.parameters()).device
@@ -104,7 +106,7 @@ def evaluate(
     sets = networks.image_sets()
     # Of its own, so that the other metrics do not depend on what calibration draws.
     draws = torch.Generator(device).manual_seed(settings.seed)
-    curves: list[calibration.Curves] = []
+    curves: dict[str, list[calibration.Curves]] = {}
     averaged: list[Tensor] = []
 
     rows: list[dict[str, Any]] = []
@@ -124,25 +126,23 @@ def evaluate(
             parts, spreads = [], []
             for batch in work.batches(images, f"subject {index + 1}/{len(entries)}"):
                 batch = batch.to(device)
-                part = score_slices(objective, batch, networks.distances, generator)
+                part = score_slices(objective, batch, networks.distances, generator, fitted)
                 for compared in sets:
                     compared.add("data", batch)
                     compared.add("reconstruction", part["reconstruction"])
                 parts.append(part)
-                spreads.append(calibration.expected_spread(objective, batch, draws))
+                spreads.append(calibration.expected_spread(objective, batch, draws, fitted))
             reconstruction = torch.cat([part.pop("reconstruction") for part in parts]).cpu()
-            row = {key: float(torch.cat([p[key] for p in parts]).mean()) for key in parts[0]}
-            calibrated, curve = calibration.of_subject(images, spreads)
+            row = mean_of(parts)
+            calibrated, found = calibration.of_subject(images, spreads)
             row |= calibrated
-            if curve is not None:
-                curves.append(curve)
+            for law, curve in found.items():
+                curves.setdefault(law, []).append(curve)
             averaged.append(samples.coarse(images))
-            power, power_rec = (sharpness.radial_power(x) for x in (images, reconstruction))
+            whole, (power, power_rec) = subject_scores(images, reconstruction)
+            row |= whole
             for key, measure in sharpness.RATIOS.items():
-                detail = measure(images)
-                row[key] = sharpness.ratio_of_means(detail, measure(reconstruction))
-                row[f"sample_{key}"] = sharpness.ratio_of_means(detail, sample_detail[key])
-            row["spectrum_error"] = sharpness.spectrum_error(power, power_rec)
+                row[f"sample_{key}"] = sharpness.ratio_of_means(measure(images), sample_detail[key])
             row["sample_spectrum_error"] = sharpness.spectrum_error(power, sample_power[None])
             powers["data"].append(power.mean(dim=0))
             powers["reconstruction"].append(power_rec.mean(dim=0))
@@ -176,26 +176,40 @@ def evaluate(
     absent = dict(networks.absent)
     if training is None:
         absent |= dict.fromkeys(("sample_novelty", "training_kid_coarse"), NO_TRAINING)
+    term = config.likelihood.term
     if not objective.term.density:
-        absent["elbo_bits_per_dim"] = f"{config.likelihood.term} is not a density"
+        absent["elbo_bits_per_dim"] = f"{term} is not a density"
+    elif not objective.term.has_scale:
+        absent["elbo_bits_per_dim"] = f"{term} was not trained under yet"
+    if fitted is None:
+        absent["elbo_bits_per_dim_fitted"] = "no law of the residuals was fitted"
     if objective.kernel_network is None:
-        absent["kernel_width"] = f"{config.likelihood.term} has no kernel network"
-    absent |= calibration.missing(objective, config.likelihood.term)
+        absent["kernel_width"] = f"{term} has no kernel network"
+    absent |= calibration.missing(objective, term, fitted)
     spectra = {name: torch.stack(values).mean(dim=0) for name, values in powers.items()}
     spread = np.unique(np.linspace(0, len(data) - 1, SHOWN_SLICES).round().astype(int))
     real = torch.stack([data[int(index)] for index in spread])
-    fitted = "z ~ N(0, I)" if prior is None else "z blended of training subjects"
-    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, real, fitted, state, store)
+    source = "z ~ N(0, I)" if prior is None else "z blended of training subjects"
+    drawn = _draw_figures(shown, [e.subject for e in entries], sampled, real, source, state, store)
     drawn["spectra.png"] = figures.spectra(
         sharpness.frequencies(*store.image_shape[1:]), {**spectra, "prior samples": sample_power}
     )
-    calibrated_as = calibration.mean_curves(curves) if curves else None
-    if calibrated_as:
+    names = {"term": term, calibration.FITTED: "fitted law"}
+    laws = {names[law]: calibration.mean_curves(found) for law, found in curves.items()}
+    if laws:
+        simulated = " (simulated people)" if store.simulated else ""
         drawn["calibration.png"] = calibration_figures.calibration(
-            {config.likelihood.term: calibrated_as},
-            title=f"Calibration on unseen subjects of store {store.name}",
+            laws, title=f"Calibration on unseen subjects of store {store.name}{simulated}"
         )
-    return Evaluation(metrics, rows, drawn, absent, calibrated_as)
+    if fitted is not None:
+        with torch.no_grad():
+            x, rec = (torch.stack([pair[i] for pair in shown[:4]]) for i in (0, 1))
+            deviation = fitted(rec.to(device)).standard_deviation(rec.shape).cpu()
+        drawn["error_bars.png"] = calibration_figures.error_bars(
+            x, rec, deviation, [entry.subject for entry in entries[:4]],
+            title=f"How far off a reconstruction is, and how far off it says it can be{simulated}",
+        )  # fmt: skip
+    return Evaluation(metrics, rows, drawn, absent, laws or None)
 
 
 class _Work:
@@ -220,30 +234,30 @@ def score_slices(
     images: Tensor,
     distances: dict[str, PerceptualDistance],
     generator: torch.Generator,
+    fitted: ResidualLaw | None = None,
 ) -> dict[str, Tensor]:
     """Scores of each slice, (B,), and its `reconstruction` (B,C,H,W).
 
     Reconstructions decode the posterior's mean; the ELBO, absent where the term is no density, is
-    that of one draw, with the σ of training. Bits per dimension are those of a density over
+    that of one draw, with the σ of training; the fitted one has the law of the residuals in place
+    of the term's, whose floor it depends on. Bits per dimension are those of a density over
     intensities in [0,1]: add 8 to compare with images of 256 levels. Both are under the decoder's
     prior N(0,I), whatever samples are drawn from. The kernel's width is what the kernel network
     says of the blur at the posterior's mean, in pixels; absent without one.
     """
     found = objective.vae.infer(images)
     reconstruction, kernel = found.reconstruction, objective.kernel(found.latent)
-    parts = objective.elbo(images, generator)
-    scores = {
-        "psnr": psnr(images, reconstruction),
-        "ssim": ssim(images, reconstruction),
-        **{name: distance(images, reconstruction) for name, distance in distances.items()},
-        "blur_effect": sharpness.blur_effect(reconstruction),
-        "blur_effect_data": sharpness.blur_effect(images),
-        "rate": parts.rate,
-    }
+    # A term that was not trained under yet has no value: the rate is the same without it.
+    parts = objective.elbo(images, generator, warm_up=not objective.term.has_scale)
+    scores = slice_scores(images, reconstruction, distances) | {"rate": parts.rate}
     if kernel is not None:
         scores["kernel_width"] = kernel_width(kernel)
-    if objective.term.density:
-        scores["elbo_bits_per_dim"] = -parts.elbo / (images[0].numel() * math.log(2))
+    bits = images[0].numel() * math.log(2)
+    if objective.term.density and objective.term.has_scale:
+        scores["elbo_bits_per_dim"] = -parts.elbo / bits
+    if fitted is not None:
+        nll = fitted(parts.reconstruction).nll(images - parts.reconstruction)
+        scores["elbo_bits_per_dim_fitted"] = (nll + parts.rate) / bits
     return {**{k: v.double().cpu() for k, v in scores.items()}, "reconstruction": reconstruction}
 
 

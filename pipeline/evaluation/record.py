@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import WeightsNotFound, inception_weights
-from pipeline.config import EvaluationConfig
+from pipeline.config import Config
 from pipeline.data.slices import Store
 from pipeline.evaluation.aggregate import Interval
 from pipeline.files import replacing, write_text
-from pipeline.models.prior import PriorConfig
+from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.training.checkpoint import MANIFEST
 
 # Where and how fast a run is scored: the numbers are the same within rounding.
@@ -37,17 +37,20 @@ class Evaluation:
     """What the figure of calibration shows, so that runs can be drawn side by side later."""
 
 
-def fingerprint(
-    checkpoint: Path, store: Store, settings: EvaluationConfig, prior: PriorConfig
-) -> dict[str, Any]:
+def fingerprint(checkpoint: Path, store: Store, config: Config) -> dict[str, Any]:
     """What an evaluation depends on; the same again gives the same result.
 
     checkpoint: its folder, whose manifest has the digests of the rest.
     """
     digest = hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
-    kept = {key: value for key, value in asdict(settings).items() if key not in MACHINES_OWN}
-    return {"checkpoint": digest, "store": store.digest, "evaluation": kept,
-            "prior": asdict(prior)}  # fmt: skip
+    settings = asdict(config.evaluation)
+    return {
+        "checkpoint": digest,
+        "store": store.digest,
+        "evaluation": {key: value for key, value in settings.items() if key not in MACHINES_OWN},
+        "prior": asdict(config.prior),
+        "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
+    }
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
@@ -69,21 +72,30 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
 
 
+def describe(metrics: dict[str, Interval]) -> str:
+    """Metrics as a table of plain text."""
+    lines = []
+    for key, interval in sorted(metrics.items()):
+        mean, low, high = (interval[part] for part in ("mean", "low", "high"))
+        shown = "undefined" if mean is None else f"{mean:10.4f}"
+        if low is not None and high is not None:  # a number of all subjects together has none
+            shown += f"   [{low:.4f}, {high:.4f}]"
+        lines.append(f"{key:30s} {shown}")
+    return "\n".join(lines)
+
+
 def read_evaluation(
-    folder: Path, inputs: dict[str, Any], complete: bool = True, calibrated: bool = False
+    folder: Path, inputs: dict[str, Any], complete: bool = True
 ) -> dict[str, Interval] | None:
     """The metrics written before, if they were made from the same inputs; else None.
 
-    With `complete` None, too, where metrics were left out whose weights may have come since, and
-    where calibration.json should be there (`calibrated`) and is not: older versions wrote none.
+    With `complete` None, too, where metrics were left out whose weights may have come since.
     """
     try:
         if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
             return None
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
-        return None
-    if complete and calibrated and not (folder / "calibration.json").exists():
         return None
     return None if complete and _may_be_had_now(metrics, inputs["evaluation"]) else metrics
 

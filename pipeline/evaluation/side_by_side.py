@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import replacing, work_folder, writable
@@ -25,19 +26,20 @@ def run(options: Options) -> None:
     """Read each run's calibration.json and draw. Raises InputError for a run without one."""
     from pipeline.evaluation.calibration_figures import calibration
 
-    found = {}
+    found: dict[str, Any] = {}
     for word in filter(None, (word.strip() for word in options.runs.split(","))):
         name, _, run_name = word.rpartition("=")
         path = work_folder() / "runs" / run_name / "evaluation" / "calibration.json"
         try:
-            found[name or run_name] = json.loads(path.read_text())
+            laws = json.loads(path.read_text())
         except (OSError, ValueError):
             raise InputError(
-                f"run {run_name} has no {path}: score it (make evaluate); only terms with a "
-                "Gaussian likelihood have one"
+                f"run {run_name} has no {path}: score it (make evaluate); a run has none where "
+                "its term has no interval and likelihood.residual is none"
             ) from None
         try:
-            calibration(found)  # the one who draws knows what it needs
+            calibration(laws)  # the one who draws knows what it needs
+            found |= {f"{name or run_name}, {law}": curves for law, curves in laws.items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 f"{path} is damaged: remove {path.parent} and score the run again"
@@ -51,4 +53,4 @@ def run(options: Options) -> None:
 
     with replacing(output) as stream:
         calibration(found).savefig(stream, format="png", dpi=110)
-    print(f"calibration of {', '.join(found)}: {output}")
+    print(f"calibration of {'; '.join(found)}: {output}")

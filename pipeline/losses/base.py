@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import Law
 from pipeline.processes import mean_over_processes
 
 Shape = tuple[int, int, int]
@@ -53,6 +54,19 @@ class ReconstructionTerm(nn.Module, ABC):
         with torch.autocast(image.device.type, enabled=False):
             return self.compare(_wide(image), _wide(reconstruction), transfer)
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether a density has trained, so that its law has a scale; of a distance, no matter."""
+        return True
+
+    def law(self, transfer: Tensor | None) -> Law | None:
+        """What the trained term says of the residuals of a batch.
+
+        transfer (B,1,H,W//2+1) as for `forward`. None where the term is no density, or one without
+        an interval in closed form. Raises ValueError where it has no scale yet.
+        """
+        return None
+
     @abstractmethod
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         """What `forward` returns, of images that are float32 or float64."""
@@ -95,10 +109,28 @@ class Scale(nn.Module):
         if self.fixed is not None:
             return torch.full_like(optimal, self.fixed)
         if not self.training:
-            return (0.5 * self.running).exp().to(optimal.dtype)
+            return self.trained().to(optimal.dtype)
         # Its own gradient vanishes at the optimum, so that a constant gives the same descent.
         optimal = mean_over_processes(optimal.pow(self.power)).pow(1 / self.power)
         new = (2 * optimal.log()).to(self.running.dtype)
         old = torch.where(self.running.isnan(), new, self.running)
         self.running.copy_(old.lerp(new, 1 - self.momentum))
         return optimal
+
+    @property
+    def known(self) -> bool:
+        """Whether it is fixed, or a batch was trained on."""
+        return self.fixed is not None or not bool(self.running.isnan().any())
+
+    def trained(self) -> Tensor:
+        """The σ that the trained model is used with, of σ's shape.
+
+        Raises ValueError where no batch was trained on yet.
+        """
+        if not self.known:
+            raise ValueError(
+                "the likelihood has no scale yet: train for longer than likelihood.warmup_epochs"
+            )
+        if self.fixed is not None:
+            return torch.full_like(self.running, self.fixed)
+        return (0.5 * self.running).exp()

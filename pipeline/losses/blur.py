@@ -10,6 +10,7 @@ from pipeline.blur.spectrum import half_spectrum, precision
 from pipeline.losses.base import Distortion, Shape
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
+from pipeline.losses.law import GaussianLaw, Law
 
 
 class Blur(Gaussian):
@@ -24,6 +25,11 @@ class Blur(Gaussian):
         super().__init__(config, image_shape)
         self.constant = config.constant
         self.form = config.form
+
+    def law(self, transfer: Tensor | None) -> Law:
+        if transfer is None:
+            return super().law(transfer)
+        return GaussianLaw(self.scale.trained(), precision(transfer, self.constant, self.form))
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         if transfer is None:

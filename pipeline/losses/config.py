@@ -5,6 +5,9 @@ from typing import Literal
 
 from pipeline.blur.spectrum import Form
 
+# What is fitted after the training, and may be fitted anew.
+RESIDUAL_KEYS = ("residual", "residual_floor", "residual_steps")
+
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
@@ -27,6 +30,14 @@ class LikelihoodConfig:
     and no term starts from noise, where some of them never let the latent come to life."""
     detach_kernel: bool = True
     """Whether the kernel is a constant to encoder and decoder (else it may be bent through z)."""
+    residual: Literal["fitted", "none"] = "fitted"
+    """Whether a law of the residuals is fitted after the training, the decoder untouched: with it
+    error bars and analyses are calibrated, whatever the term."""
+    residual_floor: float = 1 / 255
+    """Least standard deviation of that law, intensity: without one its density has no bound where
+    images are constant. Bounds under the law depend on it."""
+    residual_steps: int = 300
+    """Steps of that fit, batches of 16 training slices."""
     vgg_weights: str = ""
     """VGG16 weights of the vgg term (torchvision's state dict); "" = look in the usual places."""
 
@@ -38,6 +49,14 @@ class LikelihoodConfig:
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"likelihood.kernel_size must be odd and at least 3, not {self.kernel_size}"
+            )
+        if not self.residual_floor > 0:
+            raise ValueError(
+                f"likelihood.residual_floor must be positive, not {self.residual_floor}"
+            )
+        if self.residual_steps < 1:
+            raise ValueError(
+                f"likelihood.residual_steps must be at least 1, not {self.residual_steps}"
             )
         if self.warmup_epochs < 0:
             raise ValueError(f"likelihood.warmup_epochs must not be negative: {self.warmup_epochs}")

@@ -2,13 +2,14 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from pipeline.blur.likelihood import log_determinant, nll, quadratic_form
-from pipeline.blur.spectrum import half_spectrum, half_spectrum_weights, power
+from pipeline.blur.radial import RadialBins
+from pipeline.blur.spectrum import half_spectrum, power
 from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import GaussianLaw, Law
 
 # Least power of a radial bin, intensity².
 LEAST_POWER = 1e-12
@@ -25,8 +26,6 @@ class FourierGaussian(ReconstructionTerm):
     """
 
     density: ClassVar[bool] = True
-    bins: Tensor
-    counts: Tensor
 
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         super().__init__(config, image_shape)
@@ -36,29 +35,30 @@ class FourierGaussian(ReconstructionTerm):
                 f"variances are all fitted, not {config.scale}"
             )
         self.shape = image_shape
-        _, height, width = image_shape
-        frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
-        radius = (frequency * max(height, width)).round()
-        _, bins = radius.unique(return_inverse=True)
-        weights = half_spectrum_weights(width, frequency).expand(height, -1)
-        counts = torch.bincount(bins.flatten(), weights.flatten().double())
-        self.register_buffer("bins", bins, persistent=False)
-        self.register_buffer("counts", counts, persistent=False)
-        self.scale = Scale("optimal", shape=tuple(counts.shape))
+        self.bins = RadialBins(*image_shape[1:])
+        self.scale = Scale("optimal", shape=(len(self.bins),))
+
+    @property
+    def has_scale(self) -> bool:
+        return self.scale.known
+
+    def law(self, transfer: Tensor | None) -> Law:
+        """σ is the root of the mean variance, λ = σ²/v: without unit, as every precision."""
+        variances = self.scale.trained().square()
+        mean = self.bins.average(variances)
+        return GaussianLaw(mean.sqrt(), self.bins.spread(mean / variances))
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         width = self.shape[-1]
         spectrum = half_spectrum(image - reconstruction)
-        counts = self.counts.to(image.dtype)
-        shared = power(spectrum.detach()).mean(dim=(0, 1)) * half_spectrum_weights(width, image)
-        summed = torch.zeros_like(counts).index_add(0, self.bins.flatten(), shared.flatten())
-        scale = self.scale((summed / counts).clamp_min(LEAST_POWER).sqrt())
-        precision = scale.square().reciprocal()[self.bins][None, None]
+        variances = self.bins.mean(power(spectrum.detach())).clamp_min(LEAST_POWER)
+        scale = self.scale(variances.sqrt())
+        precision = self.bins.spread(scale.square().reciprocal())
         value = nll(
             quadratic_form(spectrum, precision, width),
             log_determinant(precision, self.shape),
             self.values,
             1.0,
         )
-        overall = ((scale.square() * counts).sum() / counts.sum()).sqrt()
+        overall = self.bins.average(scale.square()).sqrt()
         return Distortion(value, overall, spectrum)

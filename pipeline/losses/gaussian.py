@@ -7,6 +7,7 @@ from torch import Tensor
 from pipeline.blur.likelihood import nll, optimal_scale
 from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import GaussianLaw, Law
 
 
 class Gaussian(ReconstructionTerm):
@@ -17,6 +18,15 @@ class Gaussian(ReconstructionTerm):
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         super().__init__(config, image_shape)
         self.scale = Scale(config.scale)
+        _, self.height, self.width = image_shape
+
+    @property
+    def has_scale(self) -> bool:
+        return self.scale.known
+
+    def law(self, transfer: Tensor | None) -> Law:
+        scale = self.scale.trained()
+        return GaussianLaw(scale, scale.new_ones((1, 1, self.height, self.width // 2 + 1)))
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         return self.distortion((image - reconstruction).square().sum(dim=(1, 2, 3)), image[0])

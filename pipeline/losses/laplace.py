@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import LaplaceLaw, Law
 
 
 class Laplace(ReconstructionTerm):
@@ -21,6 +22,13 @@ class Laplace(ReconstructionTerm):
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         super().__init__(config, image_shape)
         self.scale = Scale(config.scale, power=1)
+
+    @property
+    def has_scale(self) -> bool:
+        return self.scale.known
+
+    def law(self, transfer: Tensor | None) -> Law:
+        return LaplaceLaw(self.scale.trained())
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
         absolute = (image - reconstruction).abs().sum(dim=(1, 2, 3))

@@ -1,19 +1,8 @@
-"""Fitting the prior of samples to a trained model, and its file.
-
-    checkpoints/step-00000340/prior.safetensors   the fitted distribution
-    checkpoints/step-00000340/prior.json          what it was fitted with, SHA-256; written last
-
-It belongs to one checkpoint's averaged weights, which stay as they are.
-"""
+"""Fitting the prior of samples to a trained model."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,22 +10,18 @@ from torch.nn import functional
 from pipeline.config import Config
 from pipeline.data.augmentation import AugmentationConfig, augment
 from pipeline.data.slices import SliceDataset, Store
-from pipeline.files import replacing, write_text
-from pipeline.models.config import ModelConfig
 from pipeline.models.prior import LatentPrior, PriorConfig, pieces_of
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
-from pipeline.training.checkpoint import MANIFEST, Checkpoint
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.kept import Kept
 
-WEIGHTS, RECORD = "prior.safetensors", "prior.json"
 BATCH = 64
 # Images are compared averaged over so many pixels each way: anatomy, not texture.
 FACTOR = 4
 
 Notice = Callable[[float, str], None]
-
-log = logging.getLogger(__name__)
 
 
 def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig:
@@ -141,8 +126,17 @@ def prior_of(
     if not config.prior.pieces:
         return None
     device = next(vae.parameters()).device
-    inputs = _inputs(checkpoint, config)
-    found = _read(checkpoint, config.model, inputs, any_kept)
+    place = Kept(
+        checkpoint,
+        "prior",
+        {
+            "prior": dataclasses.asdict(config.prior),
+            "augmentation": dataclasses.asdict(config.data.augmentation),
+            "flip": config.data.flip,
+        },
+    )
+    latent_size = config.model.latent_size
+    found = place.read(lambda sizes: LatentPrior(latent_size, **sizes), any_kept)
     if found is None and store is not None:
         data = SliceDataset(store, store.subjects("train"))
         flip = config.data.flip and store.plane != "sagittal"
@@ -153,54 +147,5 @@ def prior_of(
             rows = groups(averaged, candidates.subjects, config.prior)
             reporter.update(0.8, "prior: latents of similar slices")
             found = fit(vae, candidates, rows, config.prior)
-        _write(checkpoint, found, inputs)
+        place.write(found, found.sizes)
     return None if found is None else found.to(device)
-
-
-def _inputs(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:
-    """What a prior depends on; the same again gives the same prior."""
-    inputs = {
-        "checkpoint": hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest(),
-        "prior": dataclasses.asdict(config.prior),
-        "augmentation": dataclasses.asdict(config.data.augmentation),
-        "flip": config.data.flip,
-    }
-    return json.loads(json.dumps(inputs))
-
-
-def _write(checkpoint: Checkpoint, prior: LatentPrior, inputs: dict[str, Any]) -> None:
-    folder = checkpoint.path
-    (folder / RECORD).unlink(missing_ok=True)
-    content = safetensors.torch.save({k: v.contiguous() for k, v in prior.state_dict().items()})
-    with replacing(folder / WEIGHTS) as stream:
-        stream.write(content)
-    record = {
-        "inputs": inputs,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "sizes": prior.sizes,
-    }
-    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _read(
-    checkpoint: Checkpoint, model: ModelConfig, inputs: dict[str, Any], any_kept: bool
-) -> LatentPrior | None:
-    """None where there is none from these inputs; one that is damaged is fitted again."""
-    try:
-        record = json.loads((checkpoint.path / RECORD).read_bytes())
-        if any_kept:
-            inputs = record["inputs"] | {"checkpoint": inputs["checkpoint"]}
-        if record["inputs"] != inputs:
-            return None
-        content = (checkpoint.path / WEIGHTS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            log.warning("%s is not what was written: it is made again", checkpoint.path / WEIGHTS)
-            return None
-        prior = LatentPrior(model.latent_size, **record["sizes"])
-        prior.load_state_dict(safetensors.torch.load(content))
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        log.warning("%s can't be read (%s): it is made again", checkpoint.path / RECORD, error)
-        return None
-    return prior.eval()

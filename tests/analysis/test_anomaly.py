@@ -20,6 +20,7 @@ from pipeline.analysis.anomaly_maps import one_sided, slice_maps
 from pipeline.analysis.detection import best_dice, detect
 from pipeline.analysis.restoration import restore, total_variation
 from pipeline.errors import InputError
+from pipeline.losses.law import GaussianLaw
 from pipeline.models.vae import Posterior
 
 MS = Path(__file__).parents[2].parent / "shared/data/ms-patient07"
@@ -34,8 +35,7 @@ class Smooth:
     Decodes every image's own outline, filled evenly; a unit-variance posterior.
     """
 
-    scale = 0.05
-    prepare_keys = KEYS
+    prepare_keys, which, deviation = KEYS, "term", torch.tensor(0.05)
 
     def encode(self, image: Tensor) -> Posterior:
         return Posterior(image, torch.zeros_like(image))
@@ -43,12 +43,12 @@ class Smooth:
     def decode(self, latent: Tensor) -> Tensor:
         return 0.6 * torch.sigmoid((latent - 0.1) * 200)
 
-    def precision(self, latent: Tensor) -> Tensor:
-        return latent.new_ones(len(latent), 1, 32, 17)
+    def law(self, latent: Tensor, decoded: Tensor | None = None) -> GaussianLaw:
+        return GaussianLaw(self.deviation, latent.new_ones(1, 1, 32, 17))
 
     def log_likelihood(self, image: Tensor, latent: Tensor) -> Tensor:
         error = image - self.decode(latent)
-        return -error.square().sum(dim=(1, 2, 3)) / (2 * self.scale**2)
+        return -error.square().sum(dim=(1, 2, 3)) / (2 * self.deviation**2)
 
     def trained_on(self, **_: Any) -> bool:
         return False
@@ -71,7 +71,7 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         paths[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(values, affine), paths[name])
     for name in ("open_package", "open_prior"):
-        monkeypatch.setattr(anomaly, name, lambda source, device: Smooth())
+        monkeypatch.setattr(anomaly, name, lambda *_: Smooth())
     return paths
 
 
@@ -252,7 +252,7 @@ def test_a_real_patient_is_mapped_in_his_own_space(
     if not MS.is_dir():
         pytest.skip(f"the patient's volume is not at {MS}")
     for name in ("open_package", "open_prior"):
-        monkeypatch.setattr(anomaly, name, lambda source, device: Smooth())
+        monkeypatch.setattr(anomaly, name, lambda *_: Smooth())
     image = MS / "T1w_brain.nii.gz"
     monkeypatch.setitem(KEYS, "spacing_mm", 6.4)
     anomaly.run(

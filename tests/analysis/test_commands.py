@@ -59,18 +59,19 @@ def _run(*words: object) -> None:
 
 @pytest.fixture
 def quick() -> list[str]:
-    return ["--package", "tiny", "--latent_steps", "30", "--image_steps", "20"]
+    return ["--package", "tiny", "--latent_steps", "30", "--image_steps", "20", "--samples", "3"]
 
 
 def test_a_study_of_a_store(tiny_store: Store, tmp_path: Path, quick: list[str]) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     words = ["reconstruct", *quick, "--store", f"{tiny_store.path}", "--acceleration", "3",
-             "--tv_weight", "0.004"]  # fmt: skip
+             "--tv_weight", "0.004", "--wavelet_weight", "0.004"]  # fmt: skip
     _run(*words, "--slices", "2", "--output", out)
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
         ".results", "scores.csv", "scores.json", "comparison.png",
-        "p04/reconstruction.nii.gz", "p05/reconstruction.nii.gz",
+        *(f"{p}/{kind}.nii.gz" for p in ("p04", "p05") for kind in ("reconstruction", "deviation")),
     }  # fmt: skip
+    assert 0 < _scores(out)["error_bars"]["coverage_90"]["mean"] <= 1
     methods = _scores(out)["methods"]
     assert methods["decoder, image"]["ssim"]["mean"] > methods["zero filling"]["ssim"]["mean"]
     assert methods["decoder, image"]["psnr"]["mean"] > methods["decoder, latent"]["psnr"]["mean"]
@@ -86,7 +87,7 @@ def test_a_stack_of_the_store_overlays_its_volume(
     tiny_store: Store, tmp_path: Path, quick: list[str]
 ) -> None:
     _run("reconstruct", *quick, "--store", tiny_store.path, "--subject", "p04", "--slices", "2",
-         "--tv_weight", "0.003", "--acceleration", "2", "--noise", "0",
+         "--tv_weight", "0.003", "--wavelet_weight", "0.003", "--acceleration", "2", "--noise", "0",
          "--output", tmp_path)  # fmt: skip
     image = nib.load(tmp_path / "p04/reconstruction.nii.gz")
     # Slices 1 and 4 of 0 to 5; the tiny store's affine is the identity.

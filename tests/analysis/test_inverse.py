@@ -9,23 +9,26 @@ from pipeline.analysis.inverse import (
     best_departure,
     colour,
     conjugate_gradient,
+    gaussian,
     solve,
     support,
 )
 from pipeline.analysis.masks import cartesian_mask
 from pipeline.analysis.operators import MaskedFourier
 from pipeline.blur.spectrum import precision, transfer_function
+from pipeline.losses.law import GaussianLaw, LaplaceLaw
 from pipeline.models.vae import Posterior
 
 SIDE, LATENTS = 8, 3
 
 
 class LinearPrior:
-    """decode(z) = ½ + W z, and the precision of one fixed kernel: everything is Gaussian."""
+    """decode(z) = ½ + W z, and one law for all z: everything is Gaussian."""
 
-    image_shape, scale = (1, SIDE, SIDE), 0.1
+    image_shape = (1, SIDE, SIDE)
 
-    def __init__(self) -> None:
+    def __init__(self, deviation: float | Tensor = 0.1) -> None:
+        self.deviation = torch.as_tensor(deviation, dtype=torch.float64)
         generator = torch.Generator().manual_seed(3)
         shape = (SIDE * SIDE, LATENTS)
         self.matrix = 0.03 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -40,8 +43,22 @@ class LinearPrior:
         zeros = torch.zeros(len(image), LATENTS, dtype=torch.float64)
         return Posterior(zeros, zeros)
 
-    def precision(self, latent: Tensor) -> Tensor:
-        return self.spectrum.expand(len(latent), -1, -1, -1)
+    def law(self, latent: Tensor, decoded: Tensor | None = None) -> GaussianLaw:
+        return GaussianLaw(self.deviation, self.spectrum)
+
+    def inverse(self) -> Tensor:
+        """(S C S)⁻¹ as a matrix."""
+        return _dense(lambda x: colour(x / self.deviation, self.spectrum) / self.deviation, SIDE)
+
+
+def _map() -> Tensor:
+    """Deviations of 0.03 to 0.2, (1,1,SIDE,SIDE)."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (1, 1, SIDE, SIDE)
+    return 0.03 + 0.17 * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+LAWS = pytest.mark.parametrize("deviation", [0.1, _map()], ids=["one scale", "a scale a pixel"])
 
 
 def _dense(function, side: int) -> Tensor:
@@ -53,23 +70,25 @@ def _dense(function, side: int) -> Tensor:
     return columns.T
 
 
-def test_the_image_phase_finds_the_joint_maximum() -> None:
-    prior, noise = LinearPrior(), 0.05
+def _joint(prior: LinearPrior, forward: Tensor, noise: float) -> Tensor:
+    """The matrix of ‖Ax‖²/2s² + (x−Wz)ᵀP(x−Wz)/2 + ‖z‖²/2 over (x, z), P = (S C S)⁻¹."""
+    inverse = prior.inverse()
+    top = torch.cat([forward.T @ forward / noise**2 + inverse, -inverse @ prior.matrix], dim=1)
+    gram = prior.matrix.T @ inverse @ prior.matrix + torch.eye(LATENTS, dtype=torch.float64)
+    return torch.cat([top, torch.cat([-prior.matrix.T @ inverse, gram], dim=1)])
+
+
+@LAWS
+def test_the_image_phase_finds_the_joint_maximum(deviation: float | Tensor) -> None:
+    prior, noise = LinearPrior(deviation), 0.05
     operator = MaskedFourier(cartesian_mask((SIDE, SIDE), 2, 0.2).double())
     truth = prior.decode(torch.randn(2, LATENTS, dtype=torch.float64))
     truth = truth + 0.03 * torch.randn(truth.shape, dtype=torch.float64)
     measured = operator.forward(truth)
-    settings = SolverSettings(
-        latent_steps=50, image_steps=800, learning_rate=0.05, support=False, cg_steps=20
-    )
+    settings = SolverSettings(latent_steps=50, image_steps=800, learning_rate=0.05, cg_steps=20)
     found = solve(prior, operator, measured, noise, truth, settings)
 
-    # minimise ‖Ax−y‖²/2s² + (x−½−Wz)ᵀP(x−½−Wz)/2σ² + ‖z‖²/2 over (x, z): one linear system.
-    forward = _dense(operator.forward, SIDE)
-    inverse = _dense(lambda x: colour(x, prior.spectrum), SIDE) / prior.scale**2
-    top = torch.cat([forward.T @ forward / noise**2 + inverse, -inverse @ prior.matrix], dim=1)
-    gram = prior.matrix.T @ inverse @ prior.matrix + torch.eye(LATENTS, dtype=torch.float64)
-    bottom = torch.cat([-prior.matrix.T @ inverse, gram], dim=1)
+    forward, inverse = _dense(operator.forward, SIDE), prior.inverse()
     flat = torch.cat([measured.real.flatten(1), measured.imag.flatten(1)], dim=1)
     half = torch.full((SIDE * SIDE,), 0.5, dtype=torch.float64)
     right = torch.cat(
@@ -79,11 +98,36 @@ def test_the_image_phase_finds_the_joint_maximum() -> None:
         ],
         dim=1,
     )
-    expected = torch.linalg.solve(torch.cat([top, bottom]), right.T).T
+    expected = torch.linalg.solve(_joint(prior, forward, noise), right.T).T
     torch.testing.assert_close(
         found.image.flatten(1), expected[:, : SIDE * SIDE], atol=2e-4, rtol=0
     )
     torch.testing.assert_close(found.latent, expected[:, SIDE * SIDE :], atol=2e-2, rtol=0)
+
+
+@LAWS
+def test_draws_have_the_posteriors_mean_and_deviation(deviation: float | Tensor) -> None:
+    prior, noise, count = LinearPrior(deviation), 0.05, 400
+    operator = MaskedFourier(cartesian_mask((SIDE, SIDE), 2, 0.2).double())
+    truth = prior.decode(torch.ones(1, LATENTS, dtype=torch.float64))
+    settings = SolverSettings(
+        latent_steps=50, image_steps=300, learning_rate=0.05, cg_steps=10, samples=count
+    )
+    found = solve(prior, operator, operator.forward(truth), noise, truth, settings)
+    assert found.samples is not None and found.samples.shape == (count, 1, 1, SIDE, SIDE)
+    forward = _dense(operator.forward, SIDE)
+    covariance = torch.linalg.inv(_joint(prior, forward, noise))[: SIDE * SIDE, : SIDE * SIDE]
+    expected = covariance.diagonal().sqrt()
+    drawn = found.samples.reshape(count, -1)
+    assert (drawn.std(dim=0) / expected).mean().item() == pytest.approx(1, abs=0.03)
+    assert ((drawn.std(dim=0) / expected - 1).abs() < 0.2).all()
+    off = (drawn.mean(dim=0) - found.image.flatten()) / expected
+    assert off.square().mean().item() < 3 / count
+
+
+def test_a_law_that_is_no_gaussian_is_refused() -> None:
+    with pytest.raises(ValueError, match="Gaussian"):
+        gaussian(LaplaceLaw(torch.tensor(0.1)))
 
 
 def test_conjugate_gradients_solve_each_image_for_itself() -> None:
@@ -103,14 +147,14 @@ def test_conjugate_gradients_solve_each_image_for_itself() -> None:
 
 
 def test_what_was_not_measured_stays_as_it_was_drawn() -> None:
-    """Under white residuals the measured frequencies move, by 1/(1 + s²/σ²), and no others."""
+    """Under white residuals the measured frequencies move, by 1/(1 + s²), and no others."""
     shape = (8, 9)
     operator = MaskedFourier(cartesian_mask(shape, 3, 0.1, "equispaced").double())
     drawn = torch.rand(1, 1, *shape, dtype=torch.float64)
     measured = operator.forward(torch.rand(1, 1, *shape, dtype=torch.float64))
     white = torch.ones(1, 1, 8, 5, dtype=torch.float64)
     start = torch.zeros_like(drawn)
-    moved = best_departure(operator, measured, drawn, white, 1.0, 0.25, start, 100)
+    moved = best_departure(operator, measured, drawn, white, torch.ones(()), 0.5, start, 100)
     gradient = operator.adjoint(operator.forward(drawn + moved) - measured) + 0.25 * moved
     assert gradient.abs().max() < 1e-6
     misfit = operator.forward(drawn + moved) - measured
@@ -139,9 +183,9 @@ class UnequalPrior(LinearPrior):
         mean = 10 * (image.flatten(1) - 0.5) @ self.matrix
         return Posterior(mean, torch.zeros_like(mean))
 
-    def precision(self, latent: Tensor) -> Tensor:
+    def law(self, latent: Tensor, decoded: Tensor | None = None) -> GaussianLaw:
         size = latent.detach().square().sum(dim=1).reshape(-1, 1, 1, 1)
-        return self.spectrum.expand(len(latent), -1, -1, -1) / (1 + 50 * size)
+        return GaussianLaw(self.deviation, self.spectrum / (1 + 50 * size))
 
 
 def test_an_image_is_solved_alike_whatever_is_beside_it() -> None:

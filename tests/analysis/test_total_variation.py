@@ -70,3 +70,14 @@ def test_nothing_near_the_minimum_is_lower() -> None:
 def test_the_weight_is_found_within_a_fifth(best: float) -> None:
     found = best_weight(lambda weight: -abs(math.log(weight / best)), lambda _: None)
     assert abs(math.log(found / best)) < math.log(1.2)
+
+
+def test_denoising_is_deepinvs_at_equal_weight() -> None:
+    deepinv = pytest.importorskip("deepinv", reason="the extra bench has it")
+    generator = torch.Generator().manual_seed(0)
+    image = 0.3 + 0.2 * torch.rand(1, 1, 32, 32, generator=generator)
+    image[..., 8:24, 10:20] += 0.3
+    weight = 0.05
+    ours = total_variation(Identity(), image, weight, image, iterations=5000, tolerance=1e-9)
+    theirs = deepinv.models.TVDenoiser(n_it_max=5000, crit=1e-9)(image, weight)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)

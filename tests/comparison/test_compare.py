@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
         "levels": [{"side": 4, "channels": 2}, {"side": 8, "channels": 1, "opens": 0.2}],
         "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
     },
-    "likelihood": {"kernel_size": 5, "warmup_epochs": 1},
+    "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
     "training": {
         "epochs": EPOCHS, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2,
         "device": "cpu",

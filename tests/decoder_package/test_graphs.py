@@ -33,6 +33,7 @@ def test_the_graphs_are_the_networks(written: Path) -> None:
         "decoder": (lambda latent: (package.decode(latent),), (LATENTS,)),
         "encoder": (posterior, (1, 32, 32)),
         "kernel_network": (lambda latent: (package.kernel(latent),), (LATENTS,)),
+        "residual": (lambda image: (package.residual(image).deviation,), (1, 32, 32)),
     }
     assert set(networks) == set(PARTS)
     for name, (network, shape) in networks.items():

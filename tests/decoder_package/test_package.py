@@ -1,10 +1,12 @@
 """What a package computes: the likelihood it was trained under, and nothing that trains."""
 
 import math
+from typing import Any
 
 import pytest
+import tiny_packages
 import torch
-from tiny_packages import MODEL, make_package
+from tiny_packages import MODEL
 from torch import Tensor
 
 from pipeline.blur.likelihood import gaussian_nll
@@ -17,6 +19,11 @@ from pipeline.models.config import Level, ModelConfig
 from pipeline.training.objective import Objective
 
 GAUSSIANS = ("blur", "gaussian", "fourier_gaussian")
+
+
+def make_package(*arguments: Any, floor: float | None = None, **others: Any) -> DecoderPackage:
+    """Under its term's law, unless a floor is given."""
+    return tiny_packages.make_package(*arguments, floor=floor, **others)
 
 
 def _pair(package: DecoderPackage, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -92,6 +99,63 @@ def test_noise_has_the_spread_of_the_likelihood(term: str) -> None:
     precision = package.precision(torch.randn(64, package.latent_size, generator=random))
     residual = torch.fft.fft2(noisy - clean, norm="ortho")[..., :17].abs().square()
     assert (residual * precision).mean() == pytest.approx(package.scale**2, rel=0.02)
+
+
+FLOOR = 0.01
+
+
+def test_the_fitted_law_is_used_where_there_is_one_and_the_terms_when_asked_for() -> None:
+    package = make_package(floor=FLOOR)
+    image, latent = _pair(package)
+    own, fitted = package._term_law(latent), package.residual(package.decode(latent))
+    residual = image - package.decode(latent)
+    for which, law in (("fitted", fitted), ("term", own)):
+        assert which == "term" or package.which == which
+        package.which = which
+        found = package.log_likelihood(image, latent)
+        torch.testing.assert_close(-found, law.nll(residual), rtol=1e-5, atol=1e-2)
+        deviation = package.standard_deviation(latent)
+        torch.testing.assert_close(deviation, law.standard_deviation(image.shape))
+    assert (fitted.deviation > FLOOR).all() and not (own.deviation > 1).any()
+
+
+@pytest.mark.parametrize("term", ["blur", "robust", "ssim"])
+def test_a_fitted_law_serves_every_term(term: str) -> None:
+    package = make_package(term, floor=FLOOR)
+    image, latent = _pair(package)
+    image.requires_grad_()
+    latent.requires_grad_()
+    package.log_likelihood(image, latent).sum().backward()
+    assert image.grad.abs().sum() > 0 and latent.grad.abs().sum() > 0
+    clean, noisy = (
+        package.sample(64, torch.Generator().manual_seed(3), noise=noise) for noise in (False, True)
+    )
+    random = torch.Generator().manual_seed(3)
+    expected = package.standard_deviation(torch.randn(64, package.latent_size, generator=random))
+    assert ((noisy - clean) / expected).std().item() == pytest.approx(1, rel=0.02)
+
+
+def test_a_package_without_a_fitted_law_says_so() -> None:
+    package = make_package()
+    del package.metadata["residual"]  # as older versions wrote them
+    older = DecoderPackage(package.metadata)
+    assert older.which == "term" and older.residual is None
+    older.which = "fitted"
+    with pytest.raises(InputError, match="no fitted law"):
+        older.standard_deviation(_pair(package)[1])
+    with pytest.raises(InputError, match="closed form"):
+        make_package("robust").law(_pair(package)[1])
+
+
+def test_images_come_in_a_scanners_unit_where_it_is_said() -> None:
+    package = make_package()
+    _, latent = _pair(package)
+    unit = package.decode(latent)
+    found = package.decode(latent, intensities="scanner", low=100.0, high=1100.0)
+    torch.testing.assert_close(found[unit > 0.01], 100 + 1000 * unit[unit > 0.01])
+    for wrong in ({}, {"low": 1.0}, {"low": 2.0, "high": 1.0}):
+        with pytest.raises(ValueError, match="low and high"):
+            package.decode(latent, intensities="scanner", **wrong)
 
 
 def test_training_mode_leaves_the_likelihood_alone() -> None:

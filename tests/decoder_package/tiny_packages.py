@@ -11,7 +11,7 @@ MODEL = ModelConfig(
 )
 LATENTS = MODEL.latent_size
 # Of the blur term.
-PARTS = ("decoder", "encoder", "kernel_network")
+PARTS = ("decoder", "encoder", "kernel_network", "residual")
 FILES = {
     "metadata.json", "likelihood.safetensors", *(f"{p}.pt2" for p in PARTS),
     *(f"{p}.safetensors" for p in PARTS),
@@ -19,14 +19,22 @@ FILES = {
 
 
 def make_package(
-    term: str = "blur", model: ModelConfig = MODEL, channels: int = 1, **likelihood: object
+    term: str = "blur",
+    model: ModelConfig = MODEL,
+    channels: int = 1,
+    floor: float | None = 0.01,
+    **likelihood: object,
 ) -> DecoderPackage:
-    """A package of random weights for images of 32x32, with scales as after a training."""
+    """A package of random weights for images of 32x32, with scales as after a training.
+
+    floor: of the fitted law of the residuals; None: there is no such law.
+    """
     torch.manual_seed(0)
     config = LikelihoodConfig(term=term, kernel_size=5, **likelihood)  # type: ignore[arg-type]
     facts = describe(
         (channels, 32, 32), model, config, spacing_mm=3.2, orientation="rows A>P, columns L>R",
         plane="axial", prepare={"size": 32, "lower_percentile": 0.5}, run={"name": "tiny"},
+        residual=None if floor is None else {"floor": floor},
     )  # fmt: skip
     package = DecoderPackage(facts)
     for name, buffer in package.named_buffers():

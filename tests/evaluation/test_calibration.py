@@ -10,21 +10,23 @@ import torch
 from pipeline.__main__ import main
 from pipeline.blur.likelihood import sample_residual
 from pipeline.blur.spectrum import precision, transfer_function
-from pipeline.blur.whitening import marginal_variance, whiten
 from pipeline.evaluation.calibration import (
-    COVERAGE,
-    GAUSSIAN_ONLY,
-    QUANTILE,
-    Spread,
-    covariance,
+    FITTED,
+    Curves,
     expected_spread,
+    keys,
     mean_curves,
     measure,
     missing,
+    of_subject,
     regions,
+    spread_of,
+    term_law,
 )
-from pipeline.evaluation.calibration_figures import calibration
+from pipeline.evaluation.calibration_figures import calibration, error_bars
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import GaussianLaw
+from pipeline.losses.residual import ResidualLaw
 from pipeline.models.config import Level, ModelConfig
 from pipeline.training.objective import Objective
 
@@ -33,10 +35,11 @@ MODEL = ModelConfig(
 )
 
 
-def spread(residual: torch.Tensor, weights: torch.Tensor, scale: float) -> Spread:
-    deviation = marginal_variance(weights, scale, residual.shape[-1]).sqrt().reshape(-1, 1, 1, 1)
-    wide = deviation.expand(residual.shape)
-    return Spread(wide * QUANTILE, wide, wide, whiten(residual, weights, scale))
+def measured(
+    pictures: torch.Tensor, residual: torch.Tensor, weights: torch.Tensor, scale: float
+) -> tuple[dict[str, float], Curves]:
+    law = GaussianLaw(torch.tensor(scale), weights)
+    return measure(pictures, residual, spread_of(law, residual, torch.zeros_like(residual)))
 
 
 def images(count: int = 12) -> torch.Tensor:
@@ -57,32 +60,32 @@ def drawn(form: str = "wiener") -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("form", ["wiener", "positive_definite"])
 def test_residuals_drawn_from_the_likelihood_are_calibrated(form: str) -> None:
     residual, weights = drawn(form)
-    row, curves = measure(images(), residual, spread(residual, weights, 0.2))
-    assert row["calibration_coverage_90"] == pytest.approx(0.9, abs=0.03)
-    assert row["calibration_coverage_90_image"] == pytest.approx(0.9, abs=0.03)
-    assert row["calibration_whitened_variance"] == pytest.approx(1, abs=0.05)
-    assert row["calibration_whitened_variance_brain"] == pytest.approx(1, abs=0.05)
-    assert row["calibration_spectrum_error"] < 0.2
-    assert row["calibration_pit_distance"] < 0.06
-    assert curves is not None
+    row, curves = measured(images(), residual, weights, 0.2)
+    assert row["coverage_90"] == pytest.approx(0.9, abs=0.03)
+    assert row["coverage_90_image"] == pytest.approx(0.9, abs=0.03)
+    assert row["whitened_variance"] == pytest.approx(1, abs=0.05)
+    assert row["whitened_variance_brain"] == pytest.approx(1, abs=0.05)
+    assert row["spectrum_error"] < 0.2
+    assert row["pit_distance"] < 0.06
+    assert curves.region_variance is not None
     assert all(abs(v - 1) < 0.2 for v in curves.region_variance.values())
 
 
 def test_a_scale_twice_too_small_shows_as_variance_four() -> None:
     residual, weights = drawn()
-    row, _ = measure(images(), residual, spread(residual, weights, 0.1))
-    assert row["calibration_whitened_variance"] == pytest.approx(4, rel=0.05)
-    assert row["calibration_spectrum_error"] == pytest.approx(np.log(4), abs=0.1)
-    assert row["calibration_coverage_90"] < 0.65
+    row, _ = measured(images(), residual, weights, 0.1)
+    assert row["whitened_variance"] == pytest.approx(4, rel=0.05)
+    assert row["spectrum_error"] == pytest.approx(np.log(4), abs=0.1)
+    assert row["coverage_90"] < 0.65
 
 
 def test_a_silent_surround_hides_nothing_of_the_brain() -> None:
     pictures, (residual, weights) = images(), drawn()
     flat = torch.ones_like(weights)
     inside = torch.randn(residual.shape) * (pictures > 0)
-    row, _ = measure(pictures, inside, spread(inside, flat, 0.7))
-    assert row["calibration_whitened_variance"] < 1 < row["calibration_whitened_variance_brain"]
-    assert row["calibration_coverage_90"] < 0.8 < row["calibration_coverage_90_image"]
+    row, _ = measured(pictures, inside, flat, 0.7)
+    assert row["whitened_variance"] < 1 < row["whitened_variance_brain"]
+    assert row["coverage_90"] < 0.8 < row["coverage_90_image"]
 
 
 def test_regions_part_the_brain() -> None:
@@ -103,40 +106,61 @@ def objective(term: str) -> Objective:
     return found.eval()
 
 
-@pytest.mark.parametrize("term", ["gaussian", "blur", "fourier_gaussian"])
-def test_the_covariance_is_the_one_of_the_terms_own_likelihood(term: str) -> None:
-    from pipeline.blur.likelihood import gaussian_nll
-
+@pytest.mark.parametrize("term", ["gaussian", "blur", "fourier_gaussian", "laplace"])
+def test_the_law_is_the_one_of_the_terms_own_likelihood(term: str) -> None:
     model, pictures = objective(term), images(3)
     with torch.no_grad():
         parts = model.elbo(pictures, mean_latent=True)
-        found = covariance(model, parts.latent)
-        assert found is not None
-        nll = gaussian_nll(pictures - parts.reconstruction, *found)
+        law = term_law(model, parts.latent)
+        assert law is not None
+        nll = law.nll(pictures - parts.reconstruction)
     torch.testing.assert_close(nll, parts.distortion, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("fitted", [ResidualLaw((1, 32, 32), 1 / 255), None], ids=["fitted", "own"])
 @pytest.mark.parametrize("term", ["gaussian", "blur", "laplace", "robust", "ssim"])
-def test_every_metric_is_there_or_its_absence_has_a_reason(term: str) -> None:
-    model = objective(term)
-    found = expected_spread(model, images(3), torch.Generator().manual_seed(0))
-    row = measure(images(3), *found)[0] if found else {}
-    assert {*row, *missing(model, term)} == {*COVERAGE, *GAUSSIAN_ONLY}
-    assert not row.keys() & missing(model, term).keys()
+def test_every_metric_is_there_or_its_absence_has_a_reason(
+    term: str, fitted: ResidualLaw | None
+) -> None:
+    model, generator = objective(term), torch.Generator().manual_seed(0)
+    found = expected_spread(model, images(3), generator, fitted)
+    row = of_subject(images(3), [found])[0]
+    absent = missing(model, term, fitted)
+    assert {*row, *absent} == {*keys(term), *keys(FITTED)}
+    assert not row.keys() & absent.keys()
+
+
+def test_a_term_that_was_not_trained_under_has_no_calibration_yet() -> None:
+    model = Objective((1, 32, 32), MODEL, LikelihoodConfig(kernel_size=5)).eval()
+    residual, spreads = expected_spread(model, images(3), torch.Generator())
+    assert residual.shape == (3, 1, 32, 32) and not spreads
+    assert set(missing(model, "blur")) == {*keys("blur"), *keys(FITTED)}
 
 
 def test_draws_of_the_latent_only_widen_the_interval() -> None:
-    found = expected_spread(objective("blur"), images(3), torch.Generator().manual_seed(0))
-    assert found is not None
-    spread = found[1]
-    assert spread.deviation is not None and spread.posterior_deviation is not None
-    assert (spread.posterior_deviation >= spread.deviation).all()
+    _, spreads = expected_spread(objective("blur"), images(3), torch.Generator().manual_seed(0))
+    spread = spreads["term"]
+    assert spread.posterior_width is not None
+    assert (spread.posterior_width >= spread.half_width).all()
+
+
+def test_the_crps_of_a_right_law_is_lower_than_that_of_a_wrong_one() -> None:
+    residual, weights = drawn()
+    scores = {s: measured(images(), residual, weights, s)[0]["crps"] for s in (0.1, 0.2, 0.4)}
+    assert scores[0.2] < min(scores[0.1], scores[0.4])
+
+
+def test_errors_and_deviations_are_drawn_on_one_scale() -> None:
+    x = torch.rand(3, 3, 16, 16)
+    figure = error_bars(x, x * 0.9, torch.full_like(x, 0.05), ["a", "b", "c"], "")
+    pictures = [axes.images[0] for axes in figure.axes if axes.images]
+    assert len(pictures) == 15
+    assert pictures[2].get_clim() == pictures[3].get_clim()
 
 
 def test_runs_are_drawn_side_by_side() -> None:
     residual, weights = drawn()
-    _, curves = measure(images(), residual, spread(residual, weights, 0.2))
-    assert curves is not None
+    _, curves = measured(images(), residual, weights, 0.2)
     shown = mean_curves([curves, curves])
     figure = calibration({"one": shown, "two": shown})
     assert len(figure.axes) == 4
@@ -146,17 +170,16 @@ def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     residual, weights = drawn()
-    _, curves = measure(images(), residual, spread(residual, weights, 0.2))
-    assert curves is not None
+    _, curves = measured(images(), residual, weights, 0.2)
     path = work / "runs/one/evaluation/calibration.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(mean_curves([curves])))
+    path.write_text(json.dumps({"blur": mean_curves([curves])}))
     assert main(["calibration", "--runs", "blur=one,one"]) == 0
     assert (work / "calibration.png").read_bytes().startswith(b"\x89PNG")
     for runs in ("two", ","):
         assert main(["calibration", "--runs", runs]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-    for damaged in ("{}", "[]", "null", '{"variance": 1'):
+    for damaged in ("{}", "[]", "null", '{"blur": {}}', '{"blur": {"variance": 1'):
         path.write_text(damaged)
         assert main(["calibration", "--runs", "one"]) == 2
         assert "calibration.json" in capsys.readouterr().err

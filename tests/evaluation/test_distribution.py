@@ -190,7 +190,7 @@ def test_sets_are_scored_against_the_originals_and_few_images_are_warned_of_once
     assert scores["fd_x"]["mean"] == frechet_distance(data, reconstruction)
     assert scores["sample_kid_x"]["mean"] == kernel_distance(data, sample[:6], 3)
     (record,) = caplog.records
-    assert "fd_x and sample_fd_x are biased: 12 slices and 6 samples" in record.getMessage()
+    assert "12 of data" in record.getMessage() and "6 of sample" in record.getMessage()
 
 
 def test_enough_images_are_not_warned_of_and_one_alone_has_no_score(

@@ -1,0 +1,247 @@
+"""What a decoder could find: lesions inserted into healthy held-out people, found again.
+
+python -m pipeline lesions --package DIR --store STORE                    -> WORK/lesions
+"""
+
+import csv
+import io
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.analysis.anomaly_maps import one_sided, slice_maps
+from pipeline.analysis.detection import detect
+from pipeline.analysis.geometry import regular_choice
+from pipeline.analysis.inserted import Lesion, insert, sensitivity, threshold_at
+from pipeline.analysis.results import begin
+from pipeline.analysis.study import (
+    Choice,
+    open_package,
+    open_prior,
+    options_record,
+    package_record,
+    people,
+    write_figure,
+)
+from pipeline.data.slices import SliceDataset, open_store
+from pipeline.decoder_package import DecoderPackage
+from pipeline.errors import InputError
+from pipeline.evaluation.aggregate import aggregate
+from pipeline.files import work_folder, write_text
+from pipeline.progress import Reporter
+
+FILES = ["lesions.csv", "lesions.json", "curves.png", "examples.png"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command.
+
+    Args:
+        package: the decoder package to expect with: a folder, a name under WORK/packages, or an
+            address in MLflow.
+        store: a prepared store of people without lesions.
+        split: whose slices: test, validation, or all.
+        slices: slices a person, evenly spaced about the middle; 0 = all.
+        diameters: of the lesions, mm.
+        contrasts: of the lesions, in intensities of [0,1]; negative ones are dark.
+        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is scored beside.
+        law: of the residuals: fitted, term, or best: fitted where the package has it.
+        false_positives: pieces a healthy slice at which sensitivity is read.
+        repeats: lesions of each kind in each slice, one at a time.
+        batch_size: slices at once.
+        seed: of the lesions' places.
+        output: folder of the results; WORK/lesions where empty.
+    """
+
+    package: str
+    store: str
+    split: Literal["test", "validation", "all"] = "test"
+    slices: int = 8
+    diameters: tuple[float, ...] = (3.0, 6.0, 9.0, 12.0)
+    contrasts: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
+    baseline: str = ""
+    law: Choice = "best"
+    false_positives: float = 1.0
+    repeats: int = 2
+    batch_size: int = 64
+    seed: int = 0
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "repeats"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.slices < 0 or self.seed < 0:
+            raise ValueError("slices and seed must not be negative")
+        if not self.false_positives > 0:
+            raise ValueError(f"false_positives must be positive, not {self.false_positives}")
+        if not self.diameters or not all(0 < d < float("inf") for d in self.diameters):
+            raise ValueError(f"diameters must be lengths in mm, not {list(self.diameters)}")
+        if not self.contrasts or not all(0 < abs(c) <= 1 for c in self.contrasts):
+            raise ValueError(f"contrasts must lie in [-1,1] and not be 0: {list(self.contrasts)}")
+
+
+Maps = dict[str, Tensor]
+
+
+def run(options: Options) -> None:
+    """The command. Raises InputError where the inputs do not fit each other."""
+    model = open_prior(options.package, options.law)
+    baseline = open_package(options.baseline) if options.baseline else None
+    if model.image_shape[0] != 1:
+        raise InputError(f"the decoder draws {model.image_shape[0]} channels: MR images have one")
+    store = open_store(options.store, work_folder())
+    entries = people(store, model, options.split, "")
+    if baseline is not None:
+        people(store, baseline, options.split, "")
+    output = Path(options.output or work_folder() / "lesions")
+    begin(output, FILES)
+    data = SliceDataset(store, entries)
+    slices = []
+    for number, entry in enumerate(entries):
+        chosen = regular_choice(len(entry.slice_indices), options.slices)
+        slices.append(data.__getitems__([int(data.first[number]) + place for place in chosen]))
+        if not all(bool((image > 0).any()) for image in slices[-1]):
+            raise InputError(f"store {store.name}: a slice of {entry.subject} shows no brain")
+    kinds = [Lesion(d, c) for c, d in itertools.product(options.contrasts, options.diameters)]
+    rows: list[dict[str, Any]] = []
+    with Reporter() as reporter:
+        healthy = [_maps(model, baseline, images, options.batch_size) for images in slices]
+        limits = _limits(healthy, slices, options.false_positives)
+        shown = []
+        for number, (entry, images) in enumerate(zip(entries, slices, strict=True)):
+            repeated = images.repeat(options.repeats, 1, 1, 1)
+            for place, kind in enumerate(kinds):
+                random = np.random.default_rng((options.seed, number, place))
+                changed, where = insert(repeated, kind, model.spacing_mm, random)
+                maps = _maps(model, baseline, changed, options.batch_size)
+                rows += _rows(entry.subject, kind, maps, where, images.repeat(
+                    options.repeats, 1, 1, 1), limits)  # fmt: skip
+                if number == 0:
+                    middle = len(images) // 2
+                    shown.append(
+                        (kind, changed[middle, 0], where[middle, 0],
+                         {name: _tail(m, kind)[middle, 0] for name, m in maps.items()})
+                    )  # fmt: skip
+                done = number + (place + 1) / len(kinds)
+                reporter.update(done / len(entries), f"subject {number + 1}/{len(entries)}")
+    summary = _summary(rows, kinds)
+    write_text(output / "lesions.csv", _table(rows))
+    record = {
+        "decoder": package_record(model, options.package),
+        "baseline": package_record(baseline, options.baseline) if baseline else None,
+        "options": options_record(options),
+        "law": model.which,
+        "thresholds": {f"{name}, {side}": value for (name, side), value in limits.items()},
+        "subjects": len(entries),
+        "slices": sum(map(len, slices)),
+        "kinds": summary,
+    }
+    write_text(output / "lesions.json", json.dumps(record, indent=1) + "\n")
+    from pipeline.analysis.lesion_figures import curves, examples  # matplotlib takes a second
+
+    title = f"Inserted lesions, {len(entries)} subjects of store {store.name}"
+    title += " (simulated people)" if store.simulated else ""
+    write_figure(output / "curves.png", curves(summary, options.false_positives, title))
+    write_figure(output / "examples.png", examples(shown, limits, title))
+    print(_described(summary, options.false_positives))
+    print(f"table, curves, examples: {output}")
+
+
+@torch.no_grad()
+def _maps(
+    model: DecoderPackage, baseline: DecoderPackage | None, images: Tensor, batch_size: int
+) -> Maps:
+    """Signed deviations of images (n,1,H,W) by method; intensity: from the brain's median."""
+
+    def quiet(_: float, __: str) -> None: ...
+
+    found = slice_maps(model, images, batch_size, quiet)
+    maps = {"whitened": found.whitened, "residual": found.residual}
+    if baseline is not None:
+        parts = [b - baseline.decode(baseline.encode(b).mean) for b in images.split(batch_size)]
+        maps["baseline_residual"] = torch.cat(parts)
+    middle = torch.stack([image[image > 0].median() for image in images])
+    maps["intensity"] = images - middle.reshape(-1, 1, 1, 1)
+    return maps
+
+
+def _tail(signed: Tensor, kind: Lesion) -> Tensor:
+    return one_sided(signed, "dark" if kind.contrast < 0 else "bright")
+
+
+Limits = dict[tuple[str, str], float]
+
+
+def _limits(healthy: list[Maps], slices: list[Tensor], false_positives: float) -> Limits:
+    """The threshold of each method and side on the healthy slices of everybody."""
+    brain = torch.cat(slices) > 0
+    return {
+        (name, side): threshold_at(
+            one_sided(torch.cat([maps[name] for maps in healthy]), side), brain, false_positives
+        )
+        for name in healthy[0]
+        for side in ("dark", "bright")
+    }
+
+
+def _rows(
+    subject: str, kind: Lesion, maps: Maps, where: Tensor, healthy: Tensor, limits: Limits
+) -> list[dict[str, Any]]:
+    side = "dark" if kind.contrast < 0 else "bright"
+    brain = healthy > 0
+    rows = []
+    for name, signed in maps.items():
+        score = _tail(signed, kind)
+        found = detect(score[brain].double().numpy(), where[brain].numpy())
+        rows.append(
+            {
+                "subject": subject,
+                "method": name,
+                **asdict(kind),
+                "sensitivity": sensitivity(score, where, limits[name, side]),
+                "auroc": found.auroc,
+            }
+        )
+    return rows
+
+
+def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, Any]]:
+    """Means over people with their intervals, a kind and method a row."""
+    found = []
+    for kind, name in itertools.product(kinds, dict.fromkeys(row["method"] for row in rows)):
+        mine = [
+            row for row in rows
+            if row["method"] == name and (row["diameter"], row["contrast"]) == (
+                kind.diameter, kind.contrast)
+        ]  # fmt: skip
+        values = {key: np.array([row[key] for row in mine]) for key in ("sensitivity", "auroc")}
+        found.append({"method": name, **asdict(kind), **aggregate(values)})
+    return found
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return stream.getvalue()
+
+
+def _described(summary: list[dict[str, Any]], false_positives: float) -> str:
+    """Sensitivity by contrast and diameter, a line a method."""
+    kinds = list(dict.fromkeys((row["contrast"], row["diameter"]) for row in summary))
+    head = "".join(f"{contrast:+.1f} {diameter:>2g}mm".rjust(10) for contrast, diameter in kinds)
+    lines = [f"sensitivity at {false_positives:g} false positives a slice, by contrast, diameter",
+             f"{'':18s}{head}"]  # fmt: skip
+    for name in dict.fromkeys(row["method"] for row in summary):
+        values = [row["sensitivity"]["mean"] for row in summary if row["method"] == name]
+        lines.append(f"{name:18s}" + "".join(f"{value:10.2f}" for value in values))
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""Score somebody else's reconstructions: pairs of files, or a program from image to image.
+
+python -m pipeline evaluate --reconstructions FOLDER                     pairs of NIfTI, .npy files
+python -m pipeline evaluate --reconstructions model.pt2 --store STORE    a torch.export program
+"""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.analysis.geometry import read_array
+from pipeline.config import EvaluationConfig
+from pipeline.data.slices import SliceDataset, open_store
+from pipeline.errors import InputError
+from pipeline.evaluation import figures, sharpness
+from pipeline.evaluation.aggregate import aggregate
+from pipeline.evaluation.networks import load_networks
+from pipeline.evaluation.pairs import mean_of, slice_scores, subject_scores
+from pipeline.evaluation.record import Evaluation, describe, write_evaluation
+from pipeline.files import work_folder, writable
+from pipeline.progress import Reporter
+
+SUFFIXES = (".nii.gz", ".nii", ".npy")
+# Rounding of a program's own scaling to [0,1].
+SLACK = 1e-3
+
+Pair = tuple[str, Tensor, Tensor]
+"""A subject's name, its images and their reconstructions, (n,C,H,W) in [0,1]."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command.
+
+    Args:
+        reconstructions: a folder with `originals` and `reconstructions`, in which files of one name
+            belong together, a subject each; or a torch.export program (.pt2), images (B,C,H,W) in
+            [0,1] to the same shape. A program can run code: use one that you trust.
+        store: a prepared store, whose images the program is given.
+        split: whose images of the store: test, validation, or all.
+        max_slices: most slices scored per subject, evenly thinned; 0 = all.
+        batch_size: slices at once.
+        bootstrap: resamplings of subjects for the 95% intervals.
+        seed: of the resamplings, and of KID's subsets.
+        lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
+        lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance, likewise.
+        download: whether they may be downloaded where none are found.
+        output: folder of the results; WORK/scores/NAME where empty.
+    """
+
+    reconstructions: str
+    store: str = ""
+    split: Literal["test", "validation", "all"] = "test"
+    max_slices: int = 0
+    batch_size: int = 64
+    bootstrap: int = 2000
+    seed: int = 0
+    lpips_alex_weights: str = ""
+    lpips_vgg_weights: str = ""
+    download: bool = False
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.settings  # its checks are these, too
+
+    @property
+    def settings(self) -> EvaluationConfig:
+        """What decides a score, as the evaluation of a run has it."""
+        names = ("split", "max_slices", "batch_size", "bootstrap", "seed", "lpips_alex_weights",
+                 "lpips_vgg_weights", "download")  # fmt: skip
+        return EvaluationConfig(**{name: getattr(self, name) for name in names})
+
+
+def run(options: Options) -> None:
+    """The command. Raises InputError where pairs do not fit each other, or a program its images."""
+    source = Path(options.reconstructions)
+    if source.is_dir():
+        if options.store:
+            raise InputError("a folder has originals of its own: leave --store out")
+        pairs, count, simulated = _of_folder(source)
+    else:
+        pairs, count, simulated = _of_program(source, options)
+    name = source.name.partition(".")[0]
+    folder = Path(options.output or work_folder() / "scores" / name)
+    writable(folder)
+    found = score(pairs, count, options.settings, simulated)
+    write_evaluation(folder, found, {"options": asdict(options)})
+    print(describe(found.metrics))
+    print(f"scores, tables and figures: {folder}")
+
+
+@torch.no_grad()
+def score(
+    pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool = False
+) -> Evaluation:
+    """The table of `evaluate` less what needs a model: rate, bound, calibration, samples."""
+    first = next(pairs)  # what is wrong with it is told before networks are loaded
+    networks = load_networks(settings)
+    sets = networks.image_sets()
+    rows: list[dict[str, Any]] = []
+    powers: list[tuple[Tensor, Tensor]] = []
+    shown: list[tuple[str, Tensor, Tensor]] = []
+    with Reporter() as reporter:
+        for number, (subject, images, reconstructions) in enumerate(chain([first], pairs)):
+            parts = []
+            batches = (x.split(settings.batch_size) for x in (images, reconstructions))
+            for batch, made in zip(*batches, strict=True):
+                parts.append(slice_scores(batch, made, networks.distances))
+                for compared in sets:
+                    compared.add("data", batch)
+                    compared.add("reconstruction", made)
+            whole, power = subject_scores(images, reconstructions)
+            powers.append((power[0].mean(dim=0), power[1].mean(dim=0)))
+            rows.append({"subject": subject, "slices": len(images), **mean_of(parts), **whole})
+            if len(shown) < 8:
+                middle = len(images) // 2
+                shown.append((subject, images[middle], reconstructions[middle]))
+            reporter.update((number + 1) / count, f"subject {number + 1}/{count}")
+    scored = [key for key in rows[0] if key not in ("subject", "slices")]
+    values = {key: np.array([row[key] for row in rows]) for key in scored}
+    metrics = aggregate(values, settings.bootstrap, settings.seed)
+    for compared in sets:
+        metrics |= compared.scores(settings.seed)
+    names, originals, made = zip(*shown, strict=True)
+    data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*powers, strict=True))
+    title = "Reconstructions of another program" + (" (simulated people)" if simulated else "")
+    drawn = {
+        "reconstructions.png": figures.reconstructions(
+            torch.stack(originals), torch.stack(made), list(names), title=title
+        ),
+        "spectra.png": figures.spectra(
+            sharpness.frequencies(*originals[0].shape[-2:]),
+            {"data": data, "reconstruction": reconstruction},
+        ),
+    }
+    return Evaluation(metrics, rows, drawn, networks.absent)
+
+
+def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:
+    """Pairs of files, the names of all of them checked before the first is read."""
+    originals, made = (_files(folder / part) for part in ("originals", "reconstructions"))
+    if originals.keys() != made.keys():
+        alone = sorted(originals.keys() ^ made.keys())[0]
+        where = "originals" if alone in originals else "reconstructions"
+        raise InputError(f"{alone} is in {folder / where} alone: each file needs its pair")
+
+    def pairs() -> Iterator[Pair]:
+        size = None
+        for name, path in originals.items():
+            images, reconstructions = _slices(path), _slices(made[name])
+            if images.shape != reconstructions.shape:
+                raise InputError(
+                    f"{path} is {_shape(images)}, {made[name]} {_shape(reconstructions)}: a pair "
+                    "must have one shape"
+                )
+            if size is not None and images.shape[1:] != size:
+                raise InputError(f"{path} holds images of another size than the files before it")
+            size = images.shape[1:]
+            yield name, _in_range(images, path), _in_range(reconstructions, made[name])
+
+    return pairs(), len(originals), False
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Files by name without suffix. Raises InputError where there are none, or two of a name."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: put originals and reconstructions in two "
+                         "folders of those names")  # fmt: skip
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        name = path.name.removesuffix(suffix)
+        if name in found:
+            raise InputError(f"{found[name]} and {path} have one name: keep one of them")
+        found[name] = path
+    if not found:
+        raise InputError(f"{folder} holds no {', '.join(SUFFIXES)}")
+    return found
+
+
+def _slices(path: Path) -> Tensor:
+    """A file's slices (n,C,H,W): of (H,W), (n,H,W) or (n,C,H,W) in .npy, (X,Y,Z) in NIfTI."""
+    found = read_array(path)
+    if path.name.endswith(".npy"):
+        if found.ndim in (2, 3):
+            found = found.reshape(-1, 1, *found.shape[-2:])
+    elif found.ndim == 3:
+        found = found.transpose(2, 0, 1)[:, None]
+    if found.ndim != 4 or not found.size or found.shape[1] not in (1, 3):
+        raise InputError(f"{path} must hold slices (n,H,W) or (n,C,H,W), C 1 or 3, or a volume "
+                         f"(X,Y,Z) in NIfTI, not {found.shape}")  # fmt: skip
+    if not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all():
+        raise InputError(f"{path} must hold finite floating-point numbers, in [0,1]")
+    return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+
+
+def _in_range(images: Tensor, source: object) -> Tensor:
+    low, high = (value.item() for value in images.aminmax())
+    if low < -SLACK or high > 1 + SLACK:
+        raise InputError(
+            f"{source} holds values from {low:.3g} to {high:.3g}: scale originals and "
+            "reconstructions alike, to [0,1]"
+        )
+    return images.clamp(0, 1)
+
+
+def _of_program(path: Path, options: Options) -> tuple[Iterator[Pair], int, bool]:
+    if not options.store:
+        raise InputError(f"{path} is no folder: for a program say --store STORE, whose images it "
+                         "is given")  # fmt: skip
+    store = open_store(options.store, work_folder())
+    entries = store.subjects(options.split)
+    if not entries:
+        raise InputError(f"store {store.name} has nobody in split {options.split}")
+    if not path.is_file():
+        raise InputError(f"there is no program at {path}")
+    none = f"{path} is no torch.export program: save one with torch.export.save"
+    if not zipfile.is_zipfile(path):  # torch says on screen what it thinks of such files
+        raise InputError(none)
+    try:
+        program = torch.export.load(path).module()
+    except Exception as error:  # whatever an archive of something else makes torch raise
+        raise InputError(none) from error
+    data = SliceDataset(store, entries)
+
+    def pairs() -> Iterator[Pair]:
+        for number, entry in enumerate(entries):
+            images = data.of_subject(number, options.max_slices)
+            made = [_through(program, path, batch) for batch in images.split(options.batch_size)]
+            yield entry.subject, images, _in_range(torch.cat(made), path)
+
+    return pairs(), len(entries), store.simulated
+
+
+def _through(program: torch.nn.Module, path: Path, images: Tensor) -> Tensor:
+    try:
+        found = program(images)
+    except Exception as error:  # what a program says of an input that it can't take
+        line = (str(error).strip().splitlines() or [""])[0][:120]
+        raise InputError(
+            f"{path} can't take images {tuple(images.shape)} ({type(error).__name__}: {line}): "
+            "export it with a dynamic batch, for images of the store's size"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        said = _shape(found) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{path} gives {said} for images {tuple(images.shape)}: it must give "
+                         "images of their shape")  # fmt: skip
+    if not found.isfinite().all():
+        raise InputError(f"{path} gives values that are not finite")
+    return found.float()
+
+
+def _shape(images: Tensor) -> str:
+    return "x".join(map(str, images.shape))

@@ -1,0 +1,42 @@
+"""From a reconstruction to how far off it can be at each pixel."""
+
+from torch import Tensor, nn
+
+from pipeline.models.layers import ResidualBlock, at_least_single, downsample, upsample
+
+WIDTH = 16
+
+
+class ScaleNetwork(nn.Module):
+    """(B,C,H,W) in [0,1] -> a logit for each pixel value (B,C,H,W), float32.
+
+    A small U-Net (Ronneberger et al. 2015) over three sides, with sums in place of concatenations:
+    what is near a pixel decides, and about where in the image it lies.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], start: float) -> None:
+        """image_shape (C,H,W); start: the logit that is put out at first, but for a little.
+
+        Raises ValueError for sides that 4 does not divide.
+        """
+        super().__init__()
+        channels, height, width = image_shape
+        if height % 4 or width % 4:
+            raise ValueError(f"sides must be multiples of 4, not {height}x{width}")
+        self.stem = nn.Sequential(nn.Conv2d(channels, WIDTH, 3, padding=1), ResidualBlock(WIDTH))
+        wide = 2 * WIDTH
+        self.down = nn.Sequential(downsample(WIDTH, wide, 2), ResidualBlock(wide))
+        self.bottom = nn.Sequential(
+            downsample(wide, wide, 2), ResidualBlock(wide), upsample(wide, wide, 2)
+        )
+        self.up = upsample(wide, WIDTH, 2)
+        last = nn.Conv2d(WIDTH, channels, 3, padding=1)
+        self.head = nn.Sequential(ResidualBlock(WIDTH), nn.LeakyReLU(0.1), last)
+        assert last.bias is not None
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.constant_(last.bias, start)
+
+    def forward(self, image: Tensor) -> Tensor:
+        fine = self.stem(image)
+        coarse = self.down(fine)
+        return at_least_single(self.head(fine + self.up(coarse + self.bottom(coarse))))

@@ -1,0 +1,120 @@
+"""Somebody else's reconstructions are scored as ours are, and what can't be scored is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_prep.store import Store
+from pipeline.__main__ import main
+from pipeline.data.slices import SliceDataset
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two subjects, one in .npy, one in NIfTI, reconstructed with an error of 0.1 everywhere."""
+    random = np.random.default_rng(0)
+    slices = random.uniform(0.2, 0.8, (2, 3, 32, 32)).astype(np.float32)
+    for kind, error in (("originals", 0), ("reconstructions", 0.1)):
+        _save(tmp_path / f"pairs/{kind}/one.npy", slices[0] + np.float32(error))
+        _save(tmp_path / f"pairs/{kind}/two.nii.gz",
+              (slices[1] + np.float32(error)).transpose(1, 2, 0))  # fmt: skip
+    return tmp_path / "pairs"
+
+
+def _scored(*words: object) -> dict[str, Any]:
+    assert main(["evaluate", *map(str, words)]) == 0
+    return json.loads((Path(str(words[-1])) / "metrics.json").read_text())
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: object) -> str:
+        assert main(["evaluate", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+def test_pairs_of_files_have_the_table_without_a_model(folder: Path, tmp_path: Path) -> None:
+    metrics = _scored("--reconstructions", folder, "--output", tmp_path / "out")
+    assert metrics["psnr"]["mean"] == pytest.approx(20, abs=1e-3)
+    assert metrics["high_frequency_ratio"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert {"ssim", "blur_effect", "lpips_alex", "kid_vgg16", "spectrum_error"} <= metrics.keys()
+    assert not metrics.keys() & {"rate", "elbo_bits_per_dim", "sample_kid_vgg16"}
+    written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {
+        "metrics.json", "per_subject.csv", "inputs.json", "reconstructions.png", "spectra.png",
+    }  # fmt: skip
+
+
+class Darker(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return 0.9 * images
+
+
+class Smaller(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[..., ::2, ::2]
+
+
+def _program(network: nn.Module, path: Path) -> Path:
+    shape = ({0: torch.export.Dim("batch")},)
+    torch.export.save(
+        torch.export.export(network, (torch.rand(2, 1, 32, 32),), dynamic_shapes=shape), path
+    )
+    return path
+
+
+def test_a_program_is_given_a_stores_images(tiny_store: Store, tmp_path: Path) -> None:
+    program = _program(Darker(), tmp_path / "darker.pt2")
+    metrics = _scored("--reconstructions", program, "--store", tiny_store.path,
+                      "--output", tmp_path / "out")  # fmt: skip
+    data = SliceDataset(tiny_store, tiny_store.subjects("test"))
+    errors = [
+        -10 * torch.log10((0.1 * data.of_subject(k)).square().mean(dim=(1, 2, 3))).mean().item()
+        for k in range(len(data.subjects))
+    ]
+    assert metrics["psnr"]["mean"] == pytest.approx(np.mean(errors), abs=0.01)
+
+
+def test_what_does_not_fit_is_one_line(
+    folder: Path, tmp_path: Path, tiny_store: Store, fail: Any
+) -> None:
+    words = ["--reconstructions", folder]
+    assert "leave --store out" in fail(*words, "--store", tiny_store.path)
+    made = folder / "reconstructions/one.npy"
+    right = np.load(made)
+    for values, said in (
+        (right[:2], "one shape"), (255 * right, "to [0,1]"), (right[0, 0], "not (32,)"),
+        (np.full_like(right, np.nan), "finite"), (right.astype(np.int16), "floating-point"),
+    ):  # fmt: skip
+        np.save(made, values)
+        assert said in fail(*words)
+    np.save(made, right)
+    made.rename(folder / "reconstructions/three.npy")
+    assert "one" in fail(*words) and "pair" in fail(*words)
+    assert "no folder" in fail("--reconstructions", tmp_path)
+    program = _program(Smaller(), tmp_path / "smaller.pt2")
+    store = ["--store", tiny_store.path]
+    assert "1x16x16" in fail("--reconstructions", program, *store)
+    assert "say --store" in fail("--reconstructions", program)
+    program.write_bytes(b"no program")
+    assert "no torch.export program" in fail("--reconstructions", program, *store)
+    assert "there is no program" in fail("--reconstructions", tmp_path / "none.pt2", *store)
+    assert "batch_size" in fail(*words, "--batch_size", "0")

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {
-    "help", "prepare", "train", "evaluate", "export", "compare", "anomaly", "reconstruct",
-    "restore", "bench", "ui", "test", "test-all", "lint", "clean",
+    "help", "prepare", "train", "evaluate", "export", "compare", "anomaly", "lesions",
+    "reconstruct", "restore", "bench", "ui", "test", "test-all", "lint", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

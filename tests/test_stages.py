@@ -339,10 +339,6 @@ def test_what_was_left_out_is_scored_once_its_weights_are_here(
     (tmp_path / "inputs.json").write_text(json.dumps(inputs))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     assert record.read_evaluation(tmp_path, inputs) == (None if again else metrics)
-    assert record.read_evaluation(tmp_path, inputs, calibrated=True) is None
-    (tmp_path / "calibration.json").write_text("{}")
-    found = record.read_evaluation(tmp_path, inputs, calibrated=True)
-    assert found == (None if again else metrics)
 
 
 def test_people_of_the_training_split_are_refused(refused: Callable[..., str]) -> None:
@@ -446,7 +442,7 @@ def test_mlflow_holds_the_evaluation_nested_in_the_training_run(trained: Trained
         else:
             assert run.data.metrics[f"{key}_low"] == pytest.approx(interval["low"])
     names = {a.path for a in trained.client().list_artifacts(run.info.run_id, "figures")}
-    drawn = ("calibration", "kernels", "reconstructions", "samples", "spectra")
+    drawn = ("calibration", "error_bars", "kernels", "reconstructions", "samples", "spectra")
     assert names == {f"figures/{n}.png" for n in drawn}
     (entry,) = run.inputs.dataset_inputs
     assert [tag.value for tag in entry.tags] == ["evaluation"]

@@ -89,7 +89,8 @@ def error_bars(
             if r == 0:
                 axes.set_title(head, fontsize=9)
             if r == rows - 1 and colours != "gray":
-                figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.9, pad=0.02)
+                whole = list(grid[:, heads.index(head)])
+                figure.colorbar(drawn, ax=whole, orientation="horizontal", pad=0.01, aspect=15)
         grid[r, 0].set_ylabel(names[r], fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

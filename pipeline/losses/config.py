@@ -37,7 +37,7 @@ class LikelihoodConfig:
     """Least standard deviation of that law, intensity: without one its density has no bound where
     images are constant. Bounds under the law depend on it."""
     residual_steps: int = 300
-    """Steps of that fit, batches of 16 training slices."""
+    """Steps of that fit, batches of 16 validation slices."""
     vgg_weights: str = ""
     """VGG16 weights of the vgg term (torchvision's state dict); "" = look in the usual places."""
 

@@ -1,14 +1,12 @@
 """Fitting the law of the residuals to a trained model."""
 
-import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.data.augmentation import augment
-from pipeline.data.slices import SliceDataset, Store
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
@@ -19,10 +17,10 @@ from pipeline.training.kept import Kept
 BATCH = 16
 LEARNING_RATE = 5e-3
 CLIP = 1.0
-# The share of residuals that the validation people's factor puts within their intervals.
+# The share of residuals that the factor puts within their intervals.
 LEVEL = 0.9
-# Validation slices that the factor is taken from, evenly spread: pixels of many are all alike.
-MOST_SLICES = 512
+# Slices that law and factor are fitted to, each: pixels of more are all alike.
+MOST_SLICES = 1024
 
 
 def residual_law_of(
@@ -41,7 +39,6 @@ def residual_law_of(
         "floor": settings.residual_floor,
         "steps": settings.residual_steps,
         "seed": config.training.seed,
-        "augmentation": dataclasses.asdict(config.data.augmentation),
         "flip": config.data.flip,
     }
     place = Kept(checkpoint, "residual", inputs)
@@ -54,28 +51,29 @@ def residual_law_of(
 
 
 def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
-    """The law of residuals of training slices, augmented and drawn as in training.
+    """The law of residuals of people who were not trained on: of them alone it is to be right.
 
-    Its factor is that of validation people's brains, where there are any. By the seed.
+    Fitted to three fifths of the validation families, its factor the others'. Where there is one
+    family, it serves both; where there is none, training people do, on whom residuals are smaller.
+    All reconstructions decode the posterior's mean. By the seed.
     """
     device = next(vae.parameters()).device
     settings, seed = config.likelihood, config.training.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         law = ResidualLaw(vae.image_shape, settings.residual_floor).to(device)
-    data = SliceDataset(store, store.subjects("train"))
+    fitted_to, others = halves(store.subjects("validation") or store.subjects("train"))
+    images, reconstructions = _pairs(vae, SliceDataset(store, fitted_to), device)
     flip = config.data.flip and store.plane != "sagittal"
     optimizer = torch.optim.Adam(law.parameters(), LEARNING_RATE)
     for step in range(settings.residual_steps):
         random = generator(seed, Stream.RESIDUAL, step)
-        chosen = torch.randint(len(data), (BATCH,), generator=random)
-        images = augment(
-            data.__getitems__(chosen.tolist()), config.data.augmentation, flip, random
-        ).to(device)
-        noise = torch.randn((BATCH, vae.latent_size), generator=random).to(device)
-        reconstruction = _reconstruct(vae, images, noise)
-        residual, found = images - reconstruction, law(reconstruction)
-        loss = found.nll(residual).mean() / images[0].numel()
+        chosen = torch.randint(len(images), (BATCH,), generator=random)
+        image, reconstruction = images[chosen].to(device), reconstructions[chosen].to(device)
+        if flip and torch.rand((), generator=random) < 0.5:
+            image, reconstruction = image.flip(-1), reconstruction.flip(-1)
+        residual, found = image - reconstruction, law(reconstruction)
+        loss = found.nll(residual).mean() / image[0].numel()
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _decay(step / settings.residual_steps)
         optimizer.zero_grad()
         loss.backward()
@@ -83,34 +81,41 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
         optimizer.step()
         law.follow(residual, found.deviation.detach())
         reporter.update((step + 1) / (settings.residual_steps + 1), "law of the residuals")
-    people = store.subjects("validation")
-    if people:
-        _calibrate(law, vae, SliceDataset(store, people))
+    _calibrate(law, *_pairs(vae, SliceDataset(store, others), device), device)
     return law.eval().requires_grad_(False)
 
 
+def halves(people: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
+    """Three fifths of the families, and the others; all twice where there is one family."""
+    families = list(dict.fromkeys(entry.family for entry in people))
+    first = set(families[: max(1, min(math.ceil(0.6 * len(families)), len(families) - 1))])
+    one = [entry for entry in people if entry.family in first]
+    return one, [entry for entry in people if entry.family not in first] or one
+
+
 @torch.no_grad()
-def _calibrate(law: ResidualLaw, vae: VAE, data: SliceDataset) -> None:
-    """The factor by which brains of people who were not fitted to are covered as promised."""
-    device = next(vae.parameters()).device
-    count = min(len(data), MOST_SLICES)
-    wanted = torch.linspace(0, len(data) - 1, count).round().long()
-    residuals, unscaled = [], []
+def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Slices, evenly spread, and their reconstructions, on the CPU: (n,C,H,W) each."""
+    wanted = torch.linspace(0, len(data) - 1, min(len(data), MOST_SLICES)).round().long()
+    images, reconstructions = [], []
     for part in wanted.split(BATCH):
-        images = data.__getitems__(part.tolist()).to(device)
-        reconstruction = _reconstruct(vae, images, None)
-        brain = (images > 0).any(dim=1, keepdim=True).expand_as(images)
-        residuals.append((images - reconstruction)[brain].cpu())
-        unscaled.append(law.unscaled(reconstruction)[brain].cpu())
-    if sum(map(len, residuals)):
-        law.cpu().calibrate(torch.cat(residuals), torch.cat(unscaled), LEVEL)
-        law.to(device)
+        image = data.__getitems__(part.tolist())
+        given = image.to(device).contiguous(memory_format=torch.channels_last)
+        images.append(image)
+        reconstructions.append(vae.infer(given).reconstruction.cpu().contiguous())
+    return torch.cat(images), torch.cat(reconstructions)
 
 
 @torch.no_grad()
-def _reconstruct(vae: VAE, images: Tensor, noise: Tensor | None) -> Tensor:
-    """Of a posterior's draw, or without noise of its mean."""
-    return vae.infer(images.contiguous(memory_format=torch.channels_last), noise).reconstruction
+def _calibrate(
+    law: ResidualLaw, images: Tensor, reconstructions: Tensor, device: torch.device
+) -> None:
+    """The factor with which brains are covered as promised."""
+    brain = (images > 0).any(dim=1, keepdim=True).expand_as(images)
+    unscaled = [law.unscaled(part.to(device)).cpu() for part in reconstructions.split(BATCH)]
+    if brain.any():
+        law.cpu().calibrate((images - reconstructions)[brain], torch.cat(unscaled)[brain], LEVEL)
+        law.to(device)
 
 
 def _decay(progress: float) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pipeline.models.vae import VAE
 from pipeline.tracking import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 from pipeline.training.loop import Trainer, load_objective
-from pipeline.training.residual import LEVEL, residual_law_of
+from pipeline.training.residual import LEVEL, halves, residual_law_of
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,24 @@ def test_it_is_fitted_once_and_again_for_other_inputs(
     assert again is not None and _alike(first, again), "by the seed"
 
 
-def test_its_intervals_cover_the_validation_peoples_brains(
+def test_families_are_not_parted() -> None:
+    def parted(*families: str) -> tuple[list[str], list[str]]:
+        people = [SimpleNamespace(family=family) for family in families]
+        one, other = halves(people)  # type: ignore[arg-type]
+        return [e.family for e in one], [e.family for e in other]
+
+    assert parted("a", "b", "a", "c", "d", "e") == (["a", "b", "a", "c"], ["d", "e"])
+    assert parted("a", "b", "a") == (["a", "a"], ["b"])
+    assert parted("a", "a") == (["a", "a"], ["a", "a"])
+
+
+def test_its_intervals_cover_brains_that_it_was_not_fitted_to(
     trained: tuple[Path, Config], tiny_store: Store
 ) -> None:
     checkpoint, vae, settings = _opened(trained)
     law = residual_law_of(checkpoint, vae, settings, tiny_store)
     assert law is not None
-    data = SliceDataset(tiny_store, tiny_store.subjects("validation"))
+    data = SliceDataset(tiny_store, halves(tiny_store.subjects("validation"))[1])
     images = data.__getitems__(range(len(data)))
     with torch.no_grad():
         reconstruction = vae.infer(images).reconstruction

@@ -259,8 +259,8 @@ def _samples(
     precision = law.precision.expand(batch, -1, -1, -1).repeat(count, 1, 1, 1)
     departure = sample_residual(precision, 1.0, channels, width, generator)
     centre = torch.randn(starts.shape, generator=generator, dtype=starts.dtype)
-    with torch.enable_grad():
-        _, images = phase(starts, measured, departure, centre)
+    with torch.enable_grad():  # of what y does not tell, the solution is its draw from the start
+        _, images = phase(starts + centre, measured, departure, centre)
     return images.reshape(count, batch, channels, height, width)
 
 

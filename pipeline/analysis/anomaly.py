@@ -29,13 +29,14 @@ from pipeline.analysis.anomaly_maps import (
 )
 from pipeline.analysis.restoration import restore
 from pipeline.analysis.results import begin
-from pipeline.analysis.study import Choice, open_package, open_prior
+from pipeline.analysis.study import Choice, check_finest, open_package, open_prior
 from pipeline.data.intensity import to_scanner
 from pipeline.data.volumes import (
     PreparedVolume,
     differing,
     prepare_volume,
     put_back,
+    read_contrast,
     read_labels,
     seen,
     write_like,
@@ -73,10 +74,14 @@ class Options:
         output: folder of the results; WORK/anomaly/NAME of the image where empty.
         mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
         lesions: mask of lesions on the image's grid, to score the maps against.
+        beside: other contrasts of the same head on the image's grid, such as FLAIR, with commas
+            between: what their intensity alone finds is scored beside.
         baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is
             scored beside.
         law: of the decoder's residuals, in whose standard deviations the maps are: fitted, term,
             or best: fitted where the package has it.
+        finest: side of the finest level whose latents the reconstructions use, the baseline's, too;
+            0 = all. The finer ones draw a lesion as they draw anatomy.
         tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
         restore_steps: steps of gradient ascent on the posterior, 100 or so: a step changes a pixel
             by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what
@@ -94,8 +99,10 @@ class Options:
     output: str = ""
     mask: str = ""
     lesions: str = ""
+    beside: str = ""
     baseline: str = ""
     law: Choice = "best"
+    finest: int = 0
     tail: Tail = "both"
     restore_steps: int = 0
     restore_tv: float = 1.0
@@ -107,7 +114,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be above 0, not {self.batch_size}")
-        for key in ("restore_steps", "threads", "restore_tv"):
+        for key in ("restore_steps", "threads", "restore_tv", "finest"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{key} must not be negative, not {value}")
@@ -130,7 +137,12 @@ def run(options: Options) -> None:
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
     )
     lesions = read_labels(Path(options.lesions), volume) if options.lesions else None
+    others = [Path(word.strip()) for word in options.beside.split(",") if word.strip()]
+    beside = {path.name.partition(".")[0]: read_contrast(path, volume) for path in others}
     baseline = open_package(options.baseline, options.device) if options.baseline else None
+    if options.finest:
+        for used in filter(None, (model, baseline)):
+            check_finest(used, options.finest)
     if baseline is not None:
         _check_alike(model, baseline)
     known = {
@@ -151,7 +163,8 @@ def run(options: Options) -> None:
     begin(options.folder, FILES)
     images = torch.from_numpy(volume.slices.images).to(options.device)
     with Reporter() as reporter:
-        maps = slice_maps(model, images, options.batch_size, reporter.update)
+        finest = options.finest
+        maps = slice_maps(model, images, options.batch_size, reporter.update, finest)
         signed = {"whitened": maps.whitened, "residual": maps.residual}
         if options.restore_steps:
             restored = restore(
@@ -164,9 +177,9 @@ def run(options: Options) -> None:
             )
             signed = {"restoration": images.cpu() - restored, **signed}
         if baseline is not None:
-            other = reconstructions(baseline, images, options.batch_size, reporter.update)
+            other = reconstructions(baseline, images, options.batch_size, reporter.update, finest)
             signed["baseline_residual"] = images.cpu() - other
-    _write(options, model, volume, lesions, signed, maps, known)
+    _write(options, model, volume, lesions, signed, maps, known, beside)
 
 
 def _check_same_image(summary: Path, sha256: str) -> None:
@@ -196,6 +209,7 @@ def _write(
     signed: dict[str, torch.Tensor],
     maps: SliceMaps,
     known: dict[str, bool],
+    beside: dict[str, np.ndarray],
 ) -> None:
     folder = options.folder
     inside = volume.brain & seen(volume)
@@ -206,12 +220,13 @@ def _write(
             rows.append(_row(name, tail, mapped, inside, lesions))
             if tail == options.tail:
                 shown[name] = mapped
-    for tail in TAILS:
-        # Needs no model, nor has it lost detail to the slices' pixels: the bar to clear.
-        middle = np.median(volume.data[inside])
-        deviation = torch.from_numpy(volume.data - middle)
-        mapped = one_sided(deviation, tail).numpy() * inside
-        rows.append(_row("intensity", tail, mapped, inside, lesions))
+    # Intensity needs no model, nor has it lost detail to the slices' pixels: the bar to clear.
+    bars = {"intensity": volume.data} | {f"intensity of {k}": v for k, v in beside.items()}
+    for name, contrast in bars.items():
+        deviation = torch.from_numpy(contrast - np.median(contrast[inside]))
+        for tail in TAILS:
+            mapped = one_sided(deviation, tail).numpy() * inside
+            rows.append(_row(name, tail, mapped, inside, lesions))
     chief = next(iter(shown))
     what = f"{chief}, {options.tail} tail, {UNITS[chief]}"
     write_like(folder / "anomaly.nii.gz", shown[chief], volume, what)

@@ -19,6 +19,7 @@ class NormativeModel(Protocol):
 
     def encode(self, image: Tensor) -> Posterior: ...
     def decode(self, latent: Tensor) -> Tensor: ...
+    def up_to(self, latent: Tensor, side: int) -> Tensor: ...
     def law(self, latent: Tensor, /, decoded: Tensor | None = None) -> Law: ...
     def log_likelihood(self, image: Tensor, latent: Tensor) -> Tensor: ...
 
@@ -38,17 +39,18 @@ class SliceMaps:
 
 @torch.no_grad()
 def slice_maps(
-    model: NormativeModel, images: Tensor, batch_size: int, progress: Progress
+    model: NormativeModel, images: Tensor, batch_size: int, progress: Progress, finest: int = 0
 ) -> SliceMaps:
     """Encode, decode at the posterior's mean, subtract, whiten: images (n,1,H,W) in [0,1].
 
     Whitening is C^(-1/2) S⁻¹ under the model's law: an error counts for less where the decoder is
-    known to err. Raises ValueError where the law is no Gaussian.
+    known to err. finest: side of the finest level whose latents are used, 0 for all. Raises
+    ValueError where the law is no Gaussian, or no level is that coarse.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     done = 0
     for batch in images.split(batch_size):
-        latent = model.encode(batch).mean
+        latent = _latents(model, batch, finest)
         reconstruction = model.decode(latent)
         residual = batch - reconstruction
         law = model.law(latent, decoded=reconstruction)
@@ -61,14 +63,19 @@ def slice_maps(
     return SliceMaps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def _latents(model: NormativeModel, images: Tensor, finest: int) -> Tensor:
+    latent = model.encode(images).mean
+    return model.up_to(latent, finest) if finest else latent
+
+
 @torch.no_grad()
 def reconstructions(
-    model: NormativeModel, images: Tensor, batch_size: int, progress: Progress
+    model: NormativeModel, images: Tensor, batch_size: int, progress: Progress, finest: int = 0
 ) -> Tensor:
-    """Decoded posterior means of images (n,1,H,W); needs no likelihood."""
+    """Decoded posterior means of images (n,1,H,W); needs no likelihood. finest: as above."""
     parts: list[Tensor] = []
     for batch in images.split(batch_size):
-        parts.append(model.decode(model.encode(batch).mean).cpu())
+        parts.append(model.decode(_latents(model, batch, finest)).cpu())
         progress(sum(map(len, parts)) / len(images), "slices of the baseline")
     return torch.cat(parts)
 

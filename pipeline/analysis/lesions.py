@@ -22,6 +22,7 @@ from pipeline.analysis.inserted import Lesion, insert, sensitivity, threshold_at
 from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     Choice,
+    check_finest,
     open_package,
     open_prior,
     options_record,
@@ -52,6 +53,8 @@ class Options:
         diameters: of the lesions, mm.
         contrasts: of the lesions, in intensities of [0,1]; negative ones are dark.
         baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is scored beside.
+        finest: side of the finest level whose latents the reconstruction uses; 0 = all. The finer
+            ones draw a lesion as they draw anatomy.
         law: of the residuals: fitted, term, or best: fitted where the package has it.
         false_positives: pieces a healthy slice at which sensitivity is read.
         repeats: lesions of each kind in each slice, one at a time.
@@ -67,6 +70,7 @@ class Options:
     diameters: tuple[float, ...] = (3.0, 6.0, 9.0, 12.0)
     contrasts: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
     baseline: str = ""
+    finest: int = 0
     law: Choice = "best"
     false_positives: float = 1.0
     repeats: int = 2
@@ -78,8 +82,8 @@ class Options:
         for key in ("batch_size", "repeats"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
-        if self.slices < 0 or self.seed < 0:
-            raise ValueError("slices and seed must not be negative")
+        if min(self.slices, self.seed, self.finest) < 0:
+            raise ValueError("slices, seed and finest must not be negative")
         if not self.false_positives > 0:
             raise ValueError(f"false_positives must be positive, not {self.false_positives}")
         if not self.diameters or not all(0 < d < float("inf") for d in self.diameters):
@@ -95,6 +99,7 @@ def run(options: Options) -> None:
     """The command. Raises InputError where the inputs do not fit each other."""
     model = open_prior(options.package, options.law)
     baseline = open_package(options.baseline) if options.baseline else None
+    check_finest(model, options.finest)
     if model.image_shape[0] != 1:
         raise InputError(f"the decoder draws {model.image_shape[0]} channels: MR images have one")
     store = open_store(options.store, work_folder())
@@ -113,7 +118,7 @@ def run(options: Options) -> None:
     kinds = [Lesion(d, c) for c, d in itertools.product(options.contrasts, options.diameters)]
     rows: list[dict[str, Any]] = []
     with Reporter() as reporter:
-        healthy = [_maps(model, baseline, images, options.batch_size) for images in slices]
+        healthy = [_maps(model, baseline, images, options) for images in slices]
         limits = _limits(healthy, slices, options.false_positives)
         shown = []
         for number, (entry, images) in enumerate(zip(entries, slices, strict=True)):
@@ -121,14 +126,15 @@ def run(options: Options) -> None:
             for place, kind in enumerate(kinds):
                 random = np.random.default_rng((options.seed, number, place))
                 changed, where = insert(repeated, kind, model.spacing_mm, random)
-                maps = _maps(model, baseline, changed, options.batch_size)
+                maps = _maps(model, baseline, changed, options)
                 rows += _rows(entry.subject, kind, maps, where, images.repeat(
                     options.repeats, 1, 1, 1), limits)  # fmt: skip
                 if number == 0:
                     middle = len(images) // 2
                     shown.append(
                         (kind, changed[middle, 0], where[middle, 0],
-                         {name: _tail(m, kind)[middle, 0] for name, m in maps.items()})
+                         {name: (_tail(m, kind) * (changed > 0))[middle, 0]
+                          for name, m in maps.items()})
                     )  # fmt: skip
                 done = number + (place + 1) / len(kinds)
                 reporter.update(done / len(entries), f"subject {number + 1}/{len(entries)}")
@@ -157,17 +163,17 @@ def run(options: Options) -> None:
 
 @torch.no_grad()
 def _maps(
-    model: DecoderPackage, baseline: DecoderPackage | None, images: Tensor, batch_size: int
+    model: DecoderPackage, baseline: DecoderPackage | None, images: Tensor, options: Options
 ) -> Maps:
     """Signed deviations of images (n,1,H,W) by method; intensity: from the brain's median."""
 
     def quiet(_: float, __: str) -> None: ...
 
-    found = slice_maps(model, images, batch_size, quiet)
+    found = slice_maps(model, images, options.batch_size, quiet, options.finest)
     maps = {"whitened": found.whitened, "residual": found.residual}
     if baseline is not None:
-        parts = [b - baseline.decode(baseline.encode(b).mean) for b in images.split(batch_size)]
-        maps["baseline_residual"] = torch.cat(parts)
+        other = slice_maps(baseline, images, options.batch_size, quiet, options.finest)
+        maps["baseline_residual"] = other.residual
     middle = torch.stack([image[image > 0].median() for image in images])
     maps["intensity"] = images - middle.reshape(-1, 1, 1, 1)
     return maps

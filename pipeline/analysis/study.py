@@ -178,6 +178,15 @@ def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> Decode
     return package
 
 
+def check_finest(package: DecoderPackage, finest: int) -> None:
+    """Raise InputError where no level of the decoder is that coarse; 0 stands for all levels."""
+    try:
+        like = next(package.parameters())
+        package.up_to(like.new_zeros(1, package.latent_size), finest or package.image_shape[-1])
+    except ValueError as error:
+        raise InputError(f"--finest {finest}: {error}") from error
+
+
 def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
     """Patterns of the files that a run may write, for those subjects or for a single image."""
     folders = [f"{glob.escape(entry.subject)}/" for entry in entries] or [""]

@@ -16,7 +16,7 @@ from data_prep.errors import VolumeError
 from data_prep.mask_shape import mask_shape
 from data_prep.slices import PLANES, Slices, cut_slices
 from data_prep.verify import read_verified
-from data_prep.volume import load_volume, normalised, read_mask
+from data_prep.volume import canonical, load_volume, normalised, read_mask
 from pipeline.errors import InputError
 from pipeline.files import replacing
 
@@ -169,6 +169,21 @@ def read_labels(path: Path, image: PreparedVolume) -> np.ndarray:
         return read_mask(path, read_verified(image.path))
     except VolumeError as error:
         raise InputError(str(error)) from error
+
+
+def read_contrast(path: Path, image: PreparedVolume) -> np.ndarray:
+    """Another contrast of the same head on the image's own grid -> (X, Y, Z) on its canonical one.
+
+    In the file's unit. Raises InputError, in one line, for a damaged file and one of another grid.
+    """
+    try:
+        found, own = read_verified(path), read_verified(image.path)
+    except VolumeError as error:
+        raise InputError(str(error)) from error
+    same = found.data.shape == own.data.shape and np.allclose(found.affine, own.affine, atol=1e-2)
+    if not same:
+        raise InputError(f"{path.name} does not lie on the grid of {image.path.name}: resample it")
+    return canonical(found)[0]
 
 
 def put_back(fields: np.ndarray, volume: PreparedVolume) -> np.ndarray:

@@ -125,6 +125,21 @@ class DecoderPackage(nn.Module):
         self._check(image, self.image_shape, "images")
         return self.vae.encode(image)
 
+    def up_to(self, latent: Tensor, side: int) -> Tensor:
+        """z without what levels finer than `side` add: their draws are their prior's means.
+
+        Decoded it is the image as far as its coarse levels know it: a lesion that the finest levels
+        would draw is not in it. Raises ValueError where no level is that coarse.
+        """
+        self._check(latent, (self.latent_size,), "latents")
+        decoder = self.vae.decoder
+        sides = [level for _, level, _ in decoder.draws_of]
+        if min(sides) > side:
+            raise ValueError(f"the coarsest level has side {min(sides)}, none {side} or less")
+        parts = latent.split(decoder.sizes, dim=1)
+        kept = [p if s <= side else torch.zeros_like(p) for p, s in zip(parts, sides, strict=True)]
+        return torch.cat(kept, dim=1)
+
     def kernel(self, latent: Tensor) -> Tensor | None:
         """z -> the kernel (B,1,s,s) of what the model blurs, sum 1; None without a network."""
         if self.kernel_network is None:

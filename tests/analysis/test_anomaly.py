@@ -265,6 +265,27 @@ def test_a_real_patient_is_mapped_in_his_own_space(
     assert summary["lesion_voxels_seen"] == summary["lesion_voxels"] == 1300
 
 
+def test_another_contrast_of_the_head_is_a_bar_beside(
+    patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lesion's own mask, brightened, finds it all; stored another way round it is refused."""
+    image = nib.load(patient["lesion"])
+    other = nib.as_closest_canonical(
+        nib.Nifti1Image(1 + 5 * image.get_fdata().astype(np.float32), image.affine)
+    )
+    words = ["anomaly", "--package", "p", "--image", str(patient["t1"]), "--lesions",
+             str(patient["lesion"]), "--output", str(tmp_path / "out"), "--beside"]  # fmt: skip
+    bright = nib.Nifti1Image(1 + 5 * image.get_fdata().astype(np.float32), image.affine)
+    nib.save(bright, tmp_path / "flair.nii.gz")
+    assert main([*words, str(tmp_path / "flair.nii.gz")]) == 0
+    found = rows(tmp_path / "out/methods.csv")["intensity of flair", "bright"]
+    assert float(found["auroc"]) == pytest.approx(1) == float(found["best_dice"])
+    nib.save(other, tmp_path / "turned.nii.gz")
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "turned.nii.gz")]) == 2
+    assert "turned.nii.gz does not lie on the grid" in capsys.readouterr().err
+
+
 def test_a_baseline_of_other_slices_is_refused() -> None:
     other = Smooth()
     other.prepare_keys = {**KEYS, "spacing_mm": 3.0}

@@ -12,6 +12,7 @@ import torch
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.analysis.inserted import Lesion, insert, place, sensitivity, share, threshold_at
+from pipeline.decoder_package import DecoderPackage
 
 
 @pytest.mark.parametrize("diameter", [1.0, 2.5, 7.0])
@@ -107,3 +108,15 @@ def test_bad_input_is_one_line(
     assert main([*command, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and expected in line
+
+
+def test_a_level_that_no_decoder_has_is_told(
+    tiny: DecoderPackage, tiny_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["lesions", "--package", "tiny", "--store", f"{tiny_store.path}", "--finest"]
+    assert main([*words, "2"]) == 2
+    assert "--finest 2: the coarsest level has side 4" in capsys.readouterr().err
+    latent = torch.randn(2, tiny.latent_size)
+    coarse = tiny.up_to(latent, 4)
+    assert torch.equal(coarse[:, :64], latent[:, :64]) and not coarse[:, 64:].any()
+    assert torch.equal(tiny.up_to(latent, 8), latent)

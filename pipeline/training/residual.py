@@ -62,6 +62,7 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         law = ResidualLaw(vae.image_shape, settings.residual_floor).to(device)
+    law.to(memory_format=torch.channels_last)
     fitted_to, others = halves(store.subjects("validation") or store.subjects("train"))
     images, reconstructions = _pairs(vae, SliceDataset(store, fitted_to), device)
     flip = config.data.flip and store.plane != "sagittal"
@@ -72,7 +73,8 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
         image, reconstruction = images[chosen].to(device), reconstructions[chosen].to(device)
         if flip and torch.rand((), generator=random) < 0.5:
             image, reconstruction = image.flip(-1), reconstruction.flip(-1)
-        residual, found = image - reconstruction, law(reconstruction)
+        given = reconstruction.contiguous(memory_format=torch.channels_last)
+        residual, found = image - reconstruction, law(given)
         loss = found.nll(residual).mean() / image[0].numel()
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _decay(step / settings.residual_steps)
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ a person who has no lesion.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ class Lesion:
 
     diameter: float
     contrast: float
+
+    @property
+    def side(self) -> Literal["dark", "bright"]:
+        """On which side of what was there it stands out."""
+        return "dark" if self.contrast < 0 else "bright"
 
 
 def share(shape: tuple[int, int], centre: tuple[int, int], diameter: float) -> np.ndarray:

@@ -75,9 +75,8 @@ def examples(
     grid = figure.subplots(len(chosen), 1 + len(names), squeeze=False)
     for row, number in enumerate(chosen):
         kind, image, where, maps = shown[number]
-        side = "dark" if kind.contrast < 0 else "bright"
         pictures = [(image, "gray", 1.0)]
-        pictures += [(maps[name], "magma", 2 * limits[name, side]) for name in names]
+        pictures += [(maps[name], "magma", 2 * limits[name, kind.side]) for name in names]
         for column, (values, colours, top) in enumerate(pictures):
             axes = grid[row, column]
             high = top if 0 < top < float("inf") else float(values.max()) or 1.0

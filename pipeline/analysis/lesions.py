@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.analysis.anomaly_maps import one_sided, slice_maps
+from pipeline.analysis.anomaly_maps import one_sided, reconstructions, slice_maps
 from pipeline.analysis.detection import detect
 from pipeline.analysis.geometry import regular_choice
 from pipeline.analysis.inserted import Lesion, insert, sensitivity, threshold_at
@@ -99,7 +99,8 @@ def run(options: Options) -> None:
     """The command. Raises InputError where the inputs do not fit each other."""
     model = open_prior(options.package, options.law)
     baseline = open_package(options.baseline) if options.baseline else None
-    check_finest(model, options.finest)
+    for used in filter(None, (model, baseline)):
+        check_finest(used, options.finest)
     if model.image_shape[0] != 1:
         raise InputError(f"the decoder draws {model.image_shape[0]} channels: MR images have one")
     store = open_store(options.store, work_folder())
@@ -127,8 +128,7 @@ def run(options: Options) -> None:
                 random = np.random.default_rng((options.seed, number, place))
                 changed, where = insert(repeated, kind, model.spacing_mm, random)
                 maps = _maps(model, baseline, changed, options)
-                rows += _rows(entry.subject, kind, maps, where, images.repeat(
-                    options.repeats, 1, 1, 1), limits)  # fmt: skip
+                rows += _rows(entry.subject, kind, maps, where, repeated, limits)
                 if number == 0:
                     middle = len(images) // 2
                     shown.append(
@@ -172,15 +172,15 @@ def _maps(
     found = slice_maps(model, images, options.batch_size, quiet, options.finest)
     maps = {"whitened": found.whitened, "residual": found.residual}
     if baseline is not None:
-        other = slice_maps(baseline, images, options.batch_size, quiet, options.finest)
-        maps["baseline_residual"] = other.residual
+        other = reconstructions(baseline, images, options.batch_size, quiet, options.finest)
+        maps["baseline_residual"] = images - other
     middle = torch.stack([image[image > 0].median() for image in images])
     maps["intensity"] = images - middle.reshape(-1, 1, 1, 1)
     return maps
 
 
 def _tail(signed: Tensor, kind: Lesion) -> Tensor:
-    return one_sided(signed, "dark" if kind.contrast < 0 else "bright")
+    return one_sided(signed, kind.side)
 
 
 Limits = dict[tuple[str, str], float]
@@ -201,7 +201,6 @@ def _limits(healthy: list[Maps], slices: list[Tensor], false_positives: float) -
 def _rows(
     subject: str, kind: Lesion, maps: Maps, where: Tensor, healthy: Tensor, limits: Limits
 ) -> list[dict[str, Any]]:
-    side = "dark" if kind.contrast < 0 else "bright"
     brain = healthy > 0
     rows = []
     for name, signed in maps.items():
@@ -212,7 +211,7 @@ def _rows(
                 "subject": subject,
                 "method": name,
                 **asdict(kind),
-                "sensitivity": sensitivity(score, where, limits[name, side]),
+                "sensitivity": sensitivity(score, where, limits[name, kind.side]),
                 "auroc": found.auroc,
             }
         )

@@ -18,14 +18,9 @@ def to_scanner(image: Values, low: float, high: float) -> Values:
     low, high: what became 0 and 1 in the preparation (`volume` of a store's entries). Back with
     (x − low) / (high − low), clipped to [0,1], to within DARK. Raises ValueError unless high > low.
     """
-    check(low, high)
+    if not (np.isfinite([low, high]).all() and high > low):
+        raise ValueError(f"low and high must be intensities, low the lower: {low}, {high}")
     scaled = low + image * (high - low)
     if isinstance(image, torch.Tensor):
         return torch.where(image > DARK, scaled, torch.zeros_like(scaled))
     return np.where(image > DARK, scaled, np.zeros_like(scaled))
-
-
-def check(low: float, high: float) -> None:
-    """Raise ValueError unless high > low, both finite."""
-    if not (np.isfinite([low, high]).all() and high > low):
-        raise ValueError(f"low and high must be intensities, low the lower: {low}, {high}")

@@ -55,31 +55,35 @@ class MaskedFourier:
     def __init__(self, mask: Tensor, sensitivities: Tensor | None = None) -> None:
         """mask (H,W) of 0 and 1; sensitivities complex (coils,H,W), one coil of ones without.
 
-        Raises ValueError on other shapes.
+        Slices that differ in phase have sensitivities of their own: (b,coils,H,W); images then
+        come in batches of n·b, slice by slice. Raises ValueError on other shapes.
         """
         if mask.ndim != 2:
             raise ValueError(f"mask must be (H,W), not {tuple(mask.shape)}")
         if sensitivities is None:
             sensitivities = torch.ones((1, *mask.shape), dtype=mask.dtype)
-        if sensitivities.ndim != 3 or sensitivities.shape[1:] != mask.shape:
+        if sensitivities.ndim not in (3, 4) or sensitivities.shape[-2:] != mask.shape:
             raise ValueError(
                 f"sensitivities must be (coils,{mask.shape[0]},{mask.shape[1]}), "
                 f"not {tuple(sensitivities.shape)}"
             )
         self.mask = mask
-        self.sensitivities = sensitivities
+        self.sensitivities = sensitivities if sensitivities.ndim == 4 else sensitivities[None]
 
     def forward(self, image: Tensor) -> Tensor:
         """(B,1,H,W) -> complex (B,coils,H,W), 0 where nothing was measured."""
-        if image.shape[1:] != (1, *self.mask.shape):
+        slices = len(self.sensitivities)
+        if image.shape[1:] != (1, *self.mask.shape) or len(image) % slices:
             raise ValueError(f"images {tuple(image.shape)} do not fit a mask of "
-                             f"{tuple(self.mask.shape)}")  # fmt: skip
-        return self.mask * fft2c(self.sensitivities * image)
+                             f"{tuple(self.mask.shape)} for {slices} slices")  # fmt: skip
+        coils = self.sensitivities * image.unflatten(0, (-1, slices))
+        return self.mask * fft2c(coils.flatten(0, 1))
 
     def adjoint(self, measurement: Tensor) -> Tensor:
         """Complex (B,coils,H,W) -> (B,1,H,W): zero filling, coils combined, the real part."""
-        coils = ifft2c(self.mask * measurement)
-        return (self.sensitivities.conj() * coils).sum(dim=1, keepdim=True).real
+        coils = ifft2c(self.mask * measurement).unflatten(0, (-1, len(self.sensitivities)))
+        combined = (self.sensitivities.conj() * coils).flatten(0, 1)
+        return combined.sum(dim=1, keepdim=True).real
 
 
 class GaussianBlur:
@@ -159,6 +163,17 @@ def smooth_sensitivities(coils: int, shape: tuple[int, int]) -> Tensor:
     phase = angles + 0.8 * (rows * angles.sin() + columns * angles.cos())
     maps = torch.polar(size, phase.expand_as(size).contiguous())
     return maps / maps.abs().square().sum(dim=0).sqrt()
+
+
+def smooth_phase(shape: tuple[int, int], largest: float) -> Tensor:
+    """A made-up phase of the object (H,W), radians, from −largest/2 to `largest`.
+
+    Half a period of a cosine down the rows and one of a sine along the columns, as the field's
+    inhomogeneity leaves it in a gradient echo.
+    """
+    rows = torch.linspace(-1, 1, shape[0])[:, None]
+    columns = torch.linspace(-1, 1, shape[1])[None, :]
+    return largest / 2 * ((torch.pi * rows / 2).cos() + (torch.pi * columns).sin())
 
 
 def complex_noise(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:

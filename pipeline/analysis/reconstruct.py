@@ -17,7 +17,12 @@ from pipeline.analysis.fourier import ifft2c
 from pipeline.analysis.geometry import Picture, read_array, read_picture, write_picture
 from pipeline.analysis.inverse import SolverSettings
 from pipeline.analysis.masks import Kind, cartesian_mask, sampled_centre
-from pipeline.analysis.operators import MaskedFourier, complex_noise, smooth_sensitivities
+from pipeline.analysis.operators import (
+    MaskedFourier,
+    complex_noise,
+    smooth_phase,
+    smooth_sensitivities,
+)
 from pipeline.analysis.results import begin
 from pipeline.analysis.study import (
     IMAGE,
@@ -83,7 +88,10 @@ class Options:
     noise: float = 0.01
     """Standard deviation of the noise in real and imaginary part, in intensities of [0,1]."""
     phase: Literal["centre", "none"] = "centre"
-    """Of --kspace: the image's phase, from the fully sampled centre, or 0."""
+    """The image's phase: from the fully sampled centre, or none. Of --store and --image as well
+    where they get one."""
+    simulated_phase: float = 0.0
+    """Of --store and --image: the largest phase, radians, that the object gets, smoothly."""
     scale: float = 0.0
     """Of --image and --kspace: what is intensity 1; 0 = the 99.5th percentile within the head."""
     tv_weight: float | None = None
@@ -124,6 +132,7 @@ class Options:
             raise ValueError(f"coils must be at least 1, not {self.coils}")
         check_numbers(
             noise=self.noise,
+            simulated_phase=self.simulated_phase,
             scale=self.scale,
             tv_weight=self.tv_weight or 0.0,
             wavelet_weight=self.wavelet_weight or 0.0,
@@ -234,10 +243,13 @@ def undersampled(image: Tensor, number: int, options: Options) -> Problem:
     if mask is None:
         mask = read_mask(Path(options.mask), (height, width))
     maps = _sensitivities(options, (height, width))
-    operator = MaskedFourier(mask, maps)
-    clean = operator.forward(image)
+    phase = smooth_phase((height, width), options.simulated_phase)
+    clean = MaskedFourier(mask, maps * torch.polar(torch.ones_like(phase), phase)).forward(image)
     generator = torch.Generator().manual_seed(2 * abs(number) + (number < 0) + 1000 * options.seed)
     measured = clean + mask * complex_noise(clean, options.noise, generator)
+    if options.simulated_phase and options.phase == "centre":
+        maps = with_phase(maps, measured, mask)
+    operator = MaskedFourier(mask, maps)
     return Problem(operator, measured, options.noise, operator.adjoint(measured), image, mask)
 
 
@@ -330,9 +342,9 @@ def _from_kspace(options: Options, package: DecoderPackage) -> tuple[Picture, Pr
 
 
 def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
-    """Sensitivities times the image's phase, as far as the fully sampled centre shows it.
+    """Sensitivities times each image's phase, as far as the fully sampled centre shows it.
 
-    maps (coils,H,W); kspace (1,coils,H,W); mask (H,W). The centre is tapered by Hann's window.
+    maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by Hann's window.
     Raises InputError with fewer than 3 whole columns there, which show no phase.
     """
     band, (height, width) = sampled_centre(mask), mask.shape
@@ -344,5 +356,5 @@ def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
     window = torch.zeros(height, width)
     start = width // 2 - band // 2
     window[:, start : start + band] = torch.hann_window(band + 2, periodic=False)[1:-1]
-    rough = (maps.conj() * ifft2c(window * kspace[0])).sum(dim=0)
+    rough = (maps.conj() * ifft2c(window * kspace)).sum(dim=1, keepdim=True)
     return maps * torch.polar(torch.ones_like(rough.real), rough.angle())

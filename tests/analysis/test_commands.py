@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.__main__ import main
 from pipeline.analysis.fourier import fft2c
 from pipeline.analysis.masks import cartesian_mask
 from pipeline.analysis.operators import smooth_sensitivities
+from pipeline.analysis.reconstruct import Options, undersampled
 from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage
@@ -132,6 +133,21 @@ def test_measured_kspace(picture: Path, tmp_path: Path, quick: list[str], coils:
     error = after.get_fdata() - before.get_fdata()
     assert np.sqrt((error**2).mean()) < 10
     assert _scores(tmp_path / "out")["methods"] == {}
+
+
+def test_a_simulated_phase_is_read_from_the_centre(tiny_store: Store) -> None:
+    """The operator that reconstructs explains what was measured; without a phase it does not."""
+    images = SliceDataset(tiny_store, tiny_store.subjects()).of_subject(4, 2)
+
+    def misfit(phase: Literal["centre", "none"]) -> float:
+        options = Options(package="tiny", store="tiny", acceleration=2, centre_fraction=0.25,
+                          noise=0, simulated_phase=1.0, phase=phase)  # fmt: skip
+        problem = undersampled(images, 0, options)
+        apart = problem.operator.forward(images) - problem.measurement
+        return float(apart.abs().square().sum() / problem.measurement.abs().square().sum())
+
+    assert misfit("centre") < 0.01
+    assert misfit("none") > 0.1
 
 
 def test_a_study_of_denoising(tiny_store: Store, tmp_path: Path, quick: list[str]) -> None:

@@ -16,6 +16,7 @@ from pipeline.analysis.operators import (
     Operator,
     Within,
     complex_noise,
+    smooth_phase,
     smooth_sensitivities,
 )
 
@@ -31,10 +32,16 @@ def _coils(shape: tuple[int, int]) -> Tensor:
     return smooth_sensitivities(3, shape).to(torch.complex128)
 
 
+def _phases(shape: tuple[int, int]) -> Tensor:
+    phase = smooth_phase(shape, 1.5).double()
+    return torch.stack([_coils(shape), torch.polar(torch.ones_like(phase), phase) * _coils(shape)])
+
+
 OPERATORS: dict[str, Make] = {
     "identity": lambda _: Identity(),
     "single coil": lambda shape: MaskedFourier(_mask(shape)),
     "multi-coil": lambda shape: MaskedFourier(_mask(shape), _coils(shape)),
+    "a phase for each slice": lambda shape: MaskedFourier(_mask(shape), _phases(shape)),
     "blur": lambda shape: GaussianBlur(1.3, shape),
     "downsampling": lambda shape: Downsampling(3, shape),
     "within": lambda shape: Within((torch.rand(1, 1, *shape) > 0.4).double()),
@@ -106,3 +113,19 @@ def test_shapes_that_do_not_fit() -> None:
         MaskedFourier(torch.ones(4, 4)).forward(torch.ones(1, 1, 4, 5))
     with pytest.raises(ValueError, match="factor"):
         Downsampling(3, (8, 9))
+
+
+def test_a_slice_is_measured_with_its_own_phase() -> None:
+    """Of images in batches of n·b, image i has the sensitivities of slice i modulo b."""
+    shape, images = (9, 12), torch.randn(4, 1, 9, 12, dtype=torch.float64)
+    together = MaskedFourier(_mask(shape), _phases(shape)).forward(images)
+    for place, image in enumerate(images):
+        alone = MaskedFourier(_mask(shape), _phases(shape)[place % 2]).forward(image[None])
+        torch.testing.assert_close(together[place], alone[0])
+
+
+def test_the_phase_of_an_object_has_its_size() -> None:
+    phase = smooth_phase((64, 64), 1.5)
+    assert 1.4 < float(phase.max()) <= 1.5
+    assert float(phase.min()) >= -0.75
+    assert float((phase[1:] - phase[:-1]).abs().max()) < 0.1  # smooth: the centre can show it

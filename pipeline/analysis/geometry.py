@@ -142,6 +142,14 @@ def regular_choice(count: int, limit: int) -> list[int]:
     return [first + step * i for i in range(limit)]
 
 
+def intensity_unit(image: np.ndarray, scale: float) -> float:
+    """What is intensity 1: `scale`, or the 99.5th percentile of |image| above 5% of its largest."""
+    size = np.abs(image)
+    if scale or not size.max() > 0:
+        return scale or 1.0
+    return float(np.percentile(size[size > 0.05 * size.max()], 99.5))
+
+
 def read_array(path: Path) -> np.ndarray:
     """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
     if path.name.endswith((".nii", ".nii.gz")):

@@ -25,7 +25,6 @@ from pipeline.analysis.study import (
     check_finest,
     open_package,
     open_prior,
-    options_record,
     package_record,
     people,
     write_figure,
@@ -143,7 +142,7 @@ def run(options: Options) -> None:
     record = {
         "decoder": package_record(model, options.package),
         "baseline": package_record(baseline, options.baseline) if baseline else None,
-        "options": options_record(options),
+        "options": asdict(options),
         "law": model.which,
         "thresholds": {f"{name}, {side}": value for (name, side), value in limits.items()},
         "subjects": len(entries),

@@ -7,15 +7,14 @@ python -m pipeline reconstruct --package DIR --kspace k.npy --like x.nii.gz --ma
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.analysis.fourier import ifft2c
-from pipeline.analysis.geometry import Picture, read_array, read_picture, write_picture
-from pipeline.analysis.inverse import SolverSettings
+from pipeline.analysis.geometry import Picture, intensity_unit, read_array, read_picture
 from pipeline.analysis.masks import Kind, cartesian_mask, sampled_centre
 from pipeline.analysis.operators import (
     MaskedFourier,
@@ -23,50 +22,18 @@ from pipeline.analysis.operators import (
     smooth_phase,
     smooth_sensitivities,
 )
-from pipeline.analysis.results import begin
-from pipeline.analysis.study import (
-    IMAGE,
-    TV,
-    WAVELETS,
-    Choice,
-    Problem,
-    Simulation,
-    describe,
-    files_of,
-    open_prior,
-    options_record,
-    package_record,
-    people,
-    run_simulation,
-    solve_case,
-    write_figure,
-    write_scores,
-)
-from pipeline.data.slices import open_store
+from pipeline.analysis.options import Slice, StudyOptions, Task, carry_out
+from pipeline.analysis.study import Problem, open_prior
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import work_folder
-from pipeline.progress import Reporter
 
-ZERO_FILLING = "zero filling"
-# Of --image and --kspace, where nobody is there to choose it by: the choice on OASIS at 4-fold.
-USUAL_WEIGHT = 0.003
+TASK = Task("Reconstruction", "zero filling", "reconstructions", weight=0.003)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(StudyOptions):
     """What is reconstructed, from which samples, with which decoder."""
 
-    package: str = ""
-    """Decoder package: a folder, a name under WORK/packages, or an address in MLflow."""
-    store: str = ""
-    """A prepared store, whose slices are undersampled here and scored."""
-    split: Literal["validation", "test", "all"] = "test"
-    """Whose slices of the store."""
-    subject: str = ""
-    """One subject of the store in place of a split."""
-    slices: int = 4
-    """Slices a person, evenly spaced about the middle; 0 = all."""
     image: str = ""
     """A NIfTI file of one fully sampled slice, undersampled here and scored."""
     kspace: str = ""
@@ -92,34 +59,11 @@ class Options:
     where they get one."""
     simulated_phase: float = 0.0
     """Of --store and --image: the largest phase, radians, that the object gets, smoothly."""
-    scale: float = 0.0
-    """Of --image and --kspace: what is intensity 1; 0 = the 99.5th percentile within the head."""
-    tv_weight: float | None = None
-    """Weight of total variation; null = the best SSIM on validation people (0.003 without)."""
-    wavelet_weight: float | None = None
-    """Weight of the wavelets' details, likewise."""
-    latent_steps: int = 80
-    """Steps of the latent phase, for each restart."""
-    image_steps: int = 60
-    """Steps of the image phase."""
-    restarts: int = 1
-    """Starts of the latent phase: the encoder of zero filling, then draws from the prior."""
-    samples: int = 8
-    """Draws from the posterior, for a standard deviation of each pixel; 0 = none."""
-    law: Choice = "best"
-    """The law of the decoder's residuals: fitted, term, or best: fitted where there is one."""
-    support: bool = False
-    """Keep the image to where the decoder draws tissue."""
-    seed: int = 0
-    """Of masks, noise and restarts."""
     output: str = ""
     """Folder of the results; "" = WORK/reconstructions."""
 
     def __post_init__(self) -> None:
-        if not self.package:
-            raise ValueError(
-                "say which decoder to use: --package DIR (make export RUN=… writes one)"
-            )
+        super().__post_init__()
         if sum(map(bool, (self.store, self.image, self.kspace))) != 1:
             raise ValueError("give one of --store, --image and --kspace")
         if self.kspace and not self.like:
@@ -130,90 +74,20 @@ class Options:
             raise ValueError(f"acceleration must lie between 2 and 8, not {self.acceleration:g}")
         if self.coils < 1:
             raise ValueError(f"coils must be at least 1, not {self.coils}")
-        check_numbers(
-            noise=self.noise,
-            simulated_phase=self.simulated_phase,
-            scale=self.scale,
-            tv_weight=self.tv_weight or 0.0,
-            wavelet_weight=self.wavelet_weight or 0.0,
-            slices=self.slices,
-            seed=self.seed,
-            latent_steps=self.latent_steps,
-            image_steps=self.image_steps,
-            restarts=self.restarts - 1,
-            samples=self.samples,
-        )
-        if self.samples == 1:
-            raise ValueError("one draw has no standard deviation: give samples 0, or at least 2")
-
-    @property
-    def weights(self) -> dict[str, float | None]:
-        """Of the methods without a decoder."""
-        return {TV: self.tv_weight, WAVELETS: self.wavelet_weight}
-
-    @property
-    def solver(self) -> SolverSettings:
-        """The settings of the search."""
-        return SolverSettings(
-            latent_steps=self.latent_steps,
-            image_steps=self.image_steps,
-            restarts=self.restarts,
-            support=self.support,
-            seed=self.seed,
-            samples=self.samples,
-        )
-
-
-def check_numbers(**numbers: float) -> None:
-    """Raise ValueError, naming it, where a number of the options is negative or not finite."""
-    for name, value in numbers.items():
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is too small or no number")
 
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
     package = open_prior(options.package, options.law)
-    output = Path(options.output or work_folder() / "reconstructions")
     _check_acceleration(options, package)
-    record: dict[str, Any] = {"decoder": package_record(package, options.package),
-              "options": options_record(options)}  # fmt: skip
-    if options.store:
-        store = open_store(options.store, work_folder())
-        entries = people(store, package, options.split, options.subject)
-        study = Simulation(
-            store, entries, package, lambda x, number: undersampled(x, number, options),
-            ZERO_FILLING, options.slices, options.weights, options.solver,
-        )  # fmt: skip
-        begin(output, files_of(entries))
-        cases, weights = run_simulation(study, output)
-        name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
-    else:
-        picture, problem, unit = (_from_image if options.image else _from_kspace)(options, package)
-        weights = {
-            method: USUAL_WEIGHT if given is None else given
-            for method, given in options.weights.items()
-        }
-        begin(output, files_of())
-        with Reporter() as reporter:
-            case = solve_case(
-                "slice", problem, ZERO_FILLING, package, weights, options.solver,
-                lambda part: reporter.update(part, "reconstruction"),
-            )  # fmt: skip
-        cases, name = [case], Path(options.image or options.kspace).name
-        values = case.images[IMAGE][0, 0].double().numpy() * unit
-        write_picture(output / "reconstruction.nii.gz", values, picture.affine, picture)
-        if case.deviation is not None:
-            values = case.deviation[0, 0].double().numpy() * unit
-            write_picture(output / "deviation.nii.gz", values, picture.affine, picture)
-        record["scale"] = unit
-    methods = write_scores(output, cases, {**record, "weights": weights})
-    from pipeline.analysis.analysis_figures import comparison  # matplotlib takes a second
-
-    write_figure(output / "comparison.png", comparison(cases, f"Reconstructions of {name}"))
-    if methods:
-        print(describe(methods, cases))
-    print(f"images, scores, figure: {output}")
+    read = _from_image if options.image else _from_kspace
+    carry_out(
+        TASK,
+        options,
+        package,
+        lambda image, number: undersampled(image, number, options),
+        lambda: read(options, package),
+    )
 
 
 def _check_acceleration(options: Options, package: DecoderPackage) -> None:
@@ -291,23 +165,16 @@ def fits(picture: Picture, package: DecoderPackage, path: str) -> None:
         )
 
 
-def intensity_unit(image: np.ndarray, scale: float) -> float:
-    """What is intensity 1: `scale`, or the 99.5th percentile of |image| above 5% of its largest."""
-    size = np.abs(image)
-    if scale or not size.max() > 0:
-        return scale or 1.0
-    return float(np.percentile(size[size > 0.05 * size.max()], 99.5))
-
-
-def _from_image(options: Options, package: DecoderPackage) -> tuple[Picture, Problem, float]:
+def _from_image(options: Options, package: DecoderPackage) -> Slice:
     picture = read_picture(Path(options.image), package.orientation, package.spacing_mm)
     fits(picture, package, options.image)
     unit = intensity_unit(picture.image, options.scale)
     image = torch.from_numpy((picture.image / unit).clip(0, 1)).float()[None, None]
-    return picture, undersampled(image, 0, options), unit
+    problem = undersampled(image, 0, options)
+    return Slice(Path(options.image).name, picture, picture.affine, problem, unit)
 
 
-def _from_kspace(options: Options, package: DecoderPackage) -> tuple[Picture, Problem, float]:
+def _from_kspace(options: Options, package: DecoderPackage) -> Slice:
     path, shape = Path(options.kspace), tuple(package.image_shape[1:])
     found = read_array(path)
     if found.ndim == 2:
@@ -338,14 +205,14 @@ def _from_kspace(options: Options, package: DecoderPackage) -> tuple[Picture, Pr
     unit = intensity_unit(operator.adjoint(kspace)[0, 0].numpy(), options.scale)
     measured = mask * kspace / unit
     problem = Problem(operator, measured, options.noise, operator.adjoint(measured), None, mask)
-    return picture, problem, unit
+    return Slice(path.name, picture, picture.affine, problem, unit)
 
 
 def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
     """Sensitivities times each image's phase, as far as the fully sampled centre shows it.
 
-    maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by Hann's window.
-    Raises InputError with fewer than 3 whole columns there, which show no phase.
+    maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by
+    Hann's window. Raises InputError with fewer than 3 whole columns there, which show no phase.
     """
     band, (height, width) = sampled_centre(mask), mask.shape
     if band < 3:

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,10 @@ class Problem:
     simple: Tensor
     reference: Tensor | None = None
     mask: Tensor | None = None
+
+
+# Images (B,C,H,W) in [0,1] and their subject's number, which decides mask and noise -> a Problem.
+Degrade = Callable[[Tensor, int], Problem]
 
 
 @dataclass
@@ -240,7 +244,7 @@ class Simulation:
     store: Store
     entries: list[SubjectEntry]
     package: DecoderPackage
-    degrade: Callable[[Tensor, int], Problem]
+    degrade: Degrade
     simple_name: str
     slices: int
     weights: dict[str, float | None]
@@ -384,8 +388,3 @@ def package_record(package: DecoderPackage, source: str) -> dict[str, Any]:
     """Which decoder it was, for scores.json."""
     keys = ("name", "digest", "run", "store")
     return {"source": source, **{key: package.metadata.get(key) for key in keys}}
-
-
-def options_record(options: Any) -> dict[str, Any]:
-    """The options of a command, for scores.json."""
-    return asdict(options)

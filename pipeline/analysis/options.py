@@ -1,0 +1,187 @@
+"""What reconstruct and restore are both told, and what both do once a problem is stated."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.analysis.geometry import Picture, write_picture
+from pipeline.analysis.inverse import SolverSettings
+from pipeline.analysis.results import begin
+from pipeline.analysis.study import (
+    DEVIATION_FILE,
+    IMAGE,
+    IMAGE_FILE,
+    TV,
+    WAVELETS,
+    Choice,
+    Degrade,
+    Problem,
+    Simulation,
+    describe,
+    files_of,
+    package_record,
+    people,
+    run_simulation,
+    solve_case,
+    write_figure,
+    write_scores,
+)
+from pipeline.data.slices import open_store
+from pipeline.decoder_package import DecoderPackage
+from pipeline.files import work_folder
+from pipeline.progress import Reporter
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which decoder, whose images, how long the search takes, where the results go."""
+
+    package: str = ""
+    """Decoder package: a folder, a name under WORK/packages, or an address in MLflow."""
+    store: str = ""
+    """A prepared store, whose slices are degraded here and scored."""
+    split: Literal["validation", "test", "all"] = "test"
+    """Whose slices of the store."""
+    subject: str = ""
+    """One subject of the store in place of a split."""
+    slices: int = 4
+    """Slices a subject, evenly spaced about the middle; 0 = all."""
+    image: str = ""
+    """A NIfTI file of one slice."""
+    scale: float = 0.0
+    """Of a single slice: what is intensity 1; 0 = the 99.5th percentile within the head."""
+    noise: float = 0.0
+    """Standard deviation of the noise, in intensities of [0,1]."""
+    tv_weight: float | None = None
+    """Weight of total variation; null = the best SSIM on validation subjects, for a single slice
+    the choice on OASIS."""
+    wavelet_weight: float | None = None
+    """Weight of the wavelets' details, likewise."""
+    latent_steps: int = 80
+    """Steps of the latent phase, for each restart."""
+    image_steps: int = 60
+    """Steps of the image phase."""
+    restarts: int = 1
+    """Starts of the latent phase: the encoder of a simple guess, then draws from the prior."""
+    samples: int = 8
+    """Draws from the posterior, for a standard deviation of each pixel; 0 = none."""
+    law: Choice = "best"
+    """The law of the decoder's residuals: fitted, term, or best: fitted where there is one."""
+    support: bool = False
+    """Keep the image to where the decoder draws tissue."""
+    seed: int = 0
+    """Of masks, noise and restarts."""
+    output: str = ""
+    """Folder of the results; "" = one under WORK."""
+
+    def __post_init__(self) -> None:
+        if not self.package:
+            raise ValueError(
+                "say which decoder to use: --package DIR (make export RUN=… writes one)"
+            )
+        least = {"restarts": 1.0}
+        for name, value in asdict(self).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not (np.isfinite(value) and value >= least.get(name, 0)):
+                raise ValueError(f"{name} must be at least {least.get(name, 0):g}, not {value}")
+        if self.samples == 1:
+            raise ValueError("one draw has no standard deviation: give samples 0, or at least 2")
+
+    @property
+    def weights(self) -> dict[str, float | None]:
+        """Of the methods without a decoder."""
+        return {TV: self.tv_weight, WAVELETS: self.wavelet_weight}
+
+    @property
+    def solver(self) -> SolverSettings:
+        """The settings of the search."""
+        return SolverSettings(
+            latent_steps=self.latent_steps,
+            image_steps=self.image_steps,
+            restarts=self.restarts,
+            support=self.support,
+            seed=self.seed,
+            samples=self.samples,
+        )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A single slice to solve.
+
+    name: of the file it came from; picture: what it lies over; affine (4,4) of the result, (row,
+    column, 0, 1) to RAS mm; unit: the file's intensity that is 1.
+    """
+
+    name: str
+    picture: Picture
+    affine: np.ndarray
+    problem: Problem
+    unit: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """reconstruct or restore. simple: what is had without a prior; folder: under WORK;
+    weight: of TV and wavelets where no subject is there to choose it by."""
+
+    title: str
+    simple: str
+    folder: str
+    weight: float
+
+
+def carry_out(
+    task: Task,
+    options: StudyOptions,
+    package: DecoderPackage,
+    degrade: Degrade,
+    read: Callable[[], Slice],
+) -> None:
+    """Solve a store's problems, as `degrade` makes them, or that of the single slice of `read`.
+
+    Writes scores.csv and .json, comparison.png and the NIfTI files.
+    """
+    output = Path(options.output or work_folder() / task.folder)
+    record: dict[str, Any] = {
+        "decoder": package_record(package, options.package),
+        "options": asdict(options),
+    }
+    if options.store:
+        store = open_store(options.store, work_folder())
+        entries = people(store, package, options.split, options.subject)
+        study = Simulation(
+            store, entries, package, degrade, task.simple,
+            options.slices, options.weights, options.solver,
+        )  # fmt: skip
+        begin(output, files_of(entries))
+        cases, weights = run_simulation(study, output)
+        name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
+    else:
+        single = read()
+        weights = {
+            method: task.weight if given is None else given
+            for method, given in options.weights.items()
+        }
+        begin(output, files_of())
+        with Reporter() as reporter:
+            case = solve_case(
+                "slice", single.problem, task.simple, package, weights, options.solver,
+                lambda part: reporter.update(part, task.title.lower()),
+            )  # fmt: skip
+        cases, name = [case], single.name
+        for file, found in ((IMAGE_FILE, case.images[IMAGE]), (DEVIATION_FILE, case.deviation)):
+            if found is not None:
+                values = found[0, 0].double().numpy() * single.unit
+                write_picture(output / f"{file}.nii.gz", values, single.affine, single.picture)
+        record["scale"] = single.unit
+    methods = write_scores(output, cases, {**record, "weights": weights})
+    from pipeline.analysis.analysis_figures import comparison  # matplotlib takes a second
+
+    write_figure(output / "comparison.png", comparison(cases, f"{task.title}s of {name}"))
+    if methods:
+        print(describe(methods, cases))
+    print(f"images, scores, figure: {output}")

@@ -170,11 +170,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # is the description.
 MODULES: dict[str, str] = {
     "export": "pipeline.exporting",
-    "anomaly": "pipeline.analysis.anomaly",
+    "anomaly": "pipeline.analysis.anomaly.anomaly",
     "calibration": "pipeline.evaluation.side_by_side",
-    "reconstruct": "pipeline.analysis.reconstruct",
-    "restore": "pipeline.analysis.restore",
-    "lesions": "pipeline.analysis.lesions",
+    "reconstruct": "pipeline.analysis.inverse.reconstruct",
+    "restore": "pipeline.analysis.inverse.restore",
+    "lesions": "pipeline.analysis.anomaly.lesions",
 }
 
 

@@ -49,5 +49,5 @@ def trained(tiny_store: Store) -> DecoderPackage:
 @pytest.fixture
 def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
     """`--package tiny` is that decoder."""
-    monkeypatch.setattr("pipeline.analysis.study.load", lambda *_: trained)
+    monkeypatch.setattr("pipeline.analysis.packages.load", lambda *_: trained)
     yield trained

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from data_prep.config import PrepareConfig
 from pipeline.__main__ import main
-from pipeline.analysis import anomaly
-from pipeline.analysis.anomaly_figures import slices_to_show
-from pipeline.analysis.anomaly_maps import one_sided, slice_maps
-from pipeline.analysis.detection import best_dice, detect
-from pipeline.analysis.restoration import restore, total_variation
+from pipeline.analysis.anomaly import anomaly
+from pipeline.analysis.anomaly.detection import best_dice, detect
+from pipeline.analysis.anomaly.figures import slices_to_show
+from pipeline.analysis.anomaly.maps import one_sided, slice_maps
+from pipeline.analysis.anomaly.restoration import restore, total_variation
 from pipeline.errors import InputError
 from pipeline.losses.law import GaussianLaw
 from pipeline.models.vae import Posterior

@@ -13,10 +13,10 @@ import torch
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.analysis.fourier import fft2c
-from pipeline.analysis.masks import cartesian_mask
-from pipeline.analysis.operators import smooth_sensitivities
-from pipeline.analysis.reconstruct import Options, undersampled
+from pipeline.analysis.inverse.fourier import fft2c
+from pipeline.analysis.inverse.masks import cartesian_mask
+from pipeline.analysis.inverse.operators import smooth_sensitivities
+from pipeline.analysis.inverse.reconstruct import Options, undersampled
 from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.analysis.fourier import fft2c, ifft2c
+from pipeline.analysis.inverse.fourier import fft2c, ifft2c
 
 SHAPES = [(8, 8), (7, 6), (6, 7), (5, 9)]
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.analysis.inverse import (
+from pipeline.analysis.inverse.masks import cartesian_mask
+from pipeline.analysis.inverse.operators import MaskedFourier
+from pipeline.analysis.inverse.solver import (
     SolverSettings,
     best_departure,
     colour,
@@ -13,8 +15,6 @@ from pipeline.analysis.inverse import (
     solve,
     support,
 )
-from pipeline.analysis.masks import cartesian_mask
-from pipeline.analysis.operators import MaskedFourier
 from pipeline.blur.spectrum import precision, transfer_function
 from pipeline.losses.law import GaussianLaw, LaplaceLaw
 from pipeline.models.vae import Posterior

@@ -11,7 +11,14 @@ import torch
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.analysis.inserted import Lesion, insert, place, sensitivity, share, threshold_at
+from pipeline.analysis.anomaly.inserted import (
+    Lesion,
+    insert,
+    place,
+    sensitivity,
+    share,
+    threshold_at,
+)
 from pipeline.decoder_package import DecoderPackage
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.analysis.masks import Kind, cartesian_mask, centre_columns, sampled_centre
+from pipeline.analysis.inverse.masks import Kind, cartesian_mask, centre_columns, sampled_centre
 
 KINDS: list[Kind] = ["variable_density", "equispaced"]
 

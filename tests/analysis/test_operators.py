@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.analysis.masks import cartesian_mask
-from pipeline.analysis.operators import (
+from pipeline.analysis.inverse.masks import cartesian_mask
+from pipeline.analysis.inverse.operators import (
     Composed,
     Downsampling,
     GaussianBlur,

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pipeline.analysis.masks import cartesian_mask
-from pipeline.analysis.operators import Downsampling, Identity, MaskedFourier
-from pipeline.analysis.total_variation import (
+from pipeline.analysis.inverse.masks import cartesian_mask
+from pipeline.analysis.inverse.operators import Downsampling, Identity, MaskedFourier
+from pipeline.analysis.inverse.total_variation import (
     best_weight,
     divergence,
     gradient,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.analysis.operators import Identity
-from pipeline.analysis.wavelets import shrink, sparse_wavelets
+from pipeline.analysis.inverse.operators import Identity
+from pipeline.analysis.inverse.wavelets import shrink, sparse_wavelets
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 48)])

@@ -8,27 +8,19 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.analysis.geometry import Picture, write_picture
-from pipeline.analysis.inverse import SolverSettings
-from pipeline.analysis.results import begin
-from pipeline.analysis.study import (
+from pipeline.analysis.inverse.problem import IMAGE, TV, WAVELETS, Degrade, Problem, solve_case
+from pipeline.analysis.inverse.solver import SolverSettings
+from pipeline.analysis.inverse.study import (
     DEVIATION_FILE,
-    IMAGE,
     IMAGE_FILE,
-    TV,
-    WAVELETS,
-    Choice,
-    Degrade,
-    Problem,
     Simulation,
     describe,
     files_of,
-    package_record,
-    people,
     run_simulation,
-    solve_case,
-    write_figure,
     write_scores,
 )
+from pipeline.analysis.packages import Choice, package_record, people
+from pipeline.analysis.results import begin, write_figure
 from pipeline.data.slices import open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.files import work_folder
@@ -179,7 +171,7 @@ def carry_out(
                 write_picture(output / f"{file}.nii.gz", values, single.affine, single.picture)
         record["scale"] = single.unit
     methods = write_scores(output, cases, {**record, "weights": weights})
-    from pipeline.analysis.analysis_figures import comparison  # matplotlib takes a second
+    from pipeline.analysis.inverse.figures import comparison  # matplotlib takes a second
 
     write_figure(output / "comparison.png", comparison(cases, f"{task.title}s of {name}"))
     if methods:

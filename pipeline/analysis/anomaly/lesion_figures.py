@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipeline.analysis.inserted import Lesion
+from pipeline.analysis.anomaly.inserted import Lesion
 
 _COLOURS = {
     "whitened": "#0072B2",

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.analysis.study import Case
+from pipeline.analysis.inverse.problem import Case
 
 MOST = 4
 _ERROR = 0.2

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.analysis.fourier import ifft2c
 from pipeline.analysis.geometry import Picture, intensity_unit, read_array, read_picture
-from pipeline.analysis.masks import Kind, cartesian_mask, sampled_centre
-from pipeline.analysis.operators import (
+from pipeline.analysis.inverse.fourier import ifft2c
+from pipeline.analysis.inverse.masks import Kind, cartesian_mask, sampled_centre
+from pipeline.analysis.inverse.operators import (
     MaskedFourier,
     complex_noise,
     smooth_phase,
     smooth_sensitivities,
 )
-from pipeline.analysis.options import Slice, StudyOptions, Task, carry_out
-from pipeline.analysis.study import Problem, open_prior
+from pipeline.analysis.inverse.options import Slice, StudyOptions, Task, carry_out
+from pipeline.analysis.inverse.problem import Problem
+from pipeline.analysis.packages import open_prior
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 

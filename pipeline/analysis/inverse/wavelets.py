@@ -12,8 +12,8 @@ import pywt
 import torch
 from torch import Tensor
 
-from pipeline.analysis.operators import Operator
-from pipeline.analysis.total_variation import squared_norm
+from pipeline.analysis.inverse.operators import Operator
+from pipeline.analysis.inverse.total_variation import squared_norm
 
 WAVELET = "db4"
 LEVELS = 3

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.analysis.fourier import fft2c, ifft2c
+from pipeline.analysis.inverse.fourier import fft2c, ifft2c
 
 
 class Operator(Protocol):

@@ -28,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.analysis.operators import Operator, complex_noise
+from pipeline.analysis.inverse.operators import Operator, complex_noise
 from pipeline.blur.likelihood import sample_residual
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.models.vae import Posterior

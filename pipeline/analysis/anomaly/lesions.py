@@ -15,20 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.analysis.anomaly_maps import one_sided, reconstructions, slice_maps
-from pipeline.analysis.detection import detect
+from pipeline.analysis.anomaly.detection import detect
+from pipeline.analysis.anomaly.inserted import Lesion, insert, sensitivity, threshold_at
+from pipeline.analysis.anomaly.maps import one_sided, reconstructions, slice_maps
 from pipeline.analysis.geometry import regular_choice
-from pipeline.analysis.inserted import Lesion, insert, sensitivity, threshold_at
-from pipeline.analysis.results import begin
-from pipeline.analysis.study import (
+from pipeline.analysis.packages import (
     Choice,
     check_finest,
     open_package,
     open_prior,
     package_record,
     people,
-    write_figure,
 )
+from pipeline.analysis.results import begin, write_figure
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
@@ -150,7 +149,10 @@ def run(options: Options) -> None:
         "kinds": summary,
     }
     write_text(output / "lesions.json", json.dumps(record, indent=1) + "\n")
-    from pipeline.analysis.lesion_figures import curves, examples  # matplotlib takes a second
+    from pipeline.analysis.anomaly.lesion_figures import (  # matplotlib takes a second
+        curves,
+        examples,
+    )
 
     title = f"Inserted lesions, {len(entries)} subjects of store {store.name}"
     title += " (simulated people)" if store.simulated else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.analysis.operators import Operator
+from pipeline.analysis.inverse.operators import Operator
 
 # Of the weight, in intensity units, from next to no effect to cartoons. Around the best of these
 # the neighbours at half, a quarter and an eighth of the distance (in the logarithm) are tried.

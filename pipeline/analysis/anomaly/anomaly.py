@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.analysis.anomaly_figures import overlay, slices_to_show
-from pipeline.analysis.anomaly_maps import (
+from pipeline.analysis.anomaly.figures import overlay, slices_to_show
+from pipeline.analysis.anomaly.maps import (
     SliceMaps,
     Tail,
     one_sided,
     reconstructions,
     slice_maps,
 )
-from pipeline.analysis.restoration import restore
+from pipeline.analysis.anomaly.restoration import restore
+from pipeline.analysis.packages import Choice, check_finest, open_package, open_prior
 from pipeline.analysis.results import begin
-from pipeline.analysis.study import Choice, check_finest, open_package, open_prior
 from pipeline.data.intensity import to_scanner
 from pipeline.data.volumes import (
     PreparedVolume,
@@ -275,7 +275,9 @@ def _row(
         "p99": float(np.quantile(score, 0.99)),
     }
     if lesions is not None:
-        from pipeline.analysis.detection import detect  # torchmetrics takes seconds to import
+        from pipeline.analysis.anomaly.detection import (
+            detect,  # torchmetrics takes seconds to import
+        )
 
         row |= asdict(detect(score, lesions[inside]))
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

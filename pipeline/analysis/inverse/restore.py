@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.geometry import finer_affine, intensity_unit, read_picture
-from pipeline.analysis.operators import (
+from pipeline.analysis.inverse.operators import (
     Composed,
     Downsampling,
     GaussianBlur,
     Operator,
     complex_noise,
 )
-from pipeline.analysis.options import Slice, StudyOptions, Task, carry_out
-from pipeline.analysis.study import Problem, open_prior
+from pipeline.analysis.inverse.options import Slice, StudyOptions, Task, carry_out
+from pipeline.analysis.inverse.problem import Problem
+from pipeline.analysis.packages import open_prior
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 

@@ -12,7 +12,7 @@ anatomy, and the total variation says that a lesion is a piece, not a scatter of
 import torch
 from torch import Tensor
 
-from pipeline.analysis.anomaly_maps import NormativeModel, Progress
+from pipeline.analysis.anomaly.maps import NormativeModel, Progress
 
 # Intensity a step: Adam's steps do not depend on the gradient's size, which σ and C change a lot.
 STEP = 0.01

@@ -1,0 +1,1 @@
+"""Inverse problems y = A x + noise under a decoder prior: reconstruction and restoration."""

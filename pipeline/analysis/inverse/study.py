@@ -1,0 +1,188 @@
+"""Methods compared on the subjects of a store: tables and NIfTI files."""
+
+import csv
+import glob
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
+from pipeline.analysis.inverse.problem import (
+    IMAGE,
+    METRICS,
+    Case,
+    Degrade,
+    Problem,
+    Weights,
+    choose_weight,
+    solve_case,
+)
+from pipeline.analysis.inverse.solver import SolverSettings
+from pipeline.data.intensity import to_scanner
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.decoder_package import DecoderPackage
+from pipeline.errors import InputError
+from pipeline.evaluation.aggregate import aggregate
+from pipeline.files import write_text
+from pipeline.progress import Reporter
+
+# NIfTI files, by their stem.
+IMAGE_FILE, DEVIATION_FILE = "reconstruction", "deviation"
+
+
+def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
+    """Patterns of the files that a run may write, for those subjects or for a single image."""
+    folders = [f"{glob.escape(entry.subject)}/" for entry in entries] or [""]
+    kinds = (IMAGE_FILE, DEVIATION_FILE)
+    images = [f"{folder}{kind}*.nii.gz" for folder in folders for kind in kinds]
+    return ["scores.json", "scores.csv", "comparison.png", *images]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A study on people of a store, whose images are degraded by `degrade(image, number)`.
+
+    number: the person's place, which decides mask and noise; validation people have negative ones.
+    """
+
+    store: Store
+    entries: list[SubjectEntry]
+    package: DecoderPackage
+    degrade: Degrade
+    simple_name: str
+    slices: int
+    weights: dict[str, float | None]
+    """Of the CLASSICAL methods; None: chosen on validation people."""
+    settings: SolverSettings
+
+
+def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights]:
+    """Solve everybody's problem and write their NIfTI files; the cases and the weights used."""
+    with Reporter() as reporter:
+        weights = {method: value for method, value in study.weights.items() if value is not None}
+        wanted = [method for method in study.weights if method not in weights]
+        share = 0.2 * len(wanted)
+        problems = _validation_problems(study) if wanted else []
+        for place, method in enumerate(wanted):
+
+            def told(part: float, place: int = place, method: str = method) -> None:
+                reporter.update(0.2 * (place + part), f"weight of {method}")
+
+            weights[method] = choose_weight(method, problems, told)
+        cases, data = [], SliceDataset(study.store, study.entries)
+        for number, entry in enumerate(study.entries):
+            places = regular_choice(len(entry.slice_indices), study.slices)
+            images = data.__getitems__([int(data.first[number]) + place for place in places])
+
+            def notice(part: float, number: int = number) -> None:
+                done = (number + part) / len(study.entries)
+                reporter.update(share + (1 - share) * done, f"subject {number + 1}")
+
+            problem = study.degrade(images, number)
+            case = solve_case(
+                entry.subject, problem, study.simple_name, study.package, weights,
+                study.settings, notice,
+            )  # fmt: skip
+            cases.append(case)
+            write_stack(output / entry.subject, case.images[IMAGE], entry, places)
+            if case.deviation is not None:
+                write_stack(output / entry.subject, case.deviation, entry, places, DEVIATION_FILE)
+    return cases, weights
+
+
+def _validation_problems(study: Simulation) -> list[Problem]:
+    """Problems of validation people who are not scored, to choose weights by."""
+    scored = {entry.family for entry in study.entries}
+    entries = [e for e in study.store.subjects("validation") if e.family not in scored]
+    if not entries:
+        raise InputError(
+            f"store {study.store.name} has nobody in split validation to choose the weights of "
+            "total variation and wavelets by: give them (--tv_weight 0.003 --wavelet_weight 0.003)"
+        )
+    data = SliceDataset(study.store, entries)
+    return [
+        study.degrade(data.of_subject(number, min(study.slices or 3, 3)), -1 - number)
+        for number in range(min(len(entries), 5))
+    ]
+
+
+def write_stack(
+    folder: Path,
+    images: Tensor,
+    entry: SubjectEntry,
+    places: Sequence[int],
+    name: str = IMAGE_FILE,
+) -> list[Path]:
+    """Slices of one person as NIfTI files that lie over their volume, in its unit: the paths.
+
+    Where the store does not know that unit they are in [0,1]. images (n,1,H,W); places: which of
+    the entry's slices. One file, or one a slice where their numbers are not evenly spaced.
+    """
+    affine = np.asarray(entry.affine)
+    indices = [entry.slice_indices[place] for place in places]
+    values = images[:, 0].permute(1, 2, 0).double().numpy()
+    if (native := entry.volume) is not None:
+        values = (
+            to_scanner(values, native.low, native.high)
+            if name == IMAGE_FILE
+            else values * (native.high - native.low)
+        )
+    together = stack_affine(affine, indices)
+    if together is not None:
+        path = folder / f"{name}.nii.gz"
+        write_volume(path, values, together)
+        return [path]
+    paths = []
+    for number, index in enumerate(indices):
+        single = stack_affine(affine, [index])
+        assert single is not None
+        paths.append(folder / f"{name}-slice-{index:03d}.nii.gz")
+        write_volume(paths[-1], values[:, :, number : number + 1], single)
+    return paths
+
+
+def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) -> dict[str, Any]:
+    """scores.csv, a line a person and method, and scores.json: means over people, intervals.
+
+    record: what else scores.json says. Returns the methods' means.
+    """
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["subject", "method", "slices", *METRICS])
+    values: dict[str, dict[str, list[float]]] = {}
+    for case in cases:
+        for method, scores in case.scores.items():
+            row = [scores[metric] for metric in METRICS]
+            table.writerow([case.name, method, len(case.images[method]), *row])
+            for metric, value in scores.items():
+                values.setdefault(method, {}).setdefault(metric, []).append(value)
+    methods = {
+        method: aggregate({metric: np.array(found) for metric, found in metrics.items()})
+        for method, metrics in values.items()
+    }
+    write_text(output / "scores.csv", stream.getvalue())
+    content = {**record, "subjects": len(cases), "methods": methods}
+    coverage = [case.coverage for case in cases if case.coverage is not None]
+    if coverage:
+        content |= {"error_bars": aggregate({"coverage_90": np.array(coverage)})}
+    write_text(output / "scores.json", json.dumps(content, indent=1) + "\n")
+    return methods
+
+
+def describe(methods: dict[str, Any], cases: Sequence[Case]) -> str:
+    """The methods' means as a table of plain text, and how well the error bars hold."""
+    lines = [f"{'method':24s} {'PSNR, dB':>9s} {'SSIM':>7s} {'NRMSE':>7s}"]
+    for method, metrics in methods.items():
+        psnr, ssim, nrmse = (metrics[name]["mean"] for name in METRICS)
+        lines.append(f"{method:24s} {psnr:9.2f} {ssim:7.4f} {nrmse:7.4f}")
+    coverage = [case.coverage for case in cases if case.coverage is not None]
+    if coverage:
+        share = 100 * np.mean(coverage)
+        lines.append(f"{share:.1f}% of the head's pixels lie within their 90% intervals")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""The decoder package of an analysis, and whose images it may be tried on."""
+
+from typing import Any, Literal
+
+import torch
+
+from pipeline.data.slices import Store, SubjectEntry
+from pipeline.data.volumes import differing
+from pipeline.decoder_package import DecoderPackage, load
+from pipeline.errors import InputError
+from pipeline.files import work_folder
+from pipeline.losses.law import GaussianLaw
+
+Choice = Literal["best", "fitted", "term"]
+
+
+def open_package(source: str, device: str = "cpu") -> DecoderPackage:
+    """A decoder package by folder, by name under WORK/packages, or by its address in MLflow."""
+    named = work_folder() / "packages" / source
+    return load(named if "/" not in source and named.is_dir() else source, device)
+
+
+def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> DecoderPackage:
+    """A package to use under a Gaussian law of its residuals; without one InputError, at once.
+
+    law: best is the fitted one where the package has it, else that of its term.
+    """
+    package = open_package(source, device)
+    if law != "best":
+        package.which = law
+    if not isinstance(package.law(torch.zeros(1, package.latent_size, device=device)), GaussianLaw):
+        raise InputError(
+            f"the likelihood {package.term} is no Gaussian: use the fitted law (--law fitted), or "
+            "a decoder of likelihood.term blur, gaussian or fourier_gaussian"
+        )
+    return package
+
+
+def check_finest(package: DecoderPackage, finest: int) -> None:
+    """Raise InputError where no level of the decoder is that coarse; 0 stands for all levels."""
+    try:
+        like = next(package.parameters())
+        package.up_to(like.new_zeros(1, package.latent_size), finest or package.image_shape[-1])
+    except ValueError as error:
+        raise InputError(f"--finest {finest}: {error}") from error
+
+
+def people(store: Store, package: DecoderPackage, split: str, subject: str) -> list[SubjectEntry]:
+    """Whom to score: a split's people, or one subject of the store.
+
+    Raises InputError where there is nobody, the images have another shape than the decoder's or
+    were cut in another way, or a person was trained on.
+    """
+    if tuple(store.image_shape) != tuple(package.image_shape):
+        raise InputError(
+            f"store {store.name} holds images of {store.image_shape}, the decoder draws "
+            f"{tuple(package.image_shape)}: prepare it with the same prepare.size"
+        )
+    other = differing(store.manifest["configuration"], package.prepare_keys)
+    if other:
+        raise InputError(
+            f"store {store.name} was prepared with another {', '.join(other)} than the decoder's: "
+            "prepare it as the decoder's was"
+        )
+    entries = [e for e in store.subjects("all" if subject else split)
+               if subject in ("", e.subject)]  # fmt: skip
+    if not entries:
+        raise InputError(f"store {store.name} has nobody in split {split}" if not subject else
+                         f"store {store.name} has no subject {subject}")  # fmt: skip
+    seen = [
+        e.subject
+        for e in entries
+        if package.trained_on(subject=e.subject, family=e.family, source_sha256=e.source_sha256)
+    ]
+    if seen:
+        raise InputError(
+            f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
+            f"({', '.join(seen[:5])}): score the split test, or a store of other people"
+        )
+    return entries
+
+
+def package_record(package: DecoderPackage, source: str) -> dict[str, Any]:
+    """Which decoder it was, for scores.json."""
+    keys = ("name", "digest", "run", "store")
+    return {"source": source, **{key: package.metadata.get(key) for key in keys}}

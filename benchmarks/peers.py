@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Config
+from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.models.config import describe_levels
 from pipeline.models.vae import VAE, Posterior
-from pipeline.processes import Processes
 from pipeline.training.objective import build_objective
 from pipeline.training.step import TrainingStep
 

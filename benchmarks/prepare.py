@@ -90,7 +90,7 @@ def configuration(folder: Path, kind: str, workers: int = 1) -> Any:
 
 
 def stage(folder: Path, kind: str) -> None:
-    from data_prep.sources import hcp
+    from data_prep.sources import path_template as hcp
     from data_prep.sources.source import Job
     from data_prep.sources.volumes import transform
 
@@ -127,8 +127,8 @@ def monai(folder: Path, kind: str) -> None:
 
 def many(folder: Path, kind: str, workers: int, people: int) -> None:
     """Volumes a second, and processor seconds a volume, of workers that have started already."""
-    from data_prep.executor import Processes
-    from data_prep.sources import hcp
+    from data_prep.executors.local import Processes
+    from data_prep.sources import path_template as hcp
     from data_prep.sources.source import Job
 
     config = configuration(folder, kind, workers)

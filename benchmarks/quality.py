@@ -26,11 +26,11 @@ from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.errors import InputError
-from pipeline.evaluation.fidelity import psnr
-from pipeline.evaluation.perceptual import PerceptualDistance
-from pipeline.evaluation.sharpness import high_frequency_ratio
+from pipeline.metrics.fidelity import psnr
+from pipeline.metrics.perceptual import PerceptualDistance
+from pipeline.metrics.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 from pipeline.training.objective import Objective
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pipeline.blur.likelihood import nll, optimal_scale
 from pipeline.blur.spectrum import precision
 from pipeline.config import Config
+from pipeline.distributed import Processes
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig, describe_levels
-from pipeline.processes import Processes
 from pipeline.training.objective import Objective, build_objective
 from pipeline.training.step import TrainingStep
 

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
-from pipeline.processes import Processes
+from pipeline.distributed import Processes
 from pipeline.randomness import Stream, generator
 
 LARGE_BATCH = 64

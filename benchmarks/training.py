@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from measure import machine
 from peers import (
     MONAI_CHANNELS,
@@ -40,31 +39,14 @@ from quality import METRICS, Run, Scorer, best, compare, train_peer, train_proje
 from report import figure, markdown
 from terms import CASES, measure_terms
 from throughput import LARGE_BATCH, measure_gpu, measure_reading, measure_throughput
-from yaml import YAMLError
 
 from data_prep.store import Store, StoreError
-from pipeline.config import Config
+from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
-from pipeline.processes import Processes
+from pipeline.parsing import load_config
 from pipeline.training.objective import build_objective
 
 PARTS = ("terms", "quality", "throughput", "reading")
-
-
-def read_config(path: Path) -> Config:
-    """The configuration of a YAML file. Raises InputError where it is none."""
-    if not path.is_file():
-        raise InputError(f"there is no configuration at {path}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Config)
-    try:
-        values = parser.parse_args(["--config", str(path)])
-        values.pop("config")
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        return Config(**vars(instantiate(values)))
-    except (ArgumentError, YAMLError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def judged(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
@@ -105,7 +87,7 @@ class Benchmark:
         self.processes = Processes(options.device)
         self.device = self.processes.device
         self.store = open_store(options.store)
-        config = read_config(options.config)
+        config = load_config(options.config)
         try:
             training = replace(
                 config.training, device=options.device, threads=options.threads, seed=options.seed

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import yaml
 
 from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfig
 from data_prep.errors import InputError
+from data_prep.files import find_folder, work_folder
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config is None:
             return GOOD
         # Only now: asking for help or making a typing error should not wait for scipy.
-        from data_prep.prepare import list_work, prepare, summary
+        from data_prep.preparation import list_work, prepare, summary
 
-        work = Path(os.environ.get("WORK") or "work")
+        work = work_folder()
         if config.dry_run:
             print("\n".join(list_work(config, work)))
             return GOOD
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _verify(arguments: list[str]) -> int:
     """Compare every byte of a store with its digests; 0 where it is whole, else 2."""
-    from data_prep.integrity import locate, problems, strangers
+    from data_prep.integrity import problems, strangers
+    from data_prep.store import MANIFEST
 
     parser = argparse.ArgumentParser(
         prog="python -m data_prep verify",
@@ -90,7 +91,11 @@ def _verify(arguments: list[str]) -> int:
         raise InputError(f"verify: unknown option {unknown[0]}")
     if not options.store:
         raise InputError("verify needs --store, the name or folder of a store")
-    folder = locate(options.store, Path(os.environ.get("WORK") or "work"))
+    folder = find_folder(options.store, "stores")
+    if not (folder / MANIFEST).exists():
+        raise InputError(
+            f"--store: there is no prepared store at {folder}; the path of a folder has a / in it"
+        )
     found = problems(folder, print)
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)

@@ -53,6 +53,9 @@ def _check_template(key: str, template: str) -> None:
     )
 
 
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
 @dataclass(frozen=True)
 class SplitConfig:
     """Shares of families per split (they sum to 1), and a salt that draws another split."""
@@ -139,7 +142,7 @@ class PrepareConfig:
     mask_template: str = ""
     subjects_table: str = ""
     subjects_table_extra: Literal["refuse", "ignore"] = "refuse"
-    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    plane: Plane = "axial"
     size: int = 64
     spacing_mm: float = 3.2
     slice_spacing_mm: float = 4.0

@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import report
-from data_prep.errors import InputError
 from data_prep.progress import progress
+from data_prep.report import writing as report
 from data_prep.store import (
     MANIFEST,
     OWN_DIGEST,
@@ -17,14 +16,6 @@ from data_prep.store import (
 )
 
 CHUNK_BYTES = 1 << 20
-
-
-def locate(store: str, work: Path) -> Path:
-    """The folder of a store, given by its path or its name under work/stores."""
-    for folder in (Path(store), work / "stores" / store):
-        if (folder / MANIFEST).exists():
-            return folder
-    raise InputError(f"--store: there is no prepared store {store}, nor one of that name in {work}")
 
 
 def problems(folder: Path, say: Callable[[str], None]) -> list[str]:

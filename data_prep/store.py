@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.atomic import atomic_file
 from data_prep.config import CohortConfig, PrepareConfig, SplitConfig
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
+from data_prep.files import atomic_file
 from data_prep.split import SPLITS
 
 __all__ = [
@@ -268,12 +268,16 @@ class Store:
             )
         return pixels
 
+    def images(self, entry: SubjectEntry) -> np.ndarray:
+        """float32 (n, C, H, W), intensity in [0, 1]. Raises StoreError, as `slices`."""
+        return self.slices(entry).astype(np.float32) / np.float32(65535)
+
     def slice_affine(self, entry: SubjectEntry, n: int) -> np.ndarray:
         """(4, 4) float64 of the entry's n-th slice: (row, column, 0, 1) to RAS mm.
 
         A NIfTI image of shape (H, W, 1) with this affine overlays the volume that the slice is of:
 
-            nibabel.Nifti1Image(store.slices(entry)[n, 0, :, :, None], store.slice_affine(entry, n))
+            nibabel.Nifti1Image(store.images(entry)[n, 0, :, :, None], store.slice_affine(entry, n))
 
         Raises:
             IndexError: there is no n-th slice.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.config import IMAGE_SETS
 from data_prep.flags import FORMS_DISAGREE
-from data_prep.report import FOLDER, PAGE
+from data_prep.report.writing import FOLDER, PAGE
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
 

@@ -4,7 +4,7 @@ The place, the lock and the telemetry are those of the pipeline's tracking, so t
 in one interface. MLflow is imported here and late: its import takes seconds.
 """
 
-import fcntl
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import InputError
-from data_prep.report import FOLDER, PAGE, TABLE
+from data_prep.files import locked
+from data_prep.report.writing import FOLDER, PAGE, TABLE
 from data_prep.split import SPLITS
 from data_prep.store import Store
 
@@ -32,9 +33,9 @@ def track(store: Store, work: Path) -> None:
     Raises:
         InputError: MLflow cannot be used. The store is not touched.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+    uri = mlflow_address(work)
     try:
-        _log(store, work, uri)
+        _log(store, work)
     except Exception as error:  # a full disk, a server that is gone, an extra that is broken
         lines = str(error).splitlines() or [""]
         reason = next((line for line in lines if "Error" in line), lines[0])[:200]
@@ -45,8 +46,8 @@ def track(store: Store, work: Path) -> None:
         ) from error
 
 
-def _log(store: Store, work: Path, uri: str) -> None:
-    client, experiment = _connect(work, uri)
+def _log(store: Store, work: Path) -> None:
+    client, experiment = mlflow_client(EXPERIMENT, work)
     from mlflow.entities import Metric, Param, RunTag
 
     tags = {"mlflow.runName": store.name}
@@ -55,7 +56,7 @@ def _log(store: Store, work: Path, uri: str) -> None:
     try:
         params = [
             Param(key, str(value)[:LONGEST_PARAMETER])
-            for key, value in sorted(_flat({"prepare": store.manifest["configuration"]}))
+            for key, value in sorted(flat_keys({"prepare": store.manifest["configuration"]}))
         ]
         for start in range(0, len(params), PARAMETERS_PER_BATCH):
             client.log_batch(run_id, params=params[start : start + PARAMETERS_PER_BATCH])
@@ -83,35 +84,46 @@ def counts(store: Store) -> dict[str, int]:
     return found
 
 
-def _connect(work: Path, uri: str) -> tuple[Any, str]:
-    """A client and the experiment's id. One process at a time creates the database."""
+def quieten_mlflow() -> None:
+    """Before MLflow's first import: no telemetry, and nothing said that is raised as well."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import logging
-
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised, too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def mlflow_address(work: Path) -> str:
+    """Where MLflow is: MLFLOW_TRACKING_URI, else the database under `work`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
+
+
+def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
+    """A client and the experiment's id. One process at a time creates the database.
+
+    Artifacts lie beside the database; a server knows its own place. Raises what MLflow raises.
+    """
+    quieten_mlflow()
     from mlflow import MlflowClient
 
-    artifacts = None  # a server knows its own place
+    uri, artifacts = mlflow_address(work), None
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).resolve()
         artifacts = str(database.parent / "mlartifacts")
-    with (work / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(work / ".mlflow.lock"):
         client = MlflowClient(uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
+        found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         if found is not None:
             return client, found.experiment_id
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return client, client.create_experiment(experiment, artifact_location=artifacts)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of nested mappings, and their values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -2,24 +2,25 @@
 
 import errno
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace
 
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
-
-# The texts of --help lie under the fields of the dataclasses.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from pipeline.parsing import (
+    check_files,
+    config_of,
+    config_parser,
+    load_config,
+    one_line,
+    options_parser,
+)
 
 USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 
@@ -45,39 +46,6 @@ DESCRIPTIONS = {
 }
 
 
-def _parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog=f"python -m pipeline {command}",
-        description=DESCRIPTIONS[command],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the configuration")
-    parser.add_argument(
-        "--run", type=str, default="", help="name of the run; the config's by default"
-    )
-    parser.add_argument(
-        "--restart", type=bool, default=False, help="train anew what was trained before"
-    )
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def _config(parser: ArgumentParser, arguments: Namespace) -> Config:
-    """The configuration that was asked for, its default names filled in from the file's name."""
-    plain = arguments.clone()
-    for key in ("config", "run", "restart"):
-        plain.pop(key, None)
-    try:
-        values = parser.instantiate(plain) if hasattr(parser, "instantiate") else None
-        if values is None:
-            values = parser.instantiate_classes(plain)
-        config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return config
-
-
 def _stem(arguments: Namespace) -> str:
     paths = arguments.get("config") or []
     return Path(str(paths[-1])).stem if paths else ""
@@ -99,17 +67,17 @@ def _run_config(path: Path) -> Config:
     """The resolved configuration that a run keeps beside its results."""
     if not path.exists():
         raise InputError(f"no run at {path.parent}: train it first (make train)")
-    parser, argv = _parser("train"), ["--config", str(path)]
-    _check_files(argv)
-    return _config(parser, parser.parse_args(argv))
+    return load_config(path)
 
 
 def _train(argv: Sequence[str]) -> None:
-    parser = _parser("train")
+    parser = config_parser("train", DESCRIPTIONS["train"])
     arguments = parser.parse_args(list(argv))
     stem = _stem(arguments)
-    config = _named(_config(parser, arguments), stem)
-    from pipeline.stages import train_run  # takes seconds, which a mistyped key need not wait for
+    config = _named(config_of(parser, arguments), stem)
+    from pipeline.commands.train import (
+        train_run,  # takes seconds, which a mistyped key need not wait for
+    )
 
     train_run(config, arguments.run or stem or config.data.store, arguments.restart)
 
@@ -118,9 +86,10 @@ def _evaluate(argv: Sequence[str]) -> None:
     if any(word.partition("=")[0] == "--reconstructions" for word in argv):
         _with_options("evaluate", argv, FOREIGN)
         return
-    from pipeline.stages import evaluate_run, run_folder, with_run_config
+    from pipeline.commands.evaluate import evaluate_run, with_run_config
+    from pipeline.files import run_folder
 
-    parser = _parser("evaluate")
+    parser = config_parser("evaluate", DESCRIPTIONS["evaluate"])
     arguments = parser.parse_args(list(argv))
     if arguments.restart:
         raise InputError("evaluate has no --restart: train has; what changed is scored anew anyway")
@@ -131,7 +100,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     run_config = _run_config(saved)
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = parser.parse_args(["--config", str(saved), *argv])
-    evaluate_run(with_run_config(_config(parser, arguments), run_config, _said(argv)), run)
+    evaluate_run(with_run_config(config_of(parser, arguments), run_config, _said(argv)), run)
 
 
 def _said(argv: Sequence[str]) -> set[str]:
@@ -141,10 +110,10 @@ def _said(argv: Sequence[str]) -> set[str]:
 
 
 def _compare(argv: Sequence[str]) -> None:
-    parser = _parser("compare")
+    parser = config_parser("compare", DESCRIPTIONS["compare"])
     arguments = parser.parse_args(_switched(argv, "--compare.quick"))
     stem = _stem(arguments)
-    config = _named(_config(parser, arguments), stem)
+    config = _named(config_of(parser, arguments), stem)
     from pipeline.comparison.compare import compare
 
     compare(config, arguments.run or stem or config.data.store, arguments.restart)
@@ -169,9 +138,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
 MODULES: dict[str, str] = {
-    "export": "pipeline.exporting",
+    "export": "pipeline.commands.export",
     "anomaly": "pipeline.analysis.anomaly.anomaly",
-    "calibration": "pipeline.evaluation.side_by_side",
+    "calibration": "pipeline.commands.calibration",
     "reconstruct": "pipeline.analysis.inverse.reconstruct",
     "restore": "pipeline.analysis.inverse.restore",
     "lesions": "pipeline.analysis.anomaly.lesions",
@@ -184,12 +153,7 @@ FOREIGN = "pipeline.evaluation.foreign"
 
 def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
     module = import_module(name or MODULES[command])
-    parser = ArgumentParser(
-        prog=f"python -m pipeline {command}",
-        description=(module.__doc__ or "").partition("\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = options_parser(command, (module.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(module.Options)
     arguments = parser.parse_args(list(argv))
     try:
@@ -202,62 +166,8 @@ def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
 for _name in MODULES:
     COMMANDS[_name] = partial(_with_options, _name)
 
-# jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-         "NoneType": "null"}  # fmt: skip
-WORDING = (
-    (r"Problem with given class_path '[\w.]*': ", ""),
-    (r"the following arguments are required: ", "missing key "),
-    (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
-    (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
-    (r"Option '(.*?)' is not accepted", r"unknown key \1"),
-    (r'Parser key "(.*?)": ', r"\1: "),
-    (r"Does not validate .*?Errors: - (.*) Given value type: .*? Given value:", r"\1. Got value:"),
-    (r" - Expected an?", " or"),
-    (r"Expected an? (.*?)\. Got value: ", r"expected \1, not "),
-    (r"typing\.Literal\[(.*?)\]", r"\1"),
-    (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
-)
-
-
 # What the file system says of a user's file or folder, not of a fault in this program.
 REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
-
-
-def _one_line(error: BaseException) -> str:
-    """An error in one plain line: what jsonargparse spreads over several, and colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    text = re.sub(r"\s+", " ", text).strip()
-    if isinstance(error, ArgumentError):
-        for pattern, words in WORDING:
-            text = re.sub(pattern, words, text)
-    return text
-
-
-def _check_files(argv: Sequence[str]) -> None:
-    """Raise InputError, naming the file, where a --config holds no sections.
-
-    jsonargparse's own errors do not name the file, and some of them are tracebacks.
-    """
-    paths = [word.partition("=")[2] or after for word, after in pairwise([*argv, ""])
-             if word.partition("=")[0] == "--config"]  # fmt: skip
-    for path in filter(lambda path: Path(path).is_file(), paths):
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else "?"
-            raise InputError(f"{path}, line {line}, is no YAML: {error.problem}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path} can't be read as YAML: {error}") from error
-        _check_section(content, Config(), path, "the file")
-
-
-def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: {name} must hold keys (key: value), not {content!r:.50}")
-    for key, value in content.items():
-        if is_dataclass(getattr(defaults, str(key), None)):
-            _check_section(value, getattr(defaults, key), path, f"section {key}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -271,10 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise InputError(f"unknown command {argv[0]!r}: choose {' or '.join(COMMANDS)}")
-        _check_files(argv[1:])
+        check_files(argv[1:])
         command(argv[1:])
     except (InputError, ArgumentError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -283,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             way_out = "see what lies there and whose it is, or choose another place"
         else:
             raise
-        print(f"error: {_one_line(error)}: {way_out}", file=sys.stderr)
+        print(f"error: {one_line(error)}: {way_out}", file=sys.stderr)
         return 2
     except Stopped as error:
         print(f"{error}, state saved: the same command goes on from there", file=sys.stderr)

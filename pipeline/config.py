@@ -11,7 +11,7 @@ from pipeline.data.slices import DataConfig, PrepareConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.models.prior import PriorConfig
-from pipeline.tracking import TrackingConfig
+from pipeline.tracking.runs import TrackingConfig
 
 
 @dataclass(frozen=True)

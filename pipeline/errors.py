@@ -2,9 +2,9 @@
 
 import signal
 
+from data_prep import InputError
 
-class InputError(Exception):
-    """A bad input, told in one line that names the file or key and the way out (exit code 2)."""
+__all__ = ["InputError", "Stopped"]
 
 
 class Stopped(Exception):

@@ -1,7 +1,9 @@
 """What many tests share: one thread, a work folder of their own, tiny prepared stores."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -48,6 +50,21 @@ def oasis() -> Path:
     if not OASIS.is_dir():
         pytest.skip(f"the OASIS volumes are not at {OASIS}")
     return OASIS
+
+
+@pytest.fixture(scope="session")
+def example() -> Callable[[str], ModuleType]:
+    """Imports a program of docs/examples by its name."""
+    folder = Path(__file__).parents[1] / "docs/examples"
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def blobs(count: int, channels: int, generator: np.random.Generator) -> np.ndarray:

@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from data_prep.store import Store
-from pipeline import served_decoder
 from pipeline.__main__ import main
+from pipeline.commands.export import is_due, portable, scored_on
 from pipeline.config import Config
-from pipeline.decoder_package import load, writing
+from pipeline.decoder_package import describe, load, writing
 from pipeline.decoder_package.standalone import largest_error
 from pipeline.errors import InputError
-from pipeline.exporting import is_due, portable, scored_on
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.model_registry import Version
 from pipeline.models.config import Level, ModelConfig
-from pipeline.tracking import TrackingConfig, connect
+from pipeline.tracking import served_decoder
+from pipeline.tracking.registry import Version
+from pipeline.tracking.runs import TrackingConfig, connect
 from pipeline.training.checkpoint import find_checkpoint, mark_best, save_checkpoint
 from pipeline.training.objective import build_objective
 
@@ -153,6 +153,44 @@ def test_monai_runs_the_package_as_a_bundle(
     assert len(files) == 4
     values = nib.load(files[0]).get_fdata()
     assert np.squeeze(values).shape == (32, 32) and 0 <= values.min() <= values.max() <= 1
+
+
+# The keys that MONAI's schema of 2024-07-25 asks for, and those of each tensor.
+ASKED = (
+    "schema", "version", "monai_version", "pytorch_version", "numpy_version", "task",
+    "required_packages_version", "description", "authors", "copyright", "network_data_format",
+)  # fmt: skip
+TENSOR = {
+    "type": "object",
+    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+    "properties": {
+        "num_channels": {"type": "integer"},
+        "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+    },
+}
+
+
+@pytest.mark.parametrize("missing", ["", *ASKED[1:]])
+def test_monai_verifies_the_metadata(tmp_path: Path, missing: str) -> None:
+    from monai.bundle import verify_metadata  # takes seconds
+
+    tensors = {"type": "object", "patternProperties": {"^.+$": TENSOR}}
+    network = {"required": ["inputs", "outputs"], "properties": dict.fromkeys(
+        ("inputs", "outputs"), tensors)}  # fmt: skip
+    texts = {key: {"type": "string"} for key in ASKED if key not in ("required_packages_version",)}
+    schema = {"required": ASKED, "properties": {**texts, "network_data_format": network}}
+    here = tmp_path / "schema.json"  # MONAI would download it
+    here.write_text(json.dumps(schema))
+    metadata = describe((1, 32, 32), ModelConfig(), LikelihoodConfig(), authors="me", rights="CC0")
+    assert metadata["authors"] == "me" and metadata["copyright"] == "CC0"
+    metadata.pop(missing, None)
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    if missing:
+        with pytest.raises(ValueError, match="Failed validating"):
+            verify_metadata(str(tmp_path / "metadata.json"), str(here))
+    else:
+        verify_metadata(str(tmp_path / "metadata.json"), str(here))
 
 
 def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(

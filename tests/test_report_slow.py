@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_ui_slow import CHROMIUM, FLAGS, SHOW_MILLISECONDS
 
-from data_prep.report import write_report
+from data_prep.report.writing import write_report
 from data_prep.store import Quarantined, Store, write_manifest, write_shard
 
 pytestmark = pytest.mark.slow

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from data_prep.store import Store
-from pipeline import stages
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
+from pipeline.commands import train
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import networks, record
 from pipeline.evaluation.calibration import FITTED, keys
-from pipeline.evaluation.perceptual import PerceptualDistance
-from pipeline.tracking import NoTracker
+from pipeline.metrics.perceptual import PerceptualDistance
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer
 
@@ -531,7 +531,7 @@ def test_every_decisive_key_is_compared() -> None:
 
     config = asdict(Config())
     changed = json.loads(json.dumps(config).replace("true", '"other"'))
-    assert stages.differences(config, config) == []
-    assert stages.differences(config, changed) == [
+    assert train.differences(config, config) == []
+    assert train.differences(config, changed) == [
         "data.augmentation.enabled", "data.flip", "likelihood.detach_kernel",
     ]  # fmt: skip

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError, VolumeError
-from data_prep.slices import ORIENTATIONS, cut_slices
-from data_prep.sources import hcp, template_cohort
+from data_prep.sources import path_template as hcp
+from data_prep.sources.simulated import cohort as template_cohort
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import Quarantined, SubjectEntry, write_shard
-from data_prep.volume import load_volume, require_n4
+from data_prep.volume.bias_field import require_n4
+from data_prep.volume.slices import ORIENTATIONS
 
 
 def find(config: PrepareConfig, raw: Path) -> Source:
@@ -38,11 +39,16 @@ def transform(job: Job) -> list[Outcome]:
     subject, config = job.item, job.config
     # Taken before reading: a file that changes meanwhile is seen as changed next time.
     found = subject.fingerprint()
+    # MONAI takes seconds to import: only where volumes are transformed.
+    from data_prep.volume.loading import native_of, paths, slices_of
+    from data_prep.volume.transforms import IMAGE, apply, volume_transforms
+
     try:
         if subject.mask_path and not subject.mask_path.is_file():
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
-        volume = load_volume(subject.source_path, subject.mask_path, config)
-        slices = cut_slices(volume, config)
+        chain = volume_transforms(config)
+        image = apply(chain, paths(subject.source_path, subject.mask_path))[IMAGE]
+        slices, native = slices_of(image), native_of(image)
     except VolumeError as error:
         return [Quarantined(**found, reason=error.reason, message=error.message)]
     except MemoryError:
@@ -59,11 +65,11 @@ def transform(job: Job) -> list[Outcome]:
             **found,
             **shard,
             **subject.placed(config),
-            source_sha256=volume.source_sha256,
+            source_sha256=image.meta["sha256"],
             slice_indices=slices.indices,
             affine=tuple(tuple(float(v) for v in row) for row in slices.affine),
             cropped=slices.cropped,
-            volume=volume.native,
-            flags=volume.flags,
+            volume=native,
+            flags=image.meta["flags"],
         )
     ]

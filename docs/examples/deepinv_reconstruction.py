@@ -10,7 +10,7 @@ import deepinv
 import torch
 from torch import Tensor
 
-from data_prep.store import Store
+from data_prep import Store
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage, load
 

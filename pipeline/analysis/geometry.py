@@ -25,7 +25,7 @@ from nibabel.orientations import (
 
 from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import atomic_file
 
 # Of the pixel size: further away a decoder has never seen such a brain.
 TOLERANCE = 0.05
@@ -107,7 +107,7 @@ def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
     image.set_qform(affine, code=1)
     stream = io.BytesIO()
     image.to_stream(stream)
-    with replacing(path) as file:  # mtime 0: equal content, equal bytes
+    with atomic_file(path) as file:  # mtime 0: equal content, equal bytes
         file.write(gzip.compress(stream.getvalue(), mtime=0))
 
 

@@ -7,17 +7,17 @@ import torch
 from pipeline.data.slices import Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
+from pipeline.decoder_package.reading import is_address
 from pipeline.errors import InputError
-from pipeline.files import work_folder
+from pipeline.files import find_folder
 from pipeline.losses.law import GaussianLaw
 
 Choice = Literal["best", "fitted", "term"]
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
-    """A decoder package by folder, by name under WORK/packages, or by its address in MLflow."""
-    named = work_folder() / "packages" / source
-    return load(named if "/" not in source and named.is_dir() else source, device)
+    """A decoder package by name under WORK/packages, by path, or by its address in MLflow."""
+    return load(source if is_address(source) else find_folder(source, "packages"), device)
 
 
 def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> DecoderPackage:

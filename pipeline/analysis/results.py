@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import replacing, writable, write_text
+from pipeline.files import atomic_file, writable, write_text
 
 # Patterns of the files that the last run in a folder may have written, a line each.
 LIST = ".results"
@@ -31,5 +31,5 @@ def begin(output: Path, patterns: Iterable[str]) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     """A matplotlib figure as PNG, atomically."""
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})

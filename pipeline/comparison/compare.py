@@ -1,10 +1,8 @@
 """The comparison stage: trains and scores what is missing, then writes the leaderboard."""
 
-import contextlib
-import fcntl
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +11,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from pipeline.commands.evaluate import earlier_scores, store_to_score
+from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
 from pipeline.comparison.leaderboard import (
     Result,
@@ -29,16 +29,9 @@ from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
-from pipeline.files import replacing, write_text
+from pipeline.files import atomic_file, locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels
-from pipeline.stages import (
-    check_unchanged,
-    earlier_scores,
-    run_folder,
-    store_to_score,
-    work_folder,
-)
-from pipeline.tracking import NoTracker, track
+from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
 from pipeline.training.loop import load_objective
 from pipeline.training.rate import RateController
@@ -64,7 +57,8 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
     entries, absent = plan(config, name, store.image_shape)
     title = f"{name}-quick" if config.compare.quick else name
     folder = work / "comparisons" / title
-    with _alone(folder):
+    busy = f"another process is at work on {folder}: wait for it, or choose another RUN="
+    with locked(folder / ".lock", busy):
         todo = [entry for entry in entries if restart or not _finished(entry, store)]
         jobs = jobs_at_once(config)
         for row, reason in absent.items():
@@ -95,7 +89,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         tables = {"leaderboard.csv": summary_csv(results), "runs.csv": runs_csv(results),
                   "leaderboard.md": page}  # fmt: skip
         for file, figure in figures.items():
-            with replacing(folder / "figures" / file) as stream:
+            with atomic_file(folder / "figures" / file) as stream:
                 figure.savefig(stream, format="png", dpi=150)
         for file, text in tables.items():
             write_text(folder / file, text)
@@ -112,20 +106,6 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raise InputError where another process is at work on this comparison."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process is at work on {folder}: wait for it, or choose another RUN="
-            ) from error
-        yield
 
 
 def _finished(entry: Entry, store: Store) -> bool:

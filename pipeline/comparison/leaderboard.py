@@ -6,52 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
 
 from pipeline.losses.registry import TERMS
+from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, Metric, loss
 
 Scores = dict[str, float | None]
-
-# Which way is better: up, down, nearest to 1, nearest to the data's own value; none only describes.
-Better = Literal["up", "down", "one", "data", ""]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column: its key in metrics.json, its heading, which way is better, decimals shown."""
-
-    key: str
-    heading: str
-    better: Better
-    decimals: int
-
-
-RECONSTRUCTION = (
-    Metric("psnr", "PSNR, dB ↑", "up", 2),
-    Metric("ssim", "SSIM ↑", "up", 3),
-    Metric("lpips_alex", "LPIPS alex ↓", "down", 4),
-    Metric("lpips_vgg", "LPIPS vgg ↓", "down", 4),
-    Metric("kid_vgg16", "KID vgg16 ↓", "down", 4),
-    Metric("fd_vgg16", "FD vgg16 ↓", "down", 2),
-    Metric("fid", "FID ↓", "down", 1),
-    Metric("high_frequency_ratio", "high frequencies → 1", "one", 3),
-    Metric("gradient_magnitude_ratio", "gradients → 1", "one", 3),
-    Metric("blur_effect", "blur effect → data", "data", 3),
-    Metric("spectrum_error", "spectrum error ↓", "down", 3),
-    Metric("rate", "rate, nats", "", 0),
-)
-SAMPLES = (
-    Metric("sample_kid_vgg16", "KID vgg16 ↓", "down", 3),
-    Metric("sample_fd_vgg16", "FD vgg16 ↓", "down", 1),
-    Metric("sample_fid", "FID ↓", "down", 1),
-    Metric("sample_kid_coarse", "KID of 4×4 means ↓", "down", 3),
-    Metric("sample_novelty", "novelty → 1", "one", 2),
-    Metric("sample_high_frequency_ratio", "high frequencies → 1", "one", 3),
-    Metric("sample_gradient_magnitude_ratio", "gradients → 1", "one", 3),
-    Metric("sample_blur_effect", "blur effect → data", "data", 3),
-    Metric("sample_spectrum_error", "spectrum error ↓", "down", 3),
-)
-DENSITY = (Metric("elbo_bits_per_dim", "−ELBO, bits per pixel value ↓", "down", 3),)
 
 LPIPS = {"lpips_alex", "lpips_vgg"}
 VGG16 = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
@@ -130,17 +89,6 @@ class Row:
     def loss(self, metric: Metric) -> float:
         """What is to be small for a row to be the best."""
         return loss(metric, self.mean(metric.key), self.mean("blur_effect_data"))
-
-
-def loss(metric: Metric, value: float, data: float = math.nan) -> float:
-    """What is to be small for a score to be good; data: the blur effect of the data itself."""
-    if metric.better == "up":
-        return -value
-    if metric.better == "one":
-        return abs(value - 1)
-    if metric.better == "data":
-        return abs(value - data)
-    return value
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:

@@ -142,7 +142,7 @@ def jobs_at_once(config: Config) -> int:
     """`compare.jobs`, or for 0 a run a core on a CPU, and one run on a GPU."""
     if config.compare.jobs:
         return config.compare.jobs
-    from pipeline.processes import choose_device  # torch takes seconds
+    from pipeline.distributed import choose_device  # torch takes seconds
 
     return available_cores() if choose_device(config.training.device).type == "cpu" else 1
 

@@ -1,6 +1,5 @@
 """Runs of a comparison, several at once, each in a process of its own."""
 
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pipeline.comparison.plan import Entry
 from pipeline.errors import InputError, Stopped
+from pipeline.files import locked
 from pipeline.progress import Reporter
 
 LOGS, LOCKS = "logs", "locks"
@@ -42,7 +42,7 @@ def run_entries(
     failed: dict[str, str] = {}
     # Forked from a process that has done the imports, which cost more than a small run's scores.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.stages", "pipeline.evaluation.evaluate"])
+    context.set_forkserver_preload(["pipeline.commands.train", "pipeline.evaluation.evaluate"])
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     (folder / LOCKS).mkdir(exist_ok=True)
     first = done
@@ -99,22 +99,20 @@ def _work(entry: Entry, folder: Path, restart: bool, environment: dict[str, str]
     """Body of a run's process. environment: this one's; the fork's is that of the first call."""
     os.environ.clear()
     os.environ.update(environment)
-    with (
-        _log(folder, entry).open("a", buffering=1) as log,
-        (folder / LOCKS / entry.run).open("w") as lock,
-    ):
+    with _log(folder, entry).open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         os.setpgrp()  # Ctrl-C is the comparison's, which passes it on
         threading.Thread(target=_follow, daemon=True).start()
         # The process of a comparison that was killed a moment ago may still be saving its state.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        sys.exit(_train_and_score(entry, restart))
+        with locked(folder / LOCKS / entry.run):
+            sys.exit(_train_and_score(entry, restart))
 
 
 def _train_and_score(entry: Entry, restart: bool) -> int:
-    from pipeline.stages import evaluate_run, train_run
+    from pipeline.commands.evaluate import evaluate_run
+    from pipeline.commands.train import train_run
 
     try:
         train_run(entry.config, entry.run, restart)

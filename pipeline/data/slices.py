@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_prep.store import PrepareConfig, Store, StoreError, SubjectEntry
+from data_prep import PrepareConfig, Store, StoreError, SubjectEntry, find_folder
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.errors import InputError
 
@@ -40,9 +40,8 @@ class DataConfig:
 
 def open_store(name: str, work: Path) -> Store:
     """Open a store by name (under work/stores) or by path. Raises InputError with the way out."""
-    path = Path(name) if "/" in name else work / "stores" / name
     try:
-        return Store.open(path)
+        return Store.open(find_folder(name, "stores", work))
     except StoreError as error:
         raise InputError(str(error)) from error
 

@@ -10,15 +10,20 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from data_prep.config import TRANSFORM_VERSION, PrepareConfig
-from data_prep.errors import InputError as PrepareError
-from data_prep.errors import VolumeError
-from data_prep.mask_shape import mask_shape
-from data_prep.slices import PLANES, Slices, cut_slices
-from data_prep.verify import read_verified
-from data_prep.volume import canonical, load_volume, normalised, read_mask
+from data_prep import (
+    PLANES,
+    TRANSFORM_VERSION,
+    PrepareConfig,
+    Slices,
+    VolumeError,
+    canonical,
+    load_volume,
+    mask_shape,
+    read_mask,
+    read_verified,
+)
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import atomic_file
 
 # Keys of the preparation that decide an image's pixels; all others choose people and slices.
 PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
@@ -36,7 +41,7 @@ LEAST_EXTENT = 0.25
 class PreparedVolume:
     """A volume cut as a store's were, but into every slice that shows brain.
 
-    path: the file; storage: (4, 4) its own affine, voxel indices to RAS mm.
+    path: the file; shape, storage: of its voxels as stored, and (4, 4) to RAS mm.
     data: (X, Y, Z) float32 in [0, 1] on the canonical RAS grid; brain: (X, Y, Z) bool, the mask
     with its holes filled; affine: (4, 4) of that grid, to RAS mm.
     slices: images (n, 1, H, W) float32 in [0, 1], their numbers and affine.
@@ -46,6 +51,7 @@ class PreparedVolume:
     """
 
     path: Path
+    shape: tuple[int, int, int]
     storage: np.ndarray
     data: np.ndarray
     brain: np.ndarray
@@ -78,16 +84,16 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
     _check_affine(path)
     try:
         volume = load_volume(path, mask, config)
-        storage = read_verified(path).affine
-    except (VolumeError, PrepareError) as error:
+    except VolumeError as error:
         raise InputError(str(error)) from error
     _check_extent(path, volume.mask, volume.spacing, config)
-    slices = cut_slices(volume, config)
+    slices = volume.slices(config)
     areas = volume.mask.transpose(PLANES[config.plane]).sum(axis=(1, 2))
     prepared = PreparedVolume(
         path,
-        storage,
-        normalised(volume.data, volume.mask, volume.low, volume.high),
+        volume.native.shape,
+        volume.storage,
+        volume.data,
         # Ventricles can hold values of 0 or, after resampling, below: they are inside the head.
         ndimage.binary_fill_holes(volume.mask),
         volume.affine,
@@ -95,8 +101,8 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
         config.plane,
         areas[list(slices.indices)] >= float(keys["min_brain_area"]) * areas.max(),
         volume.source_sha256,
-        volume.low,
-        volume.high,
+        volume.native.low,
+        volume.native.high,
     )
     covered = float(seen(prepared)[prepared.brain].mean())
     if covered < LEAST_COVERED:
@@ -166,7 +172,7 @@ def read_labels(path: Path, image: PreparedVolume) -> np.ndarray:
     Raises InputError, in one line, for a damaged file and a mask of another shape or place.
     """
     try:
-        return read_mask(path, read_verified(image.path))
+        return read_mask(path, image.shape, image.storage)
     except VolumeError as error:
         raise InputError(str(error)) from error
 
@@ -177,11 +183,11 @@ def read_contrast(path: Path, image: PreparedVolume) -> np.ndarray:
     In the file's unit. Raises InputError, in one line, for a damaged file and one of another grid.
     """
     try:
-        found, own = read_verified(path), read_verified(image.path)
+        found = read_verified(path)
     except VolumeError as error:
         raise InputError(str(error)) from error
-    same = found.data.shape == own.data.shape and np.allclose(found.affine, own.affine, atol=1e-2)
-    if not same:
+    same = found.data.shape == image.shape
+    if not (same and np.allclose(found.affine, image.storage, atol=1e-2)):
         raise InputError(f"{path.name} does not lie on the grid of {image.path.name}: resample it")
     return canonical(found)[0]
 
@@ -240,5 +246,5 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     header["descrip"] = description.encode()[:79]
     stored = in_storage_order(data.astype(np.float32), image.storage).reshape(like.shape)
     content = type(like)(stored, like.affine, header).to_bytes()
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(gzip.compress(content, 6, mtime=0))

@@ -23,6 +23,13 @@ FORMAT = "sharp-vae-decoder-package"
 SCHEMA_VERSION = 2
 METADATA = "metadata.json"
 INTENSITY_RANGE = (0.0, 1.0)
+# What `monai.bundle verify_metadata` checks a bundle's metadata by.
+MONAI_SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+PAPER = (
+    "Bredell, Flouris, Chaitanya, Erdil, Konukoglu: Explicitly Minimizing the Blur Error of "
+    "Variational Autoencoders. ICLR 2023, arXiv 2304.05939"
+)
+UNSAID = "not stated"
 
 # Kept out of the digest: a graph's archive has times in it, and its weights are there already.
 GRAPHS = (".pt2", ".onnx")
@@ -43,17 +50,21 @@ def describe(
     store: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     trained_on: Mapping[str, Any] | None = None,
+    authors: str = UNSAID,
+    rights: str = UNSAID,
 ) -> dict[str, Any]:
     """The metadata of a package before its files are known.
 
     image_shape (C,H,W); prior: pieces and rank of a fitted one; residual: the floor of the fitted
     law of the residuals; spacing_mm in-plane pixel size; prepare: the store's recorded
     configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
-    metrics; trained_on: see `hashed_people`. Numbers that are not finite become null.
+    metrics; trained_on: see `hashed_people`; authors, rights: of the trained decoder. Numbers that
+    are not finite become null.
     """
     channels, *spatial = image_shape
     return _plain(
         {
+            "schema": MONAI_SCHEMA,
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
             "version": _version("sharp-vae-mri"),
@@ -61,6 +72,9 @@ def describe(
             "task": "Generative model of brain MRI slices: decoder, encoder and likelihood of a "
             "variational autoencoder",
             "description": f"Trained under the reconstruction term {likelihood.term}",
+            "authors": authors,
+            "copyright": rights,
+            "references": [PAPER],
             "intended_use": "Research. Not a medical device, not validated for diagnosis.",
             "monai_version": _version("monai"),
             "pytorch_version": torch.__version__,

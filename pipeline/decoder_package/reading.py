@@ -68,7 +68,7 @@ def is_address(source: str) -> bool:
 
 
 def _fetched(address: str) -> Path:
-    from pipeline.model_registry import fetch  # MLflow's import takes seconds
+    from pipeline.tracking.registry import fetch  # MLflow's import takes seconds
 
     return fetch(address)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from pipeline.decoder_package.metadata import FORMAT, METADATA, digest
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.decoder_package.reading import SUFFIX, parts, shapes
 from pipeline.errors import InputError
-from pipeline.files import sync_folder, write_text
+from pipeline.files import locked, sync_folder, write_text
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 
@@ -159,14 +158,10 @@ def _check_place(folder: Path) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One writer at a time beside `folder`; what a crash of an earlier one left goes."""
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locked(folder.with_name(f".{folder.name}.lock")):
         for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

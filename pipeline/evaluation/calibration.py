@@ -20,9 +20,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from pipeline.blur.spectrum import transfer_function
-from pipeline.evaluation.sharpness import radial_variance
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.losses.residual import ResidualLaw
+from pipeline.metrics.sharpness import radial_variance
 from pipeline.training.objective import Objective
 
 LEVEL = 0.9

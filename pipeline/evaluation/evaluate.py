@@ -12,13 +12,14 @@ from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.errors import InputError
-from pipeline.evaluation import calibration, calibration_figures, figures, samples, sharpness
-from pipeline.evaluation.aggregate import aggregate, bootstrap
+from pipeline.evaluation import calibration, calibration_figures, figures, samples
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pairs import mean_of, slice_scores, subject_scores
-from pipeline.evaluation.perceptual import PerceptualDistance
 from pipeline.evaluation.record import Evaluation
 from pipeline.losses.residual import ResidualLaw
+from pipeline.metrics import sharpness
+from pipeline.metrics.aggregate import aggregate, bootstrap
+from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.models.prior import LatentPrior
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective

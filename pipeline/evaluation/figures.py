@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.evaluation.sharpness import HIGH_FREQUENCY, POWER_FLOOR
+from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR
 
 Array = NDArray[Any] | torch.Tensor
 

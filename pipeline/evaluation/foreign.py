@@ -19,12 +19,13 @@ from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.errors import InputError
-from pipeline.evaluation import figures, sharpness
-from pipeline.evaluation.aggregate import aggregate
+from pipeline.evaluation import figures
 from pipeline.evaluation.networks import load_networks
 from pipeline.evaluation.pairs import mean_of, slice_scores, subject_scores
 from pipeline.evaluation.record import Evaluation, describe, write_evaluation
 from pipeline.files import work_folder, writable
+from pipeline.metrics import sharpness
+from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")

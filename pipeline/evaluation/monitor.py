@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from pipeline.data.slices import SliceDataset, Store
-from pipeline.evaluation.fidelity import psnr
 from pipeline.evaluation.figures import image_grid
-from pipeline.evaluation.sharpness import high_frequency_ratio
+from pipeline.metrics.fidelity import psnr
+from pipeline.metrics.sharpness import high_frequency_ratio
 from pipeline.training.objective import Objective
 
 SHOWN = 8

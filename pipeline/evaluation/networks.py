@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pipeline.backbones import Network, WeightsNotFound, inception_weights
 from pipeline.config import EvaluationConfig
 from pipeline.errors import InputError
-from pipeline.evaluation.distribution import ImageSets
-from pipeline.evaluation.inception import InceptionFeatures
-from pipeline.evaluation.perceptual import PerceptualDistance
+from pipeline.metrics.distribution import ImageSets
+from pipeline.metrics.inception import InceptionFeatures
+from pipeline.metrics.perceptual import PerceptualDistance
 
 log = logging.getLogger(__name__)
 

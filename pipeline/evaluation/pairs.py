@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import sharpness
-from pipeline.evaluation.fidelity import psnr, ssim
-from pipeline.evaluation.perceptual import PerceptualDistance
+from pipeline.metrics import sharpness
+from pipeline.metrics.fidelity import psnr, ssim
+from pipeline.metrics.perceptual import PerceptualDistance
 
 
 def slice_scores(

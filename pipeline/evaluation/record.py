@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config
 from pipeline.data.slices import Store
-from pipeline.evaluation.aggregate import Interval
-from pipeline.files import replacing, write_text
+from pipeline.files import atomic_file, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
+from pipeline.metrics.aggregate import Interval
 from pipeline.training.checkpoint import MANIFEST
 
 # Where and how fast a run is scored: the numbers are the same within rounding.
@@ -57,7 +57,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
     (folder / "metrics.json").unlink(missing_ok=True)
     for name, figure in evaluation.figures.items():
-        with replacing(folder / "figures" / name) as stream:
+        with atomic_file(folder / "figures" / name) as stream:
             figure.savefig(stream, format="png", dpi=150)
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(evaluation.per_subject[0]), lineterminator="\n")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.evaluation.aggregate import Interval, single
-from pipeline.evaluation.distribution import FeatureNetwork, kernel_distance
+from pipeline.metrics.aggregate import Interval, single
+from pipeline.metrics.distribution import FeatureNetwork, kernel_distance
 
 FACTOR = 4
 # VGG16 needs 32 pixels, and more than the averaged images have: they are enlarged smoothly.

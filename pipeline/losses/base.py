@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.distributed import mean_over_processes
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import Law
-from pipeline.processes import mean_over_processes
 
 Shape = tuple[int, int, int]
 
@@ -46,7 +46,9 @@ class ReconstructionTerm(nn.Module, ABC):
         super().__init__()
         self.values = math.prod(image_shape)
 
-    def forward(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def forward(
+        self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None = None
+    ) -> Distortion:
         """image, reconstruction (B,C,H,W); transfer (B,1,H,W//2+1) or None -> that of (B,).
 
         In float32 at least, and outside autocast.

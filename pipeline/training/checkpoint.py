@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.files import replacing, sync_folder, write_text
+from pipeline.files import atomic_file, sync_folder, write_text
 
 SCHEMA_VERSION = 2
 WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.json", "best.json"
@@ -62,7 +62,7 @@ def save_checkpoint(
     contents[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
     try:
         for name, content in contents.items():
-            with replacing(path / name) as file:
+            with atomic_file(path / name) as file:
                 file.write(content)
         sync_folder(folder)
     except OSError as error:

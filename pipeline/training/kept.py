@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import safetensors.torch
 from torch import nn
 
-from pipeline.files import replacing, write_text
+from pipeline.files import atomic_file, write_text
 from pipeline.training.checkpoint import MANIFEST, Checkpoint
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Kept:
         (folder / f"{self.name}.json").unlink(missing_ok=True)
         weights = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
         content = safetensors.torch.save(weights)
-        with replacing(folder / f"{self.name}.safetensors") as stream:
+        with atomic_file(folder / f"{self.name}.safetensors") as stream:
             stream.write(content)
         record = {
             "inputs": self._all_inputs(),

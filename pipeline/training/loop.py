@@ -15,11 +15,11 @@ from pipeline.config import Config
 from pipeline.data.augmentation import apply, draw
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
+from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
-from pipeline.processes import Processes
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import (
     BEST,
     Checkpoint,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual, kernel_width
 from pipeline.blur.spectrum import transfer_function
 from pipeline.config import Config
+from pipeline.distributed import mean_over_processes
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
@@ -24,7 +25,6 @@ from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
 from pipeline.models.vae import VAE, Inference
-from pipeline.processes import mean_over_processes
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainingConfig
+from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.processes import Processes
 from pipeline.training.objective import Objective
 
 

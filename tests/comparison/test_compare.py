@@ -20,6 +20,7 @@ import yaml
 
 from data_prep.store import Store
 from pipeline.__main__ import main
+from pipeline.files import locked
 from pipeline.training.checkpoint import find_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -268,11 +269,8 @@ def test_what_could_not_be_scored_for_want_of_weights_is_done_all_the_same(
 def test_a_second_comparison_of_that_name_has_to_wait(
     compared: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import fcntl
-
     monkeypatch.setenv("WORK", str(compared.work))
-    with (compared.folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(compared.folder / ".lock"):
         assert main(_words(compared.config)) == 2
     assert "another process" in capsys.readouterr().err
 

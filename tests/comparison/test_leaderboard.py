@@ -10,9 +10,6 @@ import pytest
 
 from pipeline.comparison.leaderboard import (
     FAVOURED,
-    RECONSTRUCTION,
-    SAMPLES,
-    Metric,
     Result,
     best,
     markdown,
@@ -22,6 +19,7 @@ from pipeline.comparison.leaderboard import (
     table,
 )
 from pipeline.losses.registry import TERMS
+from pipeline.metrics.catalogue import RECONSTRUCTION, SAMPLES, Metric
 
 PSNR, LPIPS = (m for m in RECONSTRUCTION if m.key in ("psnr", "lpips_alex"))
 GOLDEN = """| term | PSNR, dB ↑ | LPIPS alex ↓ | blur effect → data | rate, nats | β |

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pipeline.data.augmentation import AugmentationConfig, Deformation, apply, augment, draw
-from pipeline.evaluation.sharpness import high_frequency_power
+from pipeline.metrics.sharpness import high_frequency_power
 
 NOTHING = AugmentationConfig(
     rotation_degrees=0, scale=0, translation=0, shear=0, elastic=0, gamma=0, gain=0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.volume import normalised
+from data_prep.volume.loading import normalised
 from pipeline.data.intensity import DARK, to_scanner
 
 

@@ -26,7 +26,7 @@ from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import DataConfig, SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 
 CPU = torch.device("cpu")

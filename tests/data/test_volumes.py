@@ -9,8 +9,7 @@ import pytest
 from scipy import ndimage
 
 from data_prep.config import PrepareConfig
-from data_prep.slices import cut_slices
-from data_prep.volume import load_volume
+from data_prep.volume.loading import load_volume
 from pipeline.data.volumes import (
     PreparedVolume,
     in_storage_order,
@@ -99,7 +98,7 @@ def test_slices_are_those_of_the_store_and_more(tmp_path: Path) -> None:
     """What the store's preparation cuts is among them, equal to the bit."""
     path = write(tmp_path / "t1.nii.gz", head(), "LAS")
     config = PrepareConfig(size=32, spacing_mm=5.0)
-    stored = cut_slices(load_volume(path, None, config), config)
+    stored = load_volume(path, None, config).slices(config)
     volume = prepare_volume(path, KEYS)
     place = {index: k for k, index in enumerate(volume.slices.indices)}
     for image, index in zip(stored.images, stored.indices, strict=True):

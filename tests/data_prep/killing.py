@@ -15,7 +15,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import data_prep.prepare as stage
+import data_prep.preparation as stage
 from data_prep.__main__ import main
 
 # So often that kills also fall on the writing of what is done so far.

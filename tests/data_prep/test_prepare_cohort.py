@@ -9,10 +9,10 @@ import pytest
 
 from data_prep.config import CohortConfig, PrepareConfig
 from data_prep.errors import InputError
-from data_prep.prepare import prepare, summary
-from data_prep.sources.deformation import jacobian, refine, safe_exponential, smooth_noise
-from data_prep.sources.person import draw_traits
-from data_prep.sources.template_cohort import family_head, traits_of
+from data_prep.preparation import prepare, summary
+from data_prep.sources.simulated.cohort import family_head, traits_of
+from data_prep.sources.simulated.deformation import jacobian, refine, safe_exponential, smooth_noise
+from data_prep.sources.simulated.person import draw_traits
 
 SHAPE = (60, 72, 64)
 

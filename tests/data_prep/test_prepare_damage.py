@@ -9,9 +9,9 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 from test_prepare_verify import DAMAGES
 
-from data_prep import verify
 from data_prep.__main__ import main
 from data_prep.store import Store
+from data_prep.volume import verify
 
 SOUND = ["100", "101"]
 

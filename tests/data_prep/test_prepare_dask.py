@@ -11,9 +11,9 @@ from small_volumes import write_cohort
 from test_prepare_stage import configured
 from test_prepare_survival import content
 
-from data_prep import dask_executor
 from data_prep.__main__ import main
 from data_prep.errors import InputError
+from data_prep.executors import dask_cluster as dask_executor
 from data_prep.sources.source import Job
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")

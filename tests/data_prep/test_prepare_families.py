@@ -13,7 +13,7 @@ from test_prepare_stage import configured
 
 from data_prep.__main__ import main
 from data_prep.config import PrepareConfig, SplitConfig
-from data_prep.sources.hcp import discover
+from data_prep.sources.path_template import discover
 from data_prep.store import Store
 
 # Families as people write them: codes, names, blanks (then everyone is a family of their own).

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.transforms import ScaleIntensityRange
 from scipy.ndimage import label, map_coordinates
 from scipy.spatial.transform import Rotation
 from small_volumes import brain, write_nifti
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import VolumeError
-from data_prep.mask_shape import mask_shape
-from data_prep.percentiles import percentiles
-from data_prep.prepare import prepare
-from data_prep.slices import choose_slices, cut_slices
-from data_prep.volume import Volume, load_volume, n4_corrected, normalised
+from data_prep.preparation import prepare
+from data_prep.volume.bias_field import n4_corrected
+from data_prep.volume.loading import Volume, canonical, load_volume
+from data_prep.volume.mask_shape import mask_shape
+from data_prep.volume.slices import choose_slices, cut_slices
+from data_prep.volume.verify import read_verified
 
 CONFIG = PrepareConfig(
     size=32, spacing_mm=1.7, slice_spacing_mm=2.6, min_brain_area=0.3, source="hcp", root="."
@@ -33,7 +33,7 @@ AFFINE[:3, 3] = -11, -17, 5
 def prepared(path: Path, plane: str) -> tuple[Volume, np.ndarray, tuple[int, ...], np.ndarray]:
     config = PrepareConfig(**{**vars(CONFIG), "plane": plane})
     volume = load_volume(path, None, config)
-    slices = cut_slices(volume, config)
+    slices = volume.slices(config)
     return volume, slices.images, slices.indices, slices.affine
 
 
@@ -76,7 +76,7 @@ def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, pla
     path = write_nifti(tmp_path / "a.nii.gz", brain(), np.diag([1.0, 1, 1, 1]))
     config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "spacing_mm": 1.0})
     volume = load_volume(path, None, config)
-    slices = cut_slices(volume, config)
+    slices = volume.slices(config)
     pixels = np.argwhere(slices.images[:, 0] > 0)
     places = np.column_stack(
         [pixels[:, 1:], np.array(slices.indices)[pixels[:, 0]], np.ones(len(pixels))]
@@ -84,8 +84,7 @@ def test_the_affine_leads_from_a_pixel_to_the_voxel_it_shows(tmp_path: Path, pla
     voxels = (np.linalg.inv(volume.affine) @ slices.affine @ places.T)[:3]
     # The grid's centre may lie half-way between two voxels: linear interpolation there.
     shown = slices.images[pixels[:, 0], 0, pixels[:, 1], pixels[:, 2]]
-    values = normalised(volume.data, volume.mask, volume.low, volume.high)
-    np.testing.assert_allclose(map_coordinates(values, voxels, order=1), shown, atol=1e-5)
+    np.testing.assert_allclose(map_coordinates(volume.data, voxels, order=1), shown, atol=1e-5)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -105,7 +104,8 @@ def test_a_sphere_is_round_and_of_its_diameter_whatever_the_voxels(
     path = write_nifti(tmp_path / "ball.nii", data, np.diag([*spacing, 1.0]))
     config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "size": 64, "spacing_mm": 1.0})
     volume = load_volume(path, None, config)
-    image = cut_slices(replace(volume, low=0.0, high=900.0), config).images
+    whole = replace(volume, data=np.clip(canonical(read_verified(path))[0] / 900, 0, 1))
+    image = whole.slices(config).images
     middle = image[len(image) // 2, 0]
     across, down = (middle > 0.5).sum(axis=0).max(), (middle > 0.5).sum(axis=1).max()
     # To within a voxel, for the ball itself is drawn in voxels.
@@ -186,8 +186,7 @@ def test_voxel_size_and_not_array_shape_decides_the_size_in_pixels() -> None:
         data = np.zeros((round(40 / x_mm), round(40 / y_mm), 6), np.float32)
         data[: round(12 / x_mm), : round(20 / y_mm)] = 1
         spacing = np.array([x_mm, y_mm, 3])
-        volume = Volume(data, data > 0, np.diag([*spacing, 1.0]), spacing, "")
-        image = cut_slices(volume, config).images[0, 0]
+        image = cut_slices(data, data > 0, np.diag([*spacing, 1.0]), config).images[0, 0]
         # Pixels count by how much of the box they hold; rows run along y.
         assert image.sum(axis=0).max() == pytest.approx(10, abs=0.6)
         assert image.sum(axis=1).max() == pytest.approx(6, abs=0.6)
@@ -219,30 +218,11 @@ def test_areas_and_bounds_are_those_of_a_labelling_of_voxels(
         assert shape.bounds[axis] == (slices[0], slices[-1])
 
 
-@given(
-    st.integers(0, 10**6),
-    st.lists(st.floats(0, 100), min_size=1, max_size=3),
-    st.sampled_from([1, 7, 5000]),
-    st.sampled_from(["smooth", "sorted", "few"]),
-    st.sampled_from([0.5, 1.0]),
-)
-def test_percentiles_are_numpys_to_the_last_bit(
-    seed: int, shares: list[float], size: int, kind: str, inside: float
-) -> None:
-    generator = np.random.default_rng(seed)
-    values = generator.standard_normal((3, size)).astype(np.float32)
-    values = {"smooth": values, "sorted": np.sort(values, None), "few": values.round()}[kind]
-    mask = generator.random(values.shape) < inside
-    mask.flat[0] = True
-    expected = np.percentile(values[mask].astype(np.float64), shares)
-    assert percentiles(values, mask, shares) == list(expected)
-
-
 def test_a_brain_larger_than_the_picture_is_reported(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", brain())
     small, large = (PrepareConfig(size=32, spacing_mm=s) for s in (0.5, 1.0))
-    assert cut_slices(load_volume(path, None, small), small).cropped
-    assert not cut_slices(load_volume(path, None, large), large).cropped
+    assert load_volume(path, None, small).slices(small).cropped
+    assert not load_volume(path, None, large).slices(large).cropped
 
 
 @given(
@@ -263,20 +243,27 @@ def test_chosen_slices_are_ascending_large_enough_and_evenly_apart(
     assert all((b - a) % step == 0 for a, b in pairwise(chosen))
 
 
-def test_normalised_intensities_are_monais_and_the_background_is_exactly_0() -> None:
+def test_scaled_intensities_are_the_formulas_and_the_background_is_exactly_0(
+    tmp_path: Path,
+) -> None:
     data = brain().astype(np.float32)
     mask = data > 0
-    low, high = percentiles(data, mask, [1, 99])
-    result = normalised(data, mask, low, high)
-    assert result.dtype == np.float32
-    assert (result[~mask] == 0).all()
-    assert (result.min(), result.max()) == (0, 1)
-    monai = np.asarray(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(data))
-    np.testing.assert_array_equal(result[mask], monai[mask])
+    low, high = np.percentile(data[mask].astype(np.float64), [0.5, 99.5])
+    config = replace(CONFIG, lower_percentile=0.5, upper_percentile=99.5)
+    volume = load_volume(write_nifti(tmp_path / "a.nii", data, AFFINE), None, config)
+    assert volume.data.dtype == np.float32
+    assert (volume.data[~mask] == 0).all()
+    assert (volume.data.min(), volume.data.max()) == (0, 1)
+    assert (volume.native.low, volume.native.high) == (low, high)
+    expected = ((data - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    np.testing.assert_array_equal(volume.data[mask], expected[mask])
     # Scanner units and offset carry no meaning and leave no trace.
-    other = 7 * data + 3
-    low, high = percentiles(other, mask, [1, 99])
-    np.testing.assert_allclose(normalised(other, mask, low, high), result, atol=1e-5)
+    path, brains = (
+        tmp_path / "b.nii",
+        write_nifti(tmp_path / "mask.nii", mask.astype(np.uint8), AFFINE),
+    )
+    other = load_volume(write_nifti(path, 7 * data + 3, AFFINE), brains, config)
+    np.testing.assert_allclose(other.data, volume.data, atol=1e-5)
 
 
 def test_a_mask_replaces_the_guess_and_must_fit(tmp_path: Path) -> None:

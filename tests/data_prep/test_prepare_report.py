@@ -16,7 +16,7 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
-from data_prep.quality import (
+from data_prep.report.quality import (
     BINS,
     FEWEST,
     MEASURES,
@@ -26,7 +26,7 @@ from data_prep.quality import (
     measured,
     robust_scores,
 )
-from data_prep.report import PAGE, TABLE, digest, is_current, write_report
+from data_prep.report.writing import PAGE, TABLE, digest, is_current, write_report
 from data_prep.store import Quarantined, Store, SubjectEntry, write_manifest
 
 NAMES = [str(n) for n in range(301, 313)]

@@ -16,9 +16,10 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 
 from data_prep.__main__ import main
 from data_prep.errors import InputError, VolumeError
-from data_prep.executor import Processes
+from data_prep.executors.local import Processes
 from data_prep.store import Store, write_shard
-from data_prep.volume import load_volume
+from data_prep.volume import transforms
+from data_prep.volume.verify import VerifiedVolume
 
 NAMES = [str(n) for n in range(201, 207)]
 
@@ -249,16 +250,15 @@ def test_a_mistyped_key_leaves_the_store_as_it_was(
 def test_trying_again_in_vain_touches_nothing(
     root: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(path: Path, *_: object, **__: object) -> None:
-        raise VolumeError("no_permission", f"{path.name} may not be read by this user")
-
     arguments = configured(tmp_path, root, max_quarantined=1)
-    whole = load_volume
-    refused = root / LAYOUT.replace("{subject}", "203")
-    monkeypatch.setattr(
-        "data_prep.sources.volumes.load_volume",
-        lambda path, *rest: refuses(path) if path == refused else whole(path, *rest),
-    )
+    refused, whole = root / LAYOUT.replace("{subject}", "203"), transforms.read_verified
+
+    def reads(path: Path, **options: bool) -> VerifiedVolume:
+        if path == refused:
+            raise VolumeError("no_permission", f"{path.name} may not be read by this user")
+        return whole(path, **options)
+
+    monkeypatch.setattr(transforms, "read_verified", reads)
     store = run_and_list(arguments, work)
     assert [q.reason for q in store.quarantined] == ["no_permission"]
     stamps = times(work)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from small_volumes import write_cohort
 
-from data_prep.atomic import atomic_file
 from data_prep.config import PrepareConfig
-from data_prep.prepare import prepare
-from data_prep.slices import cut_slices
+from data_prep.files import atomic_file
+from data_prep.preparation import prepare
 from data_prep.store import Store, StoreError
-from data_prep.volume import load_volume
+from data_prep.volume.loading import load_volume
 
 NAMES = ["101", "102", "103", "104", "105", "106"]
 
@@ -35,7 +34,7 @@ def store(config: PrepareConfig, work: Path) -> Store:
 
 def test_slices_come_back_within_half_a_step(store: Store, config: PrepareConfig) -> None:
     for entry in store.subjects("all"):
-        cut = cut_slices(load_volume(Path(config.root) / entry.source, None, config), config)
+        cut = load_volume(Path(config.root) / entry.source, None, config).slices(config)
         pixels = store.slices(entry)
         assert pixels.dtype == np.uint16
         assert pixels.shape == (len(entry.slice_indices), *store.image_shape)

@@ -15,8 +15,8 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
+from data_prep.files import locked
 from data_prep.integrity import problems
-from data_prep.lock import exclusive
 from data_prep.store import Store
 
 NAMES = [str(n) for n in range(301, 313)]
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_when_a_finished_store_is_redone_costs_no_sound_shard(
 def test_a_store_is_prepared_by_one_process_at_a_time(
     root: Path, tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with exclusive(work / "stores" / ".study.lock"):
+    with locked(work / "stores" / ".study.lock"):
         assert main(accepting(tmp_path, root)) == 2
     told = capsys.readouterr().err
     assert "another process is preparing this store" in told

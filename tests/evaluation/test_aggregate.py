@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.aggregate import aggregate, bootstrap
+from pipeline.metrics.aggregate import aggregate, bootstrap
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12).map(np.array)
 

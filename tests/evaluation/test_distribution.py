@@ -11,9 +11,9 @@ from scipy.ndimage import gaussian_filter
 from data_prep.store import Store
 from pipeline.backbones import WeightsNotFound, probe
 from pipeline.data.slices import SliceDataset
-from pipeline.evaluation import distribution
-from pipeline.evaluation.distribution import ImageSets, frechet_distance, kernel_distance
-from pipeline.evaluation.perceptual import PerceptualDistance
+from pipeline.metrics import distribution
+from pipeline.metrics.distribution import ImageSets, frechet_distance, kernel_distance
+from pipeline.metrics.perceptual import PerceptualDistance
 
 
 @pytest.fixture(scope="module")

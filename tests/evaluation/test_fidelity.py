@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from pipeline.evaluation.fidelity import check_pair, psnr, ssim
+from pipeline.metrics.fidelity import check_pair, psnr, ssim
 
 
 def _images(*shape: int, seed: int = 0) -> torch.Tensor:

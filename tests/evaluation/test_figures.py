@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline.evaluation import figures, sharpness
+from pipeline.evaluation import figures
+from pipeline.metrics import sharpness
 
 
 def _images(count: int, channels: int = 1) -> torch.Tensor:

@@ -15,7 +15,7 @@ from pipeline.backbones import INCEPTION_FILES, WeightsNotFound, inception_weigh
 from pipeline.config import EvaluationConfig
 from pipeline.errors import InputError
 from pipeline.evaluation import networks
-from pipeline.evaluation.inception import InceptionFeatures
+from pipeline.metrics.inception import InceptionFeatures
 
 
 @pytest.fixture(autouse=True)

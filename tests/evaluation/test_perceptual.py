@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline import backbones
 from pipeline.backbones import WeightsNotFound
-from pipeline.evaluation import perceptual
-from pipeline.evaluation.perceptual import PerceptualDistance
+from pipeline.metrics import perceptual
+from pipeline.metrics.perceptual import PerceptualDistance
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared/data/lpips-reference"
 

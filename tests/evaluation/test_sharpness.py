@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from pipeline.evaluation import sharpness
+from pipeline.metrics import sharpness
 
 SHAPES = st.tuples(
     st.integers(1, 2), st.sampled_from([1, 3]), st.integers(4, 17), st.integers(4, 17)

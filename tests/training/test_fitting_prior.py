@@ -15,7 +15,7 @@ from pipeline.data.slices import SliceDataset
 from pipeline.models.config import Level, ModelConfig
 from pipeline.models.prior import PriorConfig
 from pipeline.models.vae import VAE
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.prior import Candidates, fit, groups, prior_of, weaker

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.data.slices import SliceDataset
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.residual import LEVEL, halves, residual_law_of

@@ -20,7 +20,7 @@ from pipeline.config import Config, TrainingConfig
 from pipeline.data.slices import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 from pipeline.training.step import TrainingStep
 

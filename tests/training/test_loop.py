@@ -14,10 +14,10 @@ from trainers import FixedMonitor, config
 import pipeline.training.loop as loop
 from data_prep.store import Store
 from pipeline.config import TrainingConfig
+from pipeline.distributed import choose_device
 from pipeline.errors import InputError
 from pipeline.models.config import Level
-from pipeline.processes import choose_device
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.objective import Objective

@@ -31,8 +31,8 @@ from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
 from pipeline.data.loading import EpochSampler
+from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.processes import Processes
 from pipeline.training.checkpoint import latest_checkpoint
 from pipeline.training.loop import Trainer
 

@@ -18,7 +18,7 @@ from pipeline.config import Config, TrainingConfig
 from pipeline.data.slices import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
-from pipeline.tracking import NoTracker
+from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.objective import Objective

@@ -43,7 +43,7 @@ from pipeline.data.volumes import (
 )
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import replacing, work_folder, write_text
+from pipeline.files import atomic_file, work_folder, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
@@ -237,7 +237,7 @@ def _write(
         back = to_scanner(back, volume.low, volume.high)
         write_like(folder / "reconstruction.nii.gz", back, volume, "reconstruction, file's unit")
     figure = _figure(volume, shown, inside, lesions, options)
-    with replacing(folder / "overlay.png") as stream:
+    with atomic_file(folder / "overlay.png") as stream:
         figure.savefig(stream, format="png", dpi=150)
     write_text(folder / "methods.csv", _table(rows))
     write_text(folder / "slices.csv", _table(_slice_rows(volume, maps, lesions)))

@@ -31,8 +31,8 @@ from pipeline.analysis.results import begin, write_figure
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.evaluation.aggregate import aggregate
 from pipeline.files import work_folder, write_text
+from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
 FILES = ["lesions.csv", "lesions.json", "curves.png", "examples.png"]

@@ -12,7 +12,7 @@ from pipeline.analysis.inverse.operators import Composed, Operator, Within
 from pipeline.analysis.inverse.solver import Prior, SolverSettings, solve, support
 from pipeline.analysis.inverse.total_variation import best_weight, total_variation
 from pipeline.analysis.inverse.wavelets import sparse_wavelets
-from pipeline.evaluation.fidelity import psnr, ssim
+from pipeline.metrics.fidelity import psnr, ssim
 
 TV, WAVELETS = "total variation", "wavelets"
 LATENT, IMAGE = "decoder, latent", "decoder, image"

@@ -28,8 +28,8 @@ from pipeline.data.intensity import to_scanner
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.evaluation.aggregate import aggregate
 from pipeline.files import write_text
+from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
 # NIfTI files, by their stem.

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from data_prep import report
-from data_prep.atomic import atomic_file
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
-from data_prep.executor import executor_for
-from data_prep.lock import exclusive
+from data_prep.executors.local import executor_for
+from data_prep.files import atomic_file, locked
 from data_prep.plan import make_plan
 from data_prep.progress import progress
+from data_prep.report import writing as report
 from data_prep.sources import celeba, cifar10, volumes
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (
@@ -59,7 +58,12 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     """
     source = _find(config, work, say)
     folder = work / "stores" / config.name
-    with exclusive(folder.with_name(f".{config.name}.lock")):
+    lock = folder.with_name(f".{config.name}.lock")
+    busy = (
+        f"another process is preparing this store (it holds {lock}): wait for its end, or choose "
+        "another prepare.name"
+    )
+    with locked(lock, busy):
         if source.begin:
             source.begin(say)
         return _Preparation(folder, source, config, say).bring_up_to_date()

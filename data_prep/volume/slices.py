@@ -9,14 +9,16 @@ Slices are shown in neurological convention: the patient's left is at the left o
 | sagittal | superior to inferior   | posterior to anterior  |
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from data_prep.config import PrepareConfig
-from data_prep.mask_shape import mask_shape
-from data_prep.volume import Volume
+from data_prep.errors import VolumeError
+from data_prep.volume.mask_shape import mask_shape
 
 # Per plane: the RAS axis of slices, of rows and of columns. Rows run against their axis.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
@@ -63,8 +65,39 @@ def choose_slices(
     return tuple(int(i) for i in chosen)
 
 
-def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
+def voxel_sizes(affine: np.ndarray) -> np.ndarray:
+    """Voxel size along each axis, (3,) mm.
+
+    The header holds float32: rounding keeps the last bits from telling orientations apart.
+    """
+    return np.round(nib.affines.voxel_sizes(affine), 5)
+
+
+def check_grid(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    image_shape: Sequence[int],
+    image_affine: np.ndarray,
+    name: str,
+) -> None:
+    """Raise VolumeError where the mask `name` has another shape than its image, or lies elsewhere.
+
+    To within 0.01 mm (shifts) and 0.01 (the rest of the affine).
+    """
+    if tuple(shape) != tuple(image_shape):
+        shapes = ["x".join(map(str, found)) for found in (shape, image_shape)]
+        raise VolumeError("mask_shape", f"{name} has the shape {shapes[0]}, its image {shapes[1]}")
+    if not np.allclose(affine, image_affine, atol=1e-2):
+        raise VolumeError("mask_position", f"{name} does not lie where its image does")
+
+
+def cut_slices(
+    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig
+) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
+
+    data: (X, Y, Z) float32 in [0, 1], 0 outside mask, (X, Y, Z) bool, the brain; both with axes to
+    the right, to the front and up. affine: (4, 4), voxel indices to RAS mm.
 
     The grid is centred on the bounding box of the brain's largest piece, and its extent is
     size x spacing in mm, so a voxel's size decides where it lands and the array's shape never
@@ -73,10 +106,10 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     the volume.
     """
     slice_axis, row_axis, column_axis = PLANES[config.plane]
-    shape = mask_shape(volume.mask)
+    shape, spacing = mask_shape(mask), voxel_sizes(affine)
     indices = choose_slices(
         shape.areas[slice_axis],
-        float(volume.spacing[slice_axis]),
+        float(spacing[slice_axis]),
         config.slice_spacing_mm,
         config.min_brain_area,
         config.max_slices,
@@ -85,7 +118,7 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     bounds = [shape.bounds[axis] for axis in (row_axis, column_axis)]
     centre = np.array([(low + high) / 2 for low, high in bounds])
     extent = np.array([high - low + 1 for low, high in bounds])
-    factor = config.spacing_mm / volume.spacing[[row_axis, column_axis]]
+    factor = config.spacing_mm / spacing[[row_axis, column_axis]]
 
     # Pixel (i, j) lies at voxel  start + step * (i, j): rows run against their axis.
     step = factor * [-1, 1]
@@ -93,9 +126,8 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     sigma = np.maximum(0, (factor - 1) / 2)
     images = np.empty((len(indices), 1, config.size, config.size), np.float32)
     for image, number in zip(images, indices, strict=True):
-        plane = volume.normalised(slice_axis, number)
-        if row_axis > column_axis:
-            plane = np.ascontiguousarray(plane.T)
+        plane = data[(slice(None),) * slice_axis + (number,)]
+        plane = np.ascontiguousarray(plane.T if row_axis > column_axis else plane)
         smooth = ndimage.gaussian_filter(plane, sigma, mode="constant")
         ndimage.affine_transform(
             smooth, step, start, image.shape[1:], output=image[0], order=1, mode="grid-constant"
@@ -108,6 +140,6 @@ def cut_slices(volume: Volume, config: PrepareConfig) -> Slices:
     return Slices(
         np.clip(images, 0, 1),
         indices,
-        volume.affine @ to_voxel,
+        affine @ to_voxel,
         bool((extent > config.size * factor + 1e-6).any()),
     )

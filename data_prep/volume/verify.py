@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.decompress import GZIP_MAGIC, BrokenOff, pieces
 from data_prep.errors import VolumeError
-from data_prep.headers import (
+from data_prep.volume.decompress import GZIP_MAGIC, BrokenOff, pieces
+from data_prep.volume.headers import (
     HEADER_BYTES,
     Header,
     is_short,

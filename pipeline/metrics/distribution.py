@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pipeline.evaluation.aggregate import Interval, single
+from pipeline.metrics.aggregate import Interval, single
 
 log = logging.getLogger(__name__)
 

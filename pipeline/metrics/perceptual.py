@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbones import Network, WeightsNotFound, backbone_state, explain, probe
-from pipeline.evaluation.fidelity import check_images, check_pair
+from pipeline.metrics.fidelity import check_images, check_pair
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data_prep.sources.deformation import refine, safe_exponential, smooth_noise
-from data_prep.sources.template import Template
+from data_prep.sources.simulated.deformation import refine, safe_exponential, smooth_noise
+from data_prep.sources.simulated.template import Template
 
 # Deformations live on every 4th voxel, which carries the finest scale below well.
 STEP = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import replacing, work_folder, writable
+from pipeline.files import atomic_file, work_folder, writable
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ def run(options: Options) -> None:
         raise InputError(f"{output} is a folder: name the file, --output {output}/calibration.png")
     writable(output.parent)
 
-    with replacing(output) as stream:
+    with atomic_file(output) as stream:
         calibration(found).savefig(stream, format="png", dpi=110)
     print(f"calibration of {'; '.join(found)}: {output}")

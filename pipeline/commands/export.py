@@ -10,22 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.comparison.leaderboard import DENSITY, RECONSTRUCTION, SAMPLES, loss
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
 from pipeline.decoder_package.graphs import TOLERANCE
-from pipeline.decoder_package.metadata import hashed_people
+from pipeline.decoder_package.metadata import UNSAID, hashed_people
 from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
-from pipeline.files import work_folder
+from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.model_registry import Registry, Version
+from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
 from pipeline.models.config import ModelConfig
 from pipeline.models.prior import PriorConfig
-from pipeline.stages import run_folder
-from pipeline.tracking import TrackingConfig
+from pipeline.tracking.registry import Registry, Version
+from pipeline.tracking.runs import TrackingConfig
 from pipeline.training.checkpoint import MANIFEST, Checkpoint, find_checkpoint
 from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
@@ -60,6 +59,10 @@ class Options:
     prior: bool = True
     """Whether the prior of samples is in it, which is made of the latents of training images: say
     false where those may not leave."""
+    authors: str = UNSAID
+    """Whose decoder it is, for its metadata."""
+    copyright: str = UNSAID
+    """Its copyright or licence, likewise."""
     register: bool = True
     """Whether it is registered in MLflow as EXPERIMENT-decoder; runs without tracking are not."""
     experiment: str = ""
@@ -79,7 +82,9 @@ class Options:
 
 def run(options: Options) -> None:
     """The command. Raises InputError where there is no such run, or no place for the package."""
-    package, tracking = package_of_run(options.run, options.checkpoint, options.prior)
+    package, tracking = package_of_run(
+        options.run, options.checkpoint, options.prior, options.authors, options.copyright
+    )
     folder = Path(options.output or work_folder() / "packages" / options.run)
     errors = write(folder, package, onnx=options.onnx)
     if errors is not None:
@@ -169,7 +174,11 @@ def portable(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def package_of_run(
-    run: str, which: Literal["best", "last"] = "best", with_prior: bool = True
+    run: str,
+    which: Literal["best", "last"] = "best",
+    with_prior: bool = True,
+    authors: str = UNSAID,
+    rights: str = UNSAID,
 ) -> tuple[DecoderPackage, TrackingConfig]:
     """The package of a run's checkpoint, averaged weights, not yet written; and how it is tracked.
 
@@ -201,6 +210,8 @@ def package_of_run(
         store={"name": store.name, "digest": store.digest, "simulated": store.simulated},
         evaluation=evaluation_of(folder, checkpoint),
         trained_on=hashed_people(state["trained_on"]),
+        authors=authors,
+        rights=rights,
     )
     package = DecoderPackage(metadata)
     try:

@@ -18,10 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_prep.atomic import atomic_file
 from data_prep.config import IMAGE_SETS
-from data_prep.page import PIECES, Page
-from data_prep.quality import MEASURES, Subject, compared, measured, sample_of_set
+from data_prep.files import atomic_file
+from data_prep.report.page import PIECES, Page
+from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
 from data_prep.store import Store, canonical_digest
 
 FOLDER, PAGE, TABLE, SUMS = "report", "index.html", "subjects.csv", "SHA256SUMS"
@@ -113,7 +113,9 @@ def write_report(store: Store) -> None:
             csv.writer(line, lineterminator="\n").writerow(row)
             stream.write(line.getvalue().encode())
     page = Page(store, subjects, digest(store))
-    template = resources.files("data_prep").joinpath("report.html").read_text(encoding="utf-8")
+    template = (
+        resources.files("data_prep.report").joinpath("report.html").read_text(encoding="utf-8")
+    )
     with atomic_file(store.path / FOLDER / PAGE) as stream:
         # Names of pieces stand at the odd places.
         for place, text in enumerate(re.split(r"\{\{(\w+)\}\}", template)):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.config import IMAGE_SETS
-from data_prep.quality import (
+from data_prep.report.quality import (
     BINS,
     FEWEST,
     MEASURES,

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import mlflow_address, quieten_mlflow
 from pipeline.errors import InputError
 from pipeline.files import work_folder
-from pipeline.tracking import TrackingConfig, address, connect, known, quieten, telling
+from pipeline.tracking.runs import TrackingConfig, connect, known, telling
 
 MODEL = "decoder"
 CHAMPION = "champion"
@@ -120,7 +121,7 @@ class Registry:
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        from pipeline import served_decoder
+        from pipeline.tracking import served_decoder
 
         latent, image = metadata["latent_size"], metadata["image_shape"]
         single = np.dtype(np.float32)
@@ -161,13 +162,13 @@ def fetch(source: str) -> Path:
 
     A copy where MLflow's artifacts are not on this machine. Raises InputError where there is none.
     """
-    quieten()
+    quieten_mlflow()
     import mlflow.artifacts
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
-    uri = address(work_folder())
+    uri = mlflow_address(work_folder())
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
         raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.blur.spectrum import half_spectrum_weights
-from pipeline.evaluation.fidelity import check_images
+from pipeline.metrics.fidelity import check_images
 
 HIGH_FREQUENCY = 0.25  # cycles/pixel: half the Nyquist frequency, details below 4 pixels
 # Variance of rounding to the 16-bit store, (1/65535)^2/12, is 2e-11: less power is not there.

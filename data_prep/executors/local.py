@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
-from data_prep.config import PrepareConfig
+from data_prep.config import IMAGE_SETS, PrepareConfig
+
+# MONAI is imported where volumes are transformed, which takes seconds.
+HEAVY = ("data_prep.volume.loading",)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,12 +44,12 @@ def executor_for(config: PrepareConfig) -> Executor:
         InputError: a scheduler is given and the optional package for it is missing.
     """
     if config.scheduler:
-        from data_prep.dask_executor import DaskCluster
+        from data_prep.executors.dask_cluster import DaskCluster
 
         return DaskCluster(config.scheduler)
     if config.workers == 1:
         return ThisProcess()
-    return Processes(config.workers or cores())
+    return Processes(config.workers or cores(), () if config.source in IMAGE_SETS else HEAVY)
 
 
 def cores() -> int:
@@ -56,7 +60,7 @@ def cores() -> int:
 
 
 class ThisProcess:
-    """No other process: the quickest for little work, and what kills an item kills all."""
+    """No other process: the quickest for little work, but a crash ends the command."""
 
     def run_all(
         self,
@@ -68,10 +72,16 @@ class ThisProcess:
 
 
 class Processes:
-    """Worker processes of this machine, spawned: forking a process with threads can hang."""
+    """Worker processes of this machine, forked from a server that has imported what they need.
 
-    def __init__(self, workers: int) -> None:
+    Not from this process: forking a process with threads can hang.
+    """
+
+    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
+        """preload: modules whose import takes long."""
         self.workers = workers
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["data_prep.sources.volumes", *preload])
 
     def run_all(
         self,
@@ -84,7 +94,7 @@ class Processes:
         while waiting:
             suspects: list[Item] = []
             running: dict[Future[Result], Item] = {}
-            with _pool(workers) as pool:
+            with self._pool(workers) as pool:
                 while (waiting or running) and not suspects:
                     # No more in flight than workers, so that a death accuses few.
                     while waiting and len(running) < workers and not suspects:
@@ -104,20 +114,20 @@ class Processes:
                         yield result
             suspects += running.values()
             for item in suspects:
-                with _pool(1) as pool:
+                with self._pool(1) as pool:
                     try:
                         result = pool.submit(function, item).result()
                     except BrokenProcessPool:
                         result = died(item)
                 yield result
 
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+    def _pool(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, self.context, initializer=_begin_worker)
 
 
 def _begin_worker() -> None:
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # there is a worker for every core
     # Ctrl-C reaches every process of a terminal; a worker finishes its item and says nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A pool's workers do not notice when their parent is killed. They would wait for ever, or

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from pipeline.backbones import WeightsNotFound, explain_inception
-from pipeline.evaluation.fidelity import check_images
+from pipeline.metrics.fidelity import check_images
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,6 @@ the first tracker is opened, since its import takes seconds that other commands 
 """
 
 import contextlib
-import fcntl
-import logging
-import os
 import re
 import time
 import warnings
@@ -16,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep import flat_keys, mlflow_address, mlflow_client, quieten_mlflow
 from pipeline.errors import InputError, Stopped
 
 # MLflow's limits on one request, see its REST API's runs/log-batch.
@@ -93,7 +91,7 @@ class Tracker(NoTracker):
         from mlflow.entities import Param
 
         flat = [
-            Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in sorted(_flatten(values))
+            Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in sorted(flat_keys(values))
         ]
         for start in range(0, len(flat), PARAMETERS_PER_BATCH):
             batch = flat[start : start + PARAMETERS_PER_BATCH]
@@ -224,20 +222,6 @@ def track(
         client.set_terminated(run_id, "FINISHED")
 
 
-def quieten() -> None:
-    """Before MLflow's first import: no telemetry, and nothing said that is raised as well."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-def address(work: Path) -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else the database under `work`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
-
-
 def connect(
     config: TrackingConfig, work: Path, instead: str = "--tracking.enabled false"
 ) -> tuple[Any, str]:
@@ -245,27 +229,13 @@ def connect(
 
     instead: the option that an error names as the way to do without MLflow.
     """
-    quieten()
-    from mlflow import MlflowClient
+    quieten_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
-    work.mkdir(parents=True, exist_ok=True)
-    uri = address(work)
-    artifacts = None  # a server knows its own place
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        artifacts = str(database.parent / "mlartifacts")
+    uri = mlflow_address(work)
     try:
-        with (work / ".mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(config.experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                client.restore_experiment(found.experiment_id)
-            if found is not None:
-                return client, found.experiment_id
-            return client, client.create_experiment(config.experiment, artifact_location=artifacts)
+        return mlflow_client(config.experiment, work)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -286,11 +256,3 @@ def known(client: Any, run_id: str | None) -> str | None:
             raise  # a server that is away for a moment must not cost the run its history
         return None
     return run_id if run.info.lifecycle_stage == "active" else None
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -11,8 +11,6 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data_prep.percentiles import in_memory_order
-
 # With more runs (a mask of noise), labelling voxels is the better way.
 MOST_RUNS = 1_000_000
 
@@ -31,7 +29,7 @@ class MaskShape:
 
 def mask_shape(mask: np.ndarray) -> MaskShape:
     """Areas and bounds of a non-empty (X, Y, Z) bool mask; views cost nothing extra."""
-    order, flips = in_memory_order(mask)
+    order, flips = _in_memory_order(mask)
     stored = mask.transpose(order)[flips]
     plane, row, first, last = _runs(stored)
     length = last - first
@@ -58,6 +56,13 @@ def mask_shape(mask: np.ndarray) -> MaskShape:
     by_axis = [areas[order.index(axis)] for axis in range(3)]
     turned = [area[:: flips[order.index(axis)].step] for axis, area in enumerate(by_axis)]
     return MaskShape(tuple(turned), tuple(bounds))
+
+
+def _in_memory_order(array: np.ndarray) -> tuple[list[int], tuple[slice, ...]]:
+    """How to transpose and then flip `array` so that it runs as memory does."""
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    flips = tuple(slice(None, None, -1 if array.strides[a] < 0 else 1) for a in order)
+    return order, flips
 
 
 def _runs(stored: np.ndarray) -> tuple[np.ndarray, ...]:

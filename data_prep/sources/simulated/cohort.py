@@ -11,14 +11,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from data_prep.atomic import atomic_file
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
-from data_prep.executor import executor_for
+from data_prep.executors.local import executor_for
+from data_prep.files import atomic_file
 from data_prep.progress import progress
-from data_prep.sources import hcp
-from data_prep.sources.person import Traits, draw_traits, render, sibling
-from data_prep.sources.template import load_template
+from data_prep.sources import path_template as hcp
+from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling
+from data_prep.sources.simulated.template import load_template
 
 # Raised when the simulation changes: older people are then made anew.
 COHORT_VERSION = 1

@@ -1,0 +1,93 @@
+"""Files that are there whole or not at all, locks, and where everything generated lives."""
+
+import contextlib
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from data_prep.errors import InputError
+
+# What a network file system without locks answers: better to work without than not at all.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+
+
+def work_folder() -> Path:
+    """Where everything generated lives: WORK in the environment, else work/."""
+    return Path(os.environ.get("WORK") or "work")
+
+
+def find_folder(name: str, kind: str, work: Path | None = None) -> Path:
+    """What a name on the command line means: WORK/kind/name, or with a "/" in it a path.
+
+    kind: "stores", "packages" or "runs".
+    """
+    return Path(name) if "/" in name else (work or work_folder()) / kind / name
+
+
+def writable(folder: Path) -> None:
+    """Make a folder and try to write there, before the work whose results it is for. OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+        pass
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream that becomes `path` when the block ends well, and nothing when it does not.
+
+    The temporary file lies in the same folder (a rename cannot cross file systems), begins with a
+    dot and carries a random part, so that two writers never share one. It is on disk before it
+    gets its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, UTF-8."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock file `path` for a block. It ends with the process, however that ends.
+
+    Waits for a process that holds it; with `busy`, a message, raises InputError at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0 if busy else -1)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(busy) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,1 @@
+"""A cohort of simulated people, deformed from a template."""

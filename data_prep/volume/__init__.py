@@ -1,0 +1,1 @@
+"""One file of a volume -> slices on a millimetre grid."""

@@ -1,0 +1,112 @@
+"""One subject's image as the store's slices are cut from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import MetaTensor
+
+from data_prep.config import PrepareConfig
+from data_prep.entries import NativeVolume
+from data_prep.volume.slices import Slices, check_grid, cut_slices, voxel_sizes
+from data_prep.volume.transforms import IMAGE, MASK, apply, volume_transforms
+from data_prep.volume.verify import VerifiedVolume, read_verified
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume whose axes run to the right, to the front and up.
+
+    data: (X, Y, Z) float32 in [0, 1], exactly 0 outside the brain.
+    mask: (X, Y, Z) bool, the brain.
+    affine: (4, 4) float64, voxel indices to RAS mm. storage: that of the file's own axes.
+    spacing: (3,) float64, voxel size in mm.
+    source_sha256: of the file's bytes.
+    flags: as VerifiedVolume.flags.
+    native: what it was like on disk, and the intensities that became 0 and 1.
+    """
+
+    data: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    storage: np.ndarray
+    spacing: np.ndarray
+    source_sha256: str
+    flags: tuple[str, ...]
+    native: NativeVolume
+
+    def slices(self, config: PrepareConfig) -> Slices:
+        """The chain's last step: slices of a plane on the pixel grid."""
+        return cut_slices(self.data, self.mask, self.affine, config)
+
+
+def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:
+    """Read, check, reorient and scale one subject's image: the chain but for its last step.
+
+    The brain is where the mask file is above 0, or without one where the image is above 0, as in
+    skull-stripped images. Reorientation swaps and flips axes only: no voxel is interpolated.
+
+    Raises:
+        VolumeError: as `read_verified`, and mask_shape, mask_position, no_brain, no_contrast.
+        InputError: N4 is asked for and SimpleITK is absent.
+    """
+    chain = volume_transforms(config)
+    found = apply(chain, paths(path, mask_path), end=len(chain) - 1)
+    image, mask = found[IMAGE], found[MASK]
+    affine = image.affine.numpy()
+    return Volume(
+        image.as_tensor()[0].numpy(),
+        mask.as_tensor()[0].numpy(),
+        affine,
+        image.meta["original_affine"],
+        voxel_sizes(affine),
+        image.meta["sha256"],
+        image.meta["flags"],
+        native_of(image),
+    )
+
+
+def paths(path: Path, mask_path: Path | None) -> dict[str, Any]:
+    """What the chain begins with."""
+    return {IMAGE: path} if mask_path is None else {IMAGE: path, MASK: mask_path}
+
+
+def native_of(image: MetaTensor) -> NativeVolume:
+    """What an image was like on disk, as the chain's steps noted it."""
+    affine = image.meta["original_affine"]
+    x, y, z = (int(n) for n in image.meta["spatial_shape"])
+    dx, dy, dz = (float(s) for s in voxel_sizes(affine))
+    code = "".join(nib.aff2axcodes(affine))
+    return NativeVolume((x, y, z), (dx, dy, dz), code, *image.meta["intensity_range"])
+
+
+def slices_of(image: MetaTensor) -> Slices:
+    """What the chain's last step made, as the store keeps it."""
+    return Slices(
+        image.as_tensor().numpy(),
+        image.meta["slice_indices"],
+        image.affine.numpy(),
+        image.meta["cropped"],
+    )
+
+
+def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:
+    """The data (X, Y, Z) with axes to the right, front and up, as a view, and its affine."""
+    orientation = nib.io_orientation(volume.affine)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.data.shape)
+    return nib.apply_orientation(volume.data, orientation), affine
+
+
+def read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """The canonical bool mask (X, Y, Z) in `path`, true above 0.
+
+    shape, affine: of the image whose mask it is, as stored.
+
+    Raises:
+        VolumeError: as `read_verified`, and mask_shape, mask_position where the grids differ.
+    """
+    mask = read_verified(path, constant_allowed=True)
+    check_grid(mask.data.shape, mask.affine, shape, affine, path.name)
+    return canonical(mask)[0] > 0

@@ -1,0 +1,1 @@
+"""How good images are: pure functions and the networks that judge them."""

@@ -1,0 +1,124 @@
+"""A configuration from YAML files and the command line, and errors of both in plain words."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from pipeline.config import Config
+from pipeline.errors import InputError
+
+# The texts of --help lie under the fields of the dataclasses.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+         "NoneType": "null"}  # fmt: skip
+WORDING = (
+    (r"Problem with given class_path '[\w.]*': ", ""),
+    (r"the following arguments are required: ", "missing key "),
+    (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
+    (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
+    (r"Option '(.*?)' is not accepted", r"unknown key \1"),
+    (r'Parser key "(.*?)": ', r"\1: "),
+    (r"Does not validate .*?Errors: - (.*) Given value type: .*? Given value:", r"\1. Got value:"),
+    (r" - Expected an?", " or"),
+    (r"Expected an? (.*?)\. Got value: ", r"expected \1, not "),
+    (r"typing\.Literal\[(.*?)\]", r"\1"),
+    (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
+)
+
+
+def options_parser(command: str, description: str) -> ArgumentParser:
+    """A parser of a command's options, whose errors are exceptions."""
+    return ArgumentParser(
+        prog=f"python -m pipeline {command}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def config_parser(command: str, description: str = "") -> ArgumentParser:
+    """A parser of --config, --run, --restart and every key of the configuration."""
+    parser = options_parser(command, description)
+    parser.add_argument("--config", action="config", help="YAML file of the configuration")
+    parser.add_argument(
+        "--run", type=str, default="", help="name of the run; the config's by default"
+    )
+    parser.add_argument(
+        "--restart", type=bool, default=False, help="train anew what was trained before"
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def config_of(parser: ArgumentParser, arguments: Namespace) -> Config:
+    """The configuration that was asked for. Raises InputError for values that do not fit."""
+    plain = arguments.clone()
+    for key in ("config", "run", "restart"):
+        plain.pop(key, None)
+    try:
+        values = parser.instantiate(plain) if hasattr(parser, "instantiate") else None
+        if values is None:
+            values = parser.instantiate_classes(plain)
+        return Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def load_config(path: str | Path, *overrides: str) -> Config:
+    """A configuration from a YAML file: load_config("configs/demo.yaml", "--training.epochs=5").
+
+    overrides: as on the command line. Raises InputError, naming the file or key, in one line.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no configuration file {path}")
+    argv = ["--config", str(path), *overrides]
+    check_files(argv)
+    parser = config_parser("train")
+    try:
+        return config_of(parser, parser.parse_args(argv))
+    except ArgumentError as error:
+        raise InputError(one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one plain line: what jsonargparse spreads over several, and colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"\s+", " ", text).strip()
+    if isinstance(error, ArgumentError):
+        for pattern, words in WORDING:
+            text = re.sub(pattern, words, text)
+    return text
+
+
+def check_files(argv: Sequence[str]) -> None:
+    """Raise InputError, naming the file, where a --config holds no sections.
+
+    jsonargparse's own errors do not name the file, and some of them are tracebacks.
+    """
+    paths = [word.partition("=")[2] or after for word, after in pairwise([*argv, ""])
+             if word.partition("=")[0] == "--config"]  # fmt: skip
+    for path in filter(lambda path: Path(path).is_file(), paths):
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise InputError(f"{path}, line {line}, is no YAML: {error.problem}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise InputError(f"{path} can't be read as YAML: {error}") from error
+        _check_section(content, Config(), path, "the file")
+
+
+def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {name} must hold keys (key: value), not {content!r:.50}")
+    for key, value in content.items():
+        if is_dataclass(getattr(defaults, str(key), None)):
+            _check_section(value, getattr(defaults, key), path, f"section {key}")

@@ -82,7 +82,7 @@ def test_all_samples_and_normalised_coils_give_the_image_back() -> None:
     shape = (12, 9)
     image = torch.randn(2, 1, *shape, dtype=torch.float64)
     operator = MaskedFourier(torch.ones(shape, dtype=torch.float64), _coils(shape))
-    maps = operator.sensitivities.abs().square().sum(dim=0)
+    maps = operator.sensitivities.abs().square().sum(dim=1)
     torch.testing.assert_close(maps, torch.ones_like(maps), rtol=1e-6, atol=1e-6)
     back = operator.adjoint(operator.forward(image))
     torch.testing.assert_close(back, image, rtol=1e-5, atol=1e-5)

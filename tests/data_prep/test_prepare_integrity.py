@@ -82,7 +82,7 @@ def test_every_damaged_file_is_named_and_strangers_are_mentioned(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--store", "nowhere"], "no prepared store nowhere"),
+        (["--store", "nowhere"], "no prepared store at"),
         (["--store"], "--store"),
         ([], "verify needs --store"),
         (["--store", "study", "--quick"], "unknown option --quick"),

@@ -57,7 +57,8 @@ def test_nothing_is_done_twice_and_damage_is_mended(
     assert write(folder, make_package()) is None
     assert write(folder, make_package("gaussian")) is not None  # another one takes its place
     assert load(folder).term == "gaussian" and not (folder / "kernel_network.pt2").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["package"]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -82,7 +83,8 @@ def test_a_crash_leaves_the_package_that_was_there(
     monkeypatch.setattr(writing, "prove", lambda *_: {})
     assert write(folder, make_package("gaussian")) is not None
     assert load(folder).term == "gaussian"
-    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["package"]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_full_disk_is_told_in_one_line(

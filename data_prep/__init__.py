@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         writable,
         write_text,
     )
+    from data_prep.mlflow_connection import flat_keys, mlflow_address, mlflow_client, quieten_mlflow
     from data_prep.preparation import prepare
     from data_prep.store import Store, StoreError, SubjectEntry
-    from data_prep.tracking import flat_keys, mlflow_address, mlflow_client, quieten_mlflow
     from data_prep.volume.loading import Volume, canonical, load_volume, read_mask
     from data_prep.volume.mask_shape import mask_shape
     from data_prep.volume.slices import PLANES, Slices
@@ -35,7 +35,7 @@ _HOMES = {
     "errors": "InputError VolumeError",
     "files": "atomic_file find_folder locked sync_folder work_folder writable write_text",
     "preparation": "prepare",
-    "tracking": "flat_keys mlflow_address mlflow_client quieten_mlflow",
+    "mlflow_connection": "flat_keys mlflow_address mlflow_client quieten_mlflow",
     "store": "Store StoreError SubjectEntry",
     "volume.loading": "Volume canonical load_volume read_mask",
     "volume.mask_shape": "mask_shape",

@@ -109,6 +109,7 @@ def test_no_module_is_two(path: Path) -> None:
 
 
 MLFLOW = {
+    "data_prep.mlflow_connection",
     "data_prep.tracking",
     "pipeline.tracking.runs",
     "pipeline.tracking.registry",

@@ -94,3 +94,11 @@ def test_k_space_is_the_faces_as_well() -> None:
         scanner = pipeline.MaskedFourier(mask)
         error = (scanner.adjoint(scanner.forward(image)) - image).abs().max()
         assert (error < 1e-5) == (acceleration == 1)
+
+
+@name_of
+def test_no_module_hides_a_name_of_the_face(face: ModuleType) -> None:
+    """Importing a module sets an attribute of its name, which would then be the module."""
+    assert face.__file__ is not None
+    modules = {path.stem for path in Path(face.__file__).parent.iterdir()}
+    assert not modules & set(face.__all__)

@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
 from pipeline.losses.config import LikelihoodConfig
@@ -43,6 +42,9 @@ class MultiScaleSsim(ReconstructionTerm):
         self.exponents = [e / sum(EXPONENTS[:scales]) for e in EXPONENTS[:scales]]
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+        # Ten seconds, which training under another term need not wait.
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         logarithm = torch.zeros_like(image[:, 0, 0, 0])
         for scale, exponent in enumerate(self.exponents):
             if scale:

@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
 from pipeline.losses.config import LikelihoodConfig
@@ -30,6 +29,9 @@ class Ssim(ReconstructionTerm):
             raise ValueError(f"likelihood.term ssim needs images of {WINDOW} pixels a side or more")
 
     def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+        # Ten seconds, which training under another term need not wait.
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         index = structural_similarity_index_measure(
             reconstruction, image, data_range=1.0, reduction="none"
         )

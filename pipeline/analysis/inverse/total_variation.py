@@ -36,9 +36,9 @@ def divergence(field: Tensor) -> Tensor:
 
 
 def squared_norm(operator: Operator, like: Tensor, iterations: int = 20) -> float:
-    """‖A‖² by power iteration from a fixed start; like: an image (B,C,H,W)."""
+    """‖A‖² by power iteration from a fixed start; like: images (B,C,H,W)."""
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(like[:1].shape, generator=generator, dtype=like.dtype)
+    vector = torch.randn(like.shape, generator=generator, dtype=like.dtype)
     size = 1.0
     for _ in range(iterations):
         vector = operator.adjoint(operator.forward(vector / vector.norm()))

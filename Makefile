@@ -29,8 +29,9 @@ run = $(if $(RUN),--run "$(RUN)")
 # With RUN= and no CONFIG=, a run is scored with the configuration it was trained with.
 scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 
-# Tests must neither write to a user's WORK nor log to a user's MLflow server.
-PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest
+# Tests must neither write to a user's WORK nor log to a user's MLflow server. A process a core, up
+# to four; tests of one file share its fixtures.
+PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help prepare train evaluate export compare reconstruct restore anomaly lesions \

@@ -1,5 +1,6 @@
 """The variational autoencoder: encoder, posterior of every draw, decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +111,11 @@ class VAE(nn.Module):
         like = next(self.parameters())
         shape = (count, self.latent_size)
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    def paid_rate(self, rates: Mapping[int, Tensor]) -> Tensor:
+        """What of the levels' rates counts in the loss while levels come to pay theirs, (B,)."""
+        shares = {level.side: self.decoder.paid[n] for n, level in enumerate(self.decoder.levels)}
+        return torch.stack([shares[side] * rate for side, rate in rates.items()]).sum(dim=0)
 
     def rates(self, posterior: Posterior) -> dict[int, Tensor]:
         """The posterior's rate by the side of the level, (B,) each, nats."""

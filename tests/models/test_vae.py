@@ -268,6 +268,27 @@ def test_a_level_opens_at_its_share_of_the_run_and_not_before() -> None:
         assert decoder.opened.tolist() == [1] * count + [0] * (3 - count)
 
 
+def test_a_level_comes_to_pay_its_rate_after_it_has_opened() -> None:
+    """Over a share of 0.2 of the run, but for a level that is open from the start."""
+    decoder = _vae(STAIRS).decoder
+    assert decoder.paid.tolist() == [1, 1, 1], "a model that is not in training is whole"
+    for progress, paid in ((0.0, [1, 0, 0]), (0.25, [1, 0, 0]), (0.3, [1, 0.25, 0]),
+                           (0.45, [1, 1, 0]), (0.6, [1, 1, 0.5]), (1.0, [1, 1, 1])):  # fmt: skip
+        assert decoder.open(progress, 0.2) == pytest.approx(sum(paid))
+        assert decoder.paid.tolist() == pytest.approx(paid)
+        assert decoder.opened.tolist() == [1, progress >= 0.25, progress >= 0.5]
+
+
+def test_the_paid_rate_is_what_the_levels_pay() -> None:
+    vae = _lively(_vae(STAIRS))
+    posterior = vae.encode(torch.rand(3, 1, 32, 32))
+    rates = vae.rates(posterior)
+    torch.testing.assert_close(vae.paid_rate(rates), posterior.rate())
+    vae.decoder.open(0.6, 0.2)
+    torch.testing.assert_close(vae.paid_rate(rates), rates[4] + rates[8] + 0.5 * rates[16])
+    assert "paid" not in "".join(vae.state_dict()), "older checkpoints are read"
+
+
 @pytest.mark.parametrize(("progress", "size"), [(0.0, 32), (0.3, 160)])
 def test_a_closed_level_is_the_prior_costs_nothing_and_is_not_decoded(
     progress: float, size: int

@@ -67,7 +67,8 @@ def test_an_image_set_takes_two_steps(
     settings = {
         "training.epochs": 2, "training.batch_size": 2, "training.device": "cpu",
         "model.width": 8, "model.residual_blocks": 1, "tracking.enabled": "false",
-        "likelihood.warmup_epochs": 1, "data.workers": 0, "prior.images": 40,
+        "likelihood.warmup_epochs": 1, "likelihood.residual_steps": 4, "data.workers": 0,
+        "prior.images": 40,
     }  # fmt: skip
     more = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     assert pipeline(["train", *shared, *more]) == 0

@@ -3,11 +3,11 @@
     >>> chain = volume_transforms(PrepareConfig(size=64, spacing_mm=3.2))
     >>> [type(step).__name__ for step in chain.transforms]
     ['LoadVerifiedd', 'LoadVerifiedd', 'BrainMaskd', 'Orientationd', 'ScaleWithinMaskd',
-     'MaskIntensityd', 'ExtractSlicesd']
+     'ExtractSlicesd']
 
 Keys are "image" and "mask"; values are paths first, then channel-first MetaTensors (1, X, Y, Z) in
-RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. MONAI does the reorientation, the scaling and
-the masking; the other steps are what it has none of, and can stand in anybody's chain.
+RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. MONAI does the reorientation and the scaling;
+the other steps are what it has none of, and can stand in anybody's chain.
 """
 
 from collections.abc import Hashable, Mapping
@@ -21,7 +21,6 @@ from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     MapTransform,
-    MaskIntensityd,
     Orientationd,
     ScaleIntensityRange,
     Transform,
@@ -49,7 +48,6 @@ def volume_transforms(config: PrepareConfig) -> Compose:
             Orientationd([IMAGE, MASK], axcodes="RAS", labels=RAS),
             *n4,
             ScaleWithinMaskd(IMAGE, MASK, config.lower_percentile, config.upper_percentile),
-            MaskIntensityd(IMAGE, mask_key=MASK),
             ExtractSlicesd(
                 IMAGE,
                 MASK,
@@ -159,7 +157,7 @@ class CorrectBiasFieldd(Transform):
 
 
 class ScaleWithinMaskd(Transform):
-    """Percentiles within the mask become 0 and 1, clipped.
+    """Percentiles within the mask become 0 and 1, clipped; what lies outside the mask becomes 0.
 
     MONAI's ScaleIntensityRangePercentiles takes them over the whole image, most of which is
     background. `meta` gets intensity_range: what became 0 and 1. Raises VolumeError (no_contrast).
@@ -172,14 +170,19 @@ class ScaleWithinMaskd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
-        image = found[self.image_key]
-        brain = _array(image)[_array(found[self.mask_key])].astype(np.float64)
-        low, high = (float(p) for p in np.percentile(brain, [self.lower, self.upper]))
+        image, mask = found[self.image_key], found[self.mask_key]
+        values, inside = _along_memory(image), _along_memory(mask, image)
+        low, high = _percentiles(values.numpy()[inside.numpy()], [self.lower, self.upper])
         if not high > low:
             raise VolumeError(
                 "no_contrast", f"{_name(image)} has one intensity, {low:g}, all over the brain"
             )
-        scaled = torch.as_tensor(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image))
+        scaled = torch.empty_like(image.as_tensor())
+        scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
+        # A few planes at a time: what fits into a processor's cache takes a quarter of the time.
+        parts = [part.split(4) for part in (_along_memory(scaled, image), values, inside)]
+        for out, part, brain in zip(*parts, strict=True):
+            torch.mul(torch.as_tensor(scale(part)), brain, out=out)
         found[self.image_key] = _like(image, scaled, intensity_range=(low, high))
         return found
 
@@ -234,6 +237,24 @@ class ExtractSlicesd(Transform):
 def _array(image: MetaTensor) -> np.ndarray:
     """The values (X, Y, Z) of a single channel, without a copy."""
     return image.as_tensor()[0].numpy()
+
+
+def _along_memory(values: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """A view of a single channel (1, X, Y, Z) with its axes in the order of memory (of `like`)."""
+    strides = (values if like is None else like)[0].stride()
+    order = sorted(range(3), key=lambda axis: -strides[axis])
+    plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+    return plain[0].permute(order)
+
+
+def _percentiles(values: np.ndarray, percent: list[float]) -> list[float]:
+    """As np.percentile of float64, without a copy in float64. Sorts `values` (n,) in part."""
+    position = (len(values) - 1) * np.array(percent) / 100
+    below = position.astype(int)
+    above = np.minimum(below + 1, len(values) - 1)
+    values.partition(np.unique([below, above]))
+    low, high = values[below].astype(np.float64), values[above].astype(np.float64)
+    return (low + (high - low) * (position - below)).tolist()
 
 
 def _name(image: MetaTensor) -> str:

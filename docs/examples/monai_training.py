@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset, list_data_collate
 from monai.networks.nets import AutoEncoder
-from monai.transforms import Compose, MaskIntensityd, Orientationd, RandFlipd
+from monai.transforms import Compose, Orientationd, RandFlipd
 
 from data_prep import Store
 from data_prep.volume.transforms import (
@@ -30,7 +30,6 @@ def from_files(paths: list[str]) -> Dataset:
             BrainMaskd("image", "mask"),
             Orientationd(["image", "mask"], axcodes="RAS", labels=RAS),
             ScaleWithinMaskd("image", "mask", lower=0.5, upper=99.5),
-            MaskIntensityd("image", mask_key="mask"),
             ExtractSlicesd("image", "mask", size=64, spacing_mm=3.2),
         ]
     )

@@ -299,7 +299,8 @@ def test_memory_does_not_grow_with_what_is_read(work: Path) -> None:
         everything = list(batches)
         return _anonymous_megabytes() - before + 0 * len(everything)
 
-    assert _in_a_child(growth) < 20
+    # Three epochs read 600 MB as float32; an allocator may come to keep a few batches more.
+    assert _in_a_child(growth) < 60
     assert _in_a_child(kept) > 100  # what a leak would look like: the measure sees it
 
 

@@ -1,9 +1,10 @@
 """What a notebook sees: `import data_prep`, `import pipeline`, and nothing else."""
 
-import ast
 import doctest
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,30 +16,20 @@ import torch
 import data_prep
 import pipeline
 
+ROOT = Path(__file__).parents[1]
 FACES = (data_prep, pipeline)
 name_of = pytest.mark.parametrize("face", FACES, ids=lambda face: face.__name__)
+# Exported as a module: `pipeline.decoder_package.load`.
+SUBMODULES = {"decoder_package"}
 
 
 @name_of
 def test_every_name_of_the_face_is_there(face: ModuleType) -> None:
     for name in face.__all__:
         assert getattr(face, name) is not None
-    assert sorted(dir(face)) == sorted(face.__all__) == sorted(face._HOME)
+    assert sorted(dir(face)) == sorted(face.__all__)
     with pytest.raises(AttributeError, match="colour"):
         _ = face.colour
-
-
-@name_of
-def test_type_checkers_and_programs_find_the_same_names(face: ModuleType) -> None:
-    """The imports that a type checker reads are those that are made when a name is used."""
-    assert face.__file__ is not None
-    found = {
-        alias.name: (node.module or "").removeprefix(f"{face.__name__}.")
-        for node in ast.walk(ast.parse(Path(face.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(face.__name__)
-        for alias in node.names
-    }
-    assert found == face._HOME
 
 
 @name_of
@@ -49,56 +40,66 @@ def test_importing_the_face_loads_nothing_heavy(face: ModuleType) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("name", ["data_prep", "pipeline", "data_prep.volume.transforms"])
-def test_examples_in_docstrings_hold(name: str) -> None:
-    failed, tried = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert tried and not failed
-
-
-def test_a_notebook_needs_the_face_alone(tiny_store: data_prep.Store) -> None:
-    store = data_prep.Store.open(tiny_store.path)
-    entry = store.subjects("test")[0]
-    values = store.images(entry)
-    assert values.dtype == np.float32 and 0 <= values.min() < values.max() <= 1
-    data = pipeline.SliceDataset(store, [entry])
-    images = data.of_subject(0)
-    torch.testing.assert_close(images, torch.from_numpy(values))
-
-    config = pipeline.load_config("configs/demo.yaml", "--training.epochs=3")
-    assert config.training.epochs == 3
-    model = pipeline.VAE(
-        store.image_shape,
-        pipeline.ModelConfig(levels=[pipeline.Level(8, 2)], width=4, max_width=8),
-    )
-    reconstruction = model(images).reconstruction
-    term = pipeline.build_term(
-        pipeline.LikelihoodConfig(term="gaussian", scale=0.1), store.image_shape
-    )
-    kernel = torch.zeros(1, 1, 5, 5)
-    kernel[..., 2, 2] = 1
-    transfer = pipeline.transfer_function(kernel, (32, 32))
-    weight = pipeline.precision(transfer, 1.0, "positive_definite")  # 1/2 at all frequencies
-    nats = pipeline.gaussian_nll(images - reconstruction, weight, 0.1 / 2**0.5)
-    torch.testing.assert_close(nats, term(images, reconstruction).value)
-    assert pipeline.psnr(0 * images, 0 * images + 0.1).mean() == pytest.approx(20, abs=1e-3)
-    with pytest.raises(pipeline.InputError, match="nowhere"):
-        pipeline.load_config("nowhere.yaml")
-
-
-def test_k_space_is_the_faces_as_well() -> None:
-    """Of all samples the adjoint is the inverse; of half of them it is not."""
-    image = torch.rand(1, 1, 32, 32)
-    for acceleration in (1, 2):
-        mask = pipeline.cartesian_mask((32, 32), acceleration, 0.25)
-        assert mask.mean() == pytest.approx(1 / acceleration)
-        scanner = pipeline.MaskedFourier(mask)
-        error = (scanner.adjoint(scanner.forward(image)) - image).abs().max()
-        assert (error < 1e-5) == (acceleration == 1)
-
-
 @name_of
 def test_no_module_hides_a_name_of_the_face(face: ModuleType) -> None:
     """Importing a module sets an attribute of its name, which would then be the module."""
     assert face.__file__ is not None
     modules = {path.stem for path in Path(face.__file__).parent.iterdir()}
-    assert not modules & set(face.__all__)
+    assert modules & set(face.__all__) <= SUBMODULES
+
+
+@pytest.fixture(scope="module")
+def notebook(
+    tmp_path_factory: pytest.TempPathFactory, store_writer: Callable[..., data_prep.Store]
+) -> Path:
+    """A folder with configurations, and `work` with a store and a decoder package named `demo`."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    store = store_writer(folder / "work", "demo")
+    metadata = pipeline.decoder_package.describe(
+        store.image_shape,
+        pipeline.ModelConfig(levels=[pipeline.Level(8, 2)], width=4, max_width=8),
+        pipeline.LikelihoodConfig(term="gaussian", scale=0.1),
+        prepare=store.manifest["configuration"],
+    )
+    package = pipeline.DecoderPackage(metadata)
+    pipeline.decoder_package.write(folder / "work/packages/demo", package)
+    return folder
+
+
+@pytest.fixture
+def in_notebook(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(notebook)
+    monkeypatch.setenv("WORK", "work")
+    yield notebook
+
+
+def _examples(face: ModuleType) -> dict[str, list[doctest.DocTest]]:
+    names = {name: getattr(face, name) for name in face.__all__}
+    given = {"np": np, "torch": torch, "Path": Path, **names}
+    find = doctest.DocTestFinder(exclude_empty=True).find
+    return {
+        name: [test for test in find(value, name, globs=given) if test.examples]
+        for name, value in names.items()
+        if not inspect.ismodule(value)
+    }
+
+
+@name_of
+def test_the_examples_of_exported_names_hold(face: ModuleType, in_notebook: Path) -> None:
+    """They assume what the package's docstring says: numpy, torch and the face are imported."""
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for tests in _examples(face).values():
+        for test in tests:
+            runner.run(test)
+    assert runner.tries and not runner.failures
+
+
+def test_every_exported_name_has_an_example() -> None:
+    assert [name for name, tests in _examples(pipeline).items() if not tests] == []
+
+
+@pytest.mark.parametrize("name", ["data_prep", "pipeline", "data_prep.volume.transforms"])
+def test_the_examples_of_modules_hold(name: str) -> None:
+    failed, tried = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried and not failed

@@ -7,12 +7,16 @@ e = x − x̂ in intensity units, D = C·H·W its number of values.
 import math
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, power
 
+# σ of all images, or one for each, intensity.
+Sigma = float | Float[Tensor, ""] | Float[Tensor, " B"]
 
-def check_precision(height: int, width: int, precision: Tensor) -> None:
+
+def check_precision(height: int, width: int, precision: Float[Tensor, "B 1 H half_W"]) -> None:
     """Raise ValueError where a precision is not (B,1,height,width//2+1)."""
     if precision.ndim != 4 or precision.shape[1:] != (1, height, width // 2 + 1):
         raise ValueError(
@@ -21,25 +25,33 @@ def check_precision(height: int, width: int, precision: Tensor) -> None:
         )
 
 
-def quadratic_form(spectrum: Tensor, precision: Tensor, width: int) -> Tensor:
-    """Σ λ|E|² of each image: E (B,C,H,width//2+1), λ (B or 1,1,H,width//2+1) -> (B,).
+def quadratic_form(
+    spectrum: Complex[Tensor, "B C H half_W"], precision: Float[Tensor, "#B 1 H half_W"], width: int
+) -> Float[Tensor, " B"]:
+    """Σ λ|E|² of each image, W = width.
 
-    Raises ValueError where the precision does not fit the spectrum.
+    Raises:
+        ValueError: the precision does not fit the spectrum.
     """
     check_precision(spectrum.shape[-2], width, precision)
     return half_spectrum_sum(power(spectrum) * precision, width).sum(dim=1)
 
 
-def log_determinant(precision: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """log |Σ⁻¹| of images of shape (C,H,W): precision (B,1,H,W//2+1) -> (B,), nats."""
+def log_determinant(
+    precision: Float[Tensor, "B 1 H half_W"], shape: tuple[int, int, int]
+) -> Float[Tensor, " B"]:
+    """log |Σ⁻¹| of images of shape (C,H,W), nats."""
     channels, _, width = shape
     return channels * half_spectrum_sum(precision.log(), width)[:, 0]
 
 
 def nll(
-    quadratic: Tensor, log_determinant: Tensor | float, values: int, scale: Tensor | float
-) -> Tensor:
-    """Negative log-likelihood in nats from its parts: (B,) each -> (B,).
+    quadratic: Float[Tensor, " B"],
+    log_determinant: float | Float[Tensor, " #B"],
+    values: int,
+    scale: Sigma,
+) -> Float[Tensor, " B"]:
+    """Negative log-likelihood in nats from its parts.
 
     (1/2σ²) · quadratic − ½ · log_determinant + D log σ + (D/2) log 2π, with D = values.
     """
@@ -52,12 +64,27 @@ def nll(
     )
 
 
-def gaussian_nll(residual: Tensor, precision: Tensor, scale: Tensor | float) -> Tensor:
-    """Negative log-likelihood of each image in nats, every constant included.
+def gaussian_nll(
+    residual: Float[Tensor, "B C H W"], precision: Float[Tensor, "#B 1 H W//2+1"], scale: Sigma
+) -> Float[Tensor, " B"]:
+    """Negative log-likelihood of each image, every constant included.
 
-    residual (B,C,H,W); precision λ (B or 1,1,H,W//2+1), positive; scale σ a number, () or (B,).
-    Returns (B,): (1/2σ²) Σ λ|E|² − (C/2) Σ log λ + D log σ + (D/2) log 2π.
-    Raises ValueError where the precision does not fit the residual.
+    Args:
+        residual: e = x − x̂, intensity.
+        precision: λ > 0, without unit.
+        scale: σ, intensity.
+
+    Returns:
+        (1/2σ²) Σ λ|E|² − (C/2) Σ log λ + D log σ + (D/2) log 2π, nats.
+
+    Raises:
+        ValueError: the precision does not fit the residual.
+
+    Example:
+        >>> white = torch.ones(1, 1, 8, 5)  # λ = 1: independent pixels
+        >>> nats = gaussian_nll(torch.zeros(2, 1, 8, 8), white, 0.1)
+        >>> [round(value, 2) for value in nats.tolist()]  # 64 · log(0.1 · √2π)
+        [-88.55, -88.55]
     """
     channels, height, width = residual.shape[1:]
     return nll(
@@ -68,24 +95,32 @@ def gaussian_nll(residual: Tensor, precision: Tensor, scale: Tensor | float) -> 
     )
 
 
-def optimal_scale(quadratic: Tensor, values: int) -> Tensor:
-    """The σ that maximises the likelihood of a batch: () in intensity units, without gradient.
+def optimal_scale(quadratic: Float[Tensor, " B"], values: int) -> Float[Tensor, ""]:
+    """The σ that maximises the likelihood of a batch, intensity, without gradient.
 
-    σ̂² = mean over the batch and all values of λ|E|² (σ-VAE, Rybkin et al. 2021); quadratic (B,).
+    σ̂² = mean over the batch and all values of λ|E|² (σ-VAE, Rybkin et al. 2021).
     """
     return (quadratic.detach().mean() / values).clamp_min(1e-12).sqrt()
 
 
 def sample_residual(
-    precision: Tensor,
-    scale: Tensor | float,
+    precision: Float[Tensor, "B 1 H half_W"],
+    scale: Sigma,
     channels: int,
     width: int,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Float[Tensor, "B C H W"]:
     """Draw residuals from N(0, σ²Σ): white noise coloured by σ/√λ.
 
-    precision λ (B,1,H,width//2+1); scale σ a number, () or (B,). Returns (B,channels,H,width).
+    Args:
+        precision: λ.
+        scale: σ, intensity.
+        channels: C.
+        width: W.
+        generator: on the device of the precision.
+
+    Raises:
+        ValueError: the precision has another width.
     """
     batch, height = precision.shape[0], precision.shape[-2]
     if precision.shape[-1] != width // 2 + 1:

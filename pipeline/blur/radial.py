@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.blur.spectrum import half_spectrum_weights
@@ -10,12 +11,13 @@ from pipeline.blur.spectrum import half_spectrum_weights
 class RadialBins(nn.Module):
     """Bins by the distance from the origin, rounded, in steps of 1/max(H,W) cycles/pixel.
 
-    index (H,W//2+1): the bin of each frequency; counts (n,): frequencies of the full spectrum in
-    each, float64.
+    Attributes:
+        index: the bin of each frequency.
+        counts: frequencies of the full spectrum in each bin, float64.
     """
 
-    index: Tensor
-    counts: Tensor
+    index: Int[Tensor, "H half_W"]
+    counts: Float[Tensor, " bins"]
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -32,18 +34,18 @@ class RadialBins(nn.Module):
     def __len__(self) -> int:
         return len(self.counts)
 
-    def mean(self, power: Tensor) -> Tensor:
-        """The mean over batch, channels and bin of (B,C,H,W//2+1): (n,)."""
+    def mean(self, power: Float[Tensor, "B C H half_W"]) -> Float[Tensor, " bins"]:
+        """The mean over batch, channels and bin."""
         counts = self.counts.to(power.dtype)
         shared = power.mean(dim=(0, 1)) * half_spectrum_weights(self.width, power)
         summed = torch.zeros_like(counts).index_add(0, self.index.flatten(), shared.flatten())
         return summed / counts
 
-    def average(self, values: Tensor) -> Tensor:
-        """The mean over all frequencies of a value a bin: (n,) -> ()."""
+    def average(self, values: Float[Tensor, " bins"]) -> Float[Tensor, ""]:
+        """The mean over all frequencies of one value a bin."""
         counts = self.counts.to(values.dtype)
         return (values * counts).sum() / counts.sum()
 
-    def spread(self, values: Tensor) -> Tensor:
-        """A value a bin at every frequency: (n,) -> (1,1,H,W//2+1)."""
+    def spread(self, values: Float[Tensor, " bins"]) -> Float[Tensor, "1 1 H half_W"]:
+        """Each bin's value at every frequency of the bin."""
         return values[self.index][None, None]

@@ -1,13 +1,15 @@
 """From a blur kernel to the precision spectrum of its likelihood.
 
-Symbols: kernel k (B,1,s,s), s odd, centre at (s//2, s//2); transfer function K = F(k) on the
+Symbols: kernel k, its side s odd, its centre at (s//2, s//2); transfer function K = F(k) on the
 half spectrum of an image (H,W), so K(0) = sum(k); precision spectrum λ, the eigenvalues of the
-circulant inverse covariance. All are dimensionless. FFTs follow torch's `rfft2` layout.
+circulant inverse covariance. All are dimensionless. FFTs follow torch's `rfft2` layout: a half
+spectrum has W//2+1 columns, half_W in the signatures.
 """
 
 from typing import Literal
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 Form = Literal["wiener", "positive_definite"]
@@ -17,11 +19,26 @@ Form = Literal["wiener", "positive_definite"]
 POWER_FLOOR = 1e-8
 
 
-def transfer_function(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+def transfer_function(
+    kernel: Float[Tensor, "B 1 s s"], shape: tuple[int, int]
+) -> Complex[Tensor, "B 1 H half_W"]:
     """Unnormalised half-spectrum DFT of a kernel centred on the origin of a periodic image.
 
-    kernel (B,1,s,s) real, s odd and at most min(shape); shape (H,W) pixels.
-    Returns complex (B,1,H,W//2+1). Raises ValueError on another kernel shape.
+    Args:
+        kernel: k, s odd and at most min(shape).
+        shape: (H,W) of the images, pixels.
+
+    Returns:
+        K.
+
+    Raises:
+        ValueError: another kernel shape.
+
+    Example:
+        >>> kernel = torch.full((1, 1, 3, 3), 1 / 9)
+        >>> transfer = transfer_function(kernel, (8, 8))
+        >>> transfer.shape, round(transfer[0, 0, 0, 0].real.item(), 4)
+        (torch.Size([1, 1, 8, 5]), 1.0)
     """
     height, width = shape
     side = kernel.shape[-1]
@@ -34,13 +51,26 @@ def transfer_function(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.fft.rfft2(centred)
 
 
-def precision(transfer: Tensor, constant: float, form: Form = "wiener") -> Tensor:
+def precision(
+    transfer: Complex[Tensor, "B 1 H half_W"], constant: float, form: Form = "wiener"
+) -> Float[Tensor, "B 1 H half_W"]:
     """Precision spectrum λ of the residual, before the scale σ.
 
-    transfer K (B,1,H,W//2+1); constant C > 0.
-    wiener: λ = |K|²/(|K|²+C)², the squared modulus of the Wiener weight K*/(|K|²+C).
-    positive_definite: λ = 1/(|K|²+C), the covariance K Kᵀ + C·I.
-    Returns real, shape of transfer. Raises ValueError on another form or C <= 0.
+    Args:
+        transfer: K.
+        constant: C > 0.
+        form: wiener is λ = |K|²/(|K|²+C)², the squared modulus of the Wiener weight K*/(|K|²+C);
+            positive_definite is λ = 1/(|K|²+C), the covariance K Kᵀ + C·I.
+
+    Raises:
+        ValueError: another form, or C <= 0.
+
+    Example:
+        >>> passes_all = torch.ones(1, 1, 2, 2, dtype=torch.complex64)
+        >>> precision(passes_all, 1.0).unique().tolist()
+        [0.25]
+        >>> precision(passes_all, 1.0, "positive_definite").unique().tolist()
+        [0.5]
     """
     if constant <= 0:
         raise ValueError(f"constant must be positive, not {constant}")
@@ -52,8 +82,8 @@ def precision(transfer: Tensor, constant: float, form: Form = "wiener") -> Tenso
     raise ValueError(f"form must be wiener or positive_definite, not {form!r}")
 
 
-def half_spectrum_weights(width: int, like: Tensor) -> Tensor:
-    """How often each column of an rfft2 half spectrum stands in the full one: (width//2+1,).
+def half_spectrum_weights(width: int, like: Float[Tensor, "..."]) -> Float[Tensor, " half_W"]:
+    """How often each column of an rfft2 half spectrum stands in the full one; type of `like`.
 
     Column 0, and column width/2 of an even width, stand once, all others twice.
     """
@@ -64,13 +94,15 @@ def half_spectrum_weights(width: int, like: Tensor) -> Tensor:
     return weights
 
 
-def half_spectrum_sum(values: Tensor, width: int) -> Tensor:
-    """Sum over the full spectrum of a quantity even in frequency: (..., H, width//2+1) -> (...)."""
+def half_spectrum_sum(
+    values: Float[Tensor, "*batch H half_W"], width: int
+) -> Float[Tensor, "*batch"]:
+    """Sum over the full spectrum of a quantity even in frequency."""
     return (values.sum(dim=-2) * half_spectrum_weights(width, values)).sum(dim=-1)
 
 
-def half_spectrum(image: Tensor) -> Tensor:
-    """Orthonormal half spectrum of a real image: (B,C,H,W) -> complex (B,C,H,W//2+1).
+def half_spectrum(image: Float[Tensor, "B C H W"]) -> Complex[Tensor, "B C H W//2+1"]:
+    """Orthonormal half spectrum of a real image.
 
     Never below float32, and outside autocast: half precision loses the weak high frequencies that
     the likelihood exists for.
@@ -80,6 +112,6 @@ def half_spectrum(image: Tensor) -> Tensor:
         return torch.fft.rfft2(wide, norm="ortho")
 
 
-def power(spectrum: Tensor) -> Tensor:
-    """|E|² of a complex spectrum, real and of its shape."""
+def power(spectrum: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|E|² of a complex spectrum."""
     return spectrum.real.square() + spectrum.imag.square()

@@ -4,18 +4,23 @@ The inverse of `likelihood.sample_residual`: p(x|z) = N(x̂, σ²Σ), Σ⁻¹ ci
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.blur.likelihood import check_precision
+from pipeline.blur.likelihood import Sigma, check_precision
 from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum
 
 
-def whiten(residual: Tensor, precision: Tensor, scale: Tensor | float) -> Tensor:
+def whiten(
+    residual: Float[Tensor, "B C H W"], precision: Float[Tensor, "#B 1 H W//2+1"], scale: Sigma
+) -> Float[Tensor, "B C H W"]:
     """Σ^(-1/2) e / σ, by the symmetric root, so that every value stays at its pixel.
 
-    residual (B,C,H,W), intensity; precision λ (B or 1,1,H,W//2+1); scale σ a number, () or (B,).
-    Returns (B,C,H,W), standard deviations; its squares sum to Σ λ|E|²/σ².
-    Raises ValueError where the precision does not fit the residual.
+    Returns:
+        Standard deviations; their squares sum to Σ λ|E|²/σ².
+
+    Raises:
+        ValueError: the precision does not fit the residual.
     """
     height, width = residual.shape[-2:]
     check_precision(height, width, precision)
@@ -25,10 +30,12 @@ def whiten(residual: Tensor, precision: Tensor, scale: Tensor | float) -> Tensor
     return white / sigma.reshape(-1, 1, 1, 1)
 
 
-def marginal_variance(precision: Tensor, scale: Tensor | float, width: int) -> Tensor:
-    """Variance of one pixel's residual, (σ²/HW) Σ 1/λ: the same all over a stationary image.
+def marginal_variance(
+    precision: Float[Tensor, "B 1 H half_W"], scale: Sigma, width: int
+) -> Float[Tensor, " B"]:
+    """Variance of one pixel's residual, (σ²/HW) Σ 1/λ, intensity²; W = width.
 
-    precision λ (B,1,H,width//2+1); scale σ a number, () or (B,). Returns (B,), intensity².
+    It is the same all over a stationary image.
     """
     total = half_spectrum_sum(precision.reciprocal(), width)[:, 0]
     sigma = torch.as_tensor(scale, dtype=total.dtype, device=total.device)

@@ -6,26 +6,29 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from pipeline.distributed import mean_over_processes
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import Law
-
-Shape = tuple[int, int, int]
+from pipeline.losses.shapes import Images, PerImage, Shape, Transfer
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """A term's value for each image (B,), and the scale it was taken at, where it has one.
+    """What a term says of a batch.
 
-    scale: (), intensity units: σ of a Gaussian, b of a Laplace density, and so on.
-    spectrum: the residual's half spectrum (B,C,H,W//2+1), where the term has taken it.
+    Attributes:
+        value: of each image: nats of a density, else without unit.
+        scale: that it was taken at, where the term has one, intensity: σ of a Gaussian, b of a
+            Laplace density, and so on.
+        spectrum: the residual's half spectrum, where the term has taken it.
     """
 
-    value: Tensor
-    scale: Tensor | None = None
-    spectrum: Tensor | None = None
+    value: PerImage
+    scale: Float[Tensor, ""] | None = None
+    spectrum: Complex[Tensor, "B C H half_W"] | None = None
 
 
 class ReconstructionTerm(nn.Module, ABC):
@@ -47,30 +50,30 @@ class ReconstructionTerm(nn.Module, ABC):
         self.values = math.prod(image_shape)
 
     def forward(
-        self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None = None
+        self, image: Images, reconstruction: Images, transfer: Transfer = None
     ) -> Distortion:
-        """image, reconstruction (B,C,H,W); transfer (B,1,H,W//2+1) or None -> that of (B,).
-
-        In float32 at least, and outside autocast.
-        """
+        """The term for each image, in float32 at least, and outside autocast."""
         with torch.autocast(image.device.type, enabled=False):
             return self.compare(_wide(image), _wide(reconstruction), transfer)
 
     @property
     def has_scale(self) -> bool:
-        """Whether a density has trained, so that its law has a scale; of a distance, no matter."""
+        """False for a density that fits its scale and was trained on no batch yet."""
         return True
 
-    def law(self, transfer: Tensor | None) -> Law | None:
-        """What the trained term says of the residuals of a batch.
+    def law(self, transfer: Transfer) -> Law | None:
+        """The law of a batch's residuals under the trained term.
 
-        transfer (B,1,H,W//2+1) as for `forward`. None where the term is no density, or one without
-        an interval in closed form. Raises ValueError where it has no scale yet.
+        Returns:
+            None where the term is no density, or has no interval in closed form.
+
+        Raises:
+            ValueError: it has no scale yet.
         """
         return None
 
     @abstractmethod
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         """What `forward` returns, of images that are float32 or float64."""
 
 
@@ -85,7 +88,7 @@ class Scale(nn.Module):
     likelihood whose σ is fitted to the very image it judges would be no likelihood.
     """
 
-    running: Tensor
+    running: Float[Tensor, "*shape"]
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Scale(nn.Module):
         power: int = 2,
         shape: tuple[int, ...] = (),
     ) -> None:
-        """power: the optimum σ̂ of many images is the mean of theirs by σ̂^power; shape: of σ."""
+        """power: the optimum of many images is (mean of their σ̂^power)^(1/power); shape: of σ."""
         super().__init__()
         self.fixed = None if scale == "optimal" else float(scale)
         self.momentum = momentum
@@ -103,8 +106,8 @@ class Scale(nn.Module):
         # NaN until the first batch: a start value would have to be forgotten first.
         self.register_buffer("running", torch.full(shape, float("nan")))
 
-    def forward(self, optimal: Tensor) -> Tensor:
-        """optimal: the batch's σ̂, of σ's shape. Returns the σ to use, without gradient.
+    def forward(self, optimal: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The σ to use, without gradient, where the batch's optimum is σ̂ = optimal.
 
         Where several processes share a batch, σ̂ is that of all their images.
         """
@@ -120,16 +123,17 @@ class Scale(nn.Module):
         return optimal
 
     @property
-    def known(self) -> bool:
+    def is_set(self) -> bool:
         """Whether it is fixed, or a batch was trained on."""
         return self.fixed is not None or not bool(self.running.isnan().any())
 
-    def trained(self) -> Tensor:
-        """The σ that the trained model is used with, of σ's shape.
+    def trained(self) -> Float[Tensor, "*shape"]:
+        """The σ that the trained model is used with.
 
-        Raises ValueError where no batch was trained on yet.
+        Raises:
+            ValueError: no batch was trained on yet.
         """
-        if not self.known:
+        if not self.is_set:
             raise ValueError(
                 "the likelihood has no scale yet: train for longer than likelihood.warmup_epochs"
             )

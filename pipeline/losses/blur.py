@@ -3,14 +3,13 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from pipeline.blur.likelihood import log_determinant, quadratic_form
 from pipeline.blur.spectrum import half_spectrum, precision
-from pipeline.losses.base import Distortion, Shape
+from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.law import GaussianLaw, Law
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 
 class Blur(Gaussian):
@@ -26,12 +25,12 @@ class Blur(Gaussian):
         self.constant = config.constant
         self.form = config.form
 
-    def law(self, transfer: Tensor | None) -> Law:
+    def law(self, transfer: Transfer) -> Law:
         if transfer is None:
             return super().law(transfer)
         return GaussianLaw(self.scale.trained(), precision(transfer, self.constant, self.form))
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         if transfer is None:
             return super().compare(image, reconstruction, transfer)
         channels, height, width = image.shape[1:]

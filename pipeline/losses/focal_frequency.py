@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, power
 from pipeline.losses.base import Distortion, ReconstructionTerm
+from pipeline.losses.shapes import Images, Transfer
 
 # Errors of this size, intensity units, count for half a pixel value each where the weight is 1.
 UNIT = 0.05
@@ -23,7 +23,7 @@ class FocalFrequency(ReconstructionTerm):
 
     density: ClassVar[bool] = False
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         spectrum = half_spectrum(image - reconstruction)
         squared = power(spectrum)
         with torch.no_grad():

@@ -2,14 +2,13 @@
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from pipeline.blur.likelihood import log_determinant, nll, quadratic_form
 from pipeline.blur.radial import RadialBins
 from pipeline.blur.spectrum import half_spectrum, power
-from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm, Scale
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import GaussianLaw, Law
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 # Least power of a radial bin, intensity².
 LEAST_POWER = 1e-12
@@ -40,15 +39,15 @@ class FourierGaussian(ReconstructionTerm):
 
     @property
     def has_scale(self) -> bool:
-        return self.scale.known
+        return self.scale.is_set
 
-    def law(self, transfer: Tensor | None) -> Law:
+    def law(self, transfer: Transfer) -> Law:
         """σ is the root of the mean variance, λ = σ²/v: without unit, as every precision."""
         variances = self.scale.trained().square()
         mean = self.bins.average(variances)
         return GaussianLaw(mean.sqrt(), self.bins.spread(mean / variances))
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         width = self.shape[-1]
         spectrum = half_spectrum(image - reconstruction)
         variances = self.bins.mean(power(spectrum.detach())).clamp_min(LEAST_POWER)

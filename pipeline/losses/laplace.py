@@ -3,11 +3,10 @@
 import math
 from typing import ClassVar
 
-from torch import Tensor
-
-from pipeline.losses.base import Distortion, ReconstructionTerm, Scale, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm, Scale
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import LaplaceLaw, Law
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 
 class Laplace(ReconstructionTerm):
@@ -25,12 +24,12 @@ class Laplace(ReconstructionTerm):
 
     @property
     def has_scale(self) -> bool:
-        return self.scale.known
+        return self.scale.is_set
 
-    def law(self, transfer: Tensor | None) -> Law:
+    def law(self, transfer: Transfer) -> Law:
         return LaplaceLaw(self.scale.trained())
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         absolute = (image - reconstruction).abs().sum(dim=(1, 2, 3))
         optimal = (absolute.detach().mean() / self.values).clamp_min(1e-6)
         scale = self.scale(optimal)

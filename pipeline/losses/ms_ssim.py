@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.shapes import Images, Shape, Transfer
 from pipeline.losses.ssim import WINDOW
 
 # Published exponents, finest scale first.
@@ -41,7 +41,7 @@ class MultiScaleSsim(ReconstructionTerm):
         scales = sum(side // 2**scale >= WINDOW for scale in range(len(EXPONENTS)))
         self.exponents = [e / sum(EXPONENTS[:scales]) for e in EXPONENTS[:scales]]
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         # Ten seconds, which training under another term need not wait.
         from torchmetrics.functional.image import structural_similarity_index_measure
 

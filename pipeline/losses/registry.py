@@ -1,6 +1,6 @@
 """From a term's name to the term."""
 
-from pipeline.losses.base import ReconstructionTerm, Shape
+from pipeline.losses.base import ReconstructionTerm
 from pipeline.losses.blur import Blur
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.focal_frequency import FocalFrequency
@@ -9,6 +9,7 @@ from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.laplace import Laplace
 from pipeline.losses.ms_ssim import MultiScaleSsim
 from pipeline.losses.robust import Robust
+from pipeline.losses.shapes import Shape
 from pipeline.losses.ssim import Ssim
 from pipeline.losses.vgg import Vgg
 from pipeline.losses.watson_dft import WatsonDft
@@ -28,10 +29,23 @@ TERMS: dict[str, type[ReconstructionTerm]] = {
 
 
 def build_term(config: LikelihoodConfig, image_shape: Shape) -> ReconstructionTerm:
-    """The term that likelihood.term names, for images (C,H,W).
+    """The reconstruction term that likelihood.term names.
 
-    Raises ValueError, naming all, for another name, and where the images do not suit the term;
-    InputError where weights that it needs are not there.
+    Args:
+        config: the `likelihood` section.
+        image_shape: (C,H,W).
+
+    Returns:
+        A module of images and reconstructions; `value` of its result has a number for each image.
+
+    Raises:
+        ValueError: there is no such term, or the images do not suit it.
+        InputError: the weights that it needs are not found.
+
+    Example:
+        >>> term = build_term(LikelihoodConfig(term="laplace", scale=0.1), (1, 32, 32))
+        >>> term(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)).value.shape
+        torch.Size([2])
     """
     if config.term not in TERMS:
         raise ValueError(f"likelihood.term must be one of {', '.join(TERMS)}, not {config.term!r}")

@@ -11,12 +11,13 @@ idea.
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.blur.radial import RadialBins
 from pipeline.blur.spectrum import half_spectrum, power
-from pipeline.losses.base import Shape
 from pipeline.losses.law import GaussianLaw
+from pipeline.losses.shapes import Images, Precision, Shape
 from pipeline.models.scale_network import ScaleNetwork
 
 # Deviation that the fit begins at, intensity.
@@ -38,12 +39,12 @@ class ResidualLaw(nn.Module):
     is: every bound under this law must say it.
     """
 
-    variance: Tensor
-    factor: Tensor
-    floor: Tensor
+    variance: Float[Tensor, " bins"]
+    factor: Float[Tensor, ""]
+    floor: Float[Tensor, ""]
 
     def __init__(self, image_shape: Shape, floor: float) -> None:
-        """image_shape (C,H,W); floor > 0, intensity. Raises ValueError where one is of no use."""
+        """image_shape (C,H,W); floor, intensity. Raises ValueError unless the floor is positive."""
         super().__init__()
         if not floor > 0:
             raise ValueError(f"the floor of a deviation must be positive, not {floor}")
@@ -53,37 +54,39 @@ class ResidualLaw(nn.Module):
         self.register_buffer("factor", torch.ones(()))
         self.register_buffer("floor", torch.tensor(float(floor)))
 
-    def unscaled(self, reconstruction: Tensor) -> Tensor:
-        """s₁(x̂), what the floor is added to: (B,C,H,W), intensity."""
+    def unscaled(self, reconstruction: Images) -> Images:
+        """s₁(x̂), before factor and floor, intensity."""
         with torch.autocast(reconstruction.device.type, enabled=False):
             return self.network(reconstruction.float()).sigmoid()
 
     @property
-    def precision(self) -> Tensor:
-        """λ (1,1,H,W//2+1), the mean of 1/λ over all frequencies is 1."""
+    def precision(self) -> Precision:
+        """λ; the mean of 1/λ over all frequencies is 1."""
         return self.bins.spread(self.bins.average(self.variance) / self.variance)
 
     @torch.no_grad()
-    def follow(self, residual: Tensor, deviation: Tensor) -> None:
-        """Move C towards the likeliest for a batch of residuals and their s, (B,C,H,W) each.
+    def follow(self, residual: Images, deviation: Images) -> None:
+        """Move C towards the likeliest for a batch of residuals and their s.
 
         That is the mean power of e/s in each radial bin; a running mean over batches keeps it.
         """
         found = self.bins.mean(power(half_spectrum(residual / deviation))).clamp_min(LEAST_POWER)
         self.variance.lerp_(found, 1 - MOMENTUM)
 
-    def forward(self, reconstruction: Tensor) -> GaussianLaw:
-        """The law of the residuals of reconstructions (B,C,H,W)."""
+    def forward(self, reconstruction: Images) -> GaussianLaw:
+        """The law of the residuals of reconstructions."""
         deviation = self.floor + self.factor * self.unscaled(reconstruction)
         return GaussianLaw(deviation, self.precision)
 
     @torch.no_grad()
-    def calibrate(self, residual: Tensor, unscaled: Tensor, level: float) -> None:
+    def calibrate(
+        self, residual: Float[Tensor, "*pixels"], unscaled: Float[Tensor, "*pixels"], level: float
+    ) -> None:
         """Set the factor with which a share `level` of residuals lies within their intervals.
 
-        residual, unscaled: of the pixels of people who were not fitted to, any shape, the same.
-        Split conformal (Vovk et al. 2005; Lei et al. 2018): each pixel has the least factor whose
-        interval holds it, and the ⌈(n+1)·level⌉-th of n is taken. At least 0.1.
+        The pixels are those of subjects that the law was not fitted to. Split conformal (Vovk et
+        al. 2005; Lei et al. 2018): each pixel has the least factor whose interval holds it, and the
+        ⌈(n+1)·level⌉-th of n is taken. At least 0.1.
         """
         quantile = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
         least = ((residual.abs() / quantile - self.floor) / unscaled).flatten()

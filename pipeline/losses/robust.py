@@ -4,10 +4,12 @@ import math
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 # α stays this far from 0 and 2, where the formula of ρ has removable singularities.
 MARGIN = 1e-3
@@ -16,14 +18,14 @@ START = 0.1
 _T = torch.arange(-128, 129, dtype=torch.float64) / 32
 
 
-def rho(error: Tensor, shape: Tensor) -> Tensor:
+def rho(error: Float[Tensor, "..."], shape: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """ρ(x, α) = (|α−2|/α) ((x²/|α−2| + 1)^(α/2) − 1) for 0 < α < 2, element by element."""
     rest = 2 - shape
     # (1 + y)^p − 1 by expm1 and log1p: exact for small α and small errors in float32, too.
     return rest / shape * torch.expm1(shape / 2 * torch.log1p(error.square() / rest))
 
 
-def log_partition(shape: Tensor) -> Tensor:
+def log_partition(shape: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     """log Z(α), Z(α) = ∫ exp(−ρ(x, α)) dx over the real line; float64, differentiable.
 
     Double-exponential quadrature (Takahasi, Mori 1974): x = sinh(π/2 · sinh t), trapezoids in t.
@@ -45,7 +47,7 @@ class Robust(ReconstructionTerm):
     """
 
     density: ClassVar[bool] = True
-    log_scale: Tensor
+    log_scale: Float[Tensor, " C"]
 
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         super().__init__(config, image_shape)
@@ -59,11 +61,11 @@ class Robust(ReconstructionTerm):
         self.logit = nn.Parameter(torch.zeros(channels))
 
     @property
-    def shape(self) -> Tensor:
-        """α of each channel (C,)."""
+    def shape(self) -> Float[Tensor, " C"]:
+        """α of each channel."""
         return MARGIN + (2 - 2 * MARGIN) * self.logit.sigmoid()
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         scale, shape = self.log_scale.exp(), self.shape
         error = (image - reconstruction) / scale[:, None, None]
         distance = rho(error, shape[:, None, None]).sum(dim=(1, 2, 3))

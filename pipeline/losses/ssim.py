@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 # Side of the Gaussian window of σ = 1.5 pixels, as torchmetrics cuts it.
 WINDOW = 11
@@ -28,7 +29,7 @@ class Ssim(ReconstructionTerm):
         if min(image_shape[1:]) < WINDOW:
             raise ValueError(f"likelihood.term ssim needs images of {WINDOW} pixels a side or more")
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         # Ten seconds, which training under another term need not wait.
         from torchmetrics.functional.image import structural_similarity_index_measure
 

@@ -3,13 +3,15 @@
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbones import WeightsNotFound, backbone_state, explain, probe
 from pipeline.errors import InputError
-from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 # Convolutions up to relu3_1 by their index in torchvision's `features`; what is compared; where
 # 2×2 pixels become their maximum first.
@@ -68,15 +70,15 @@ class Vgg(ReconstructionTerm):
             )
             raise WeightsNotFound(explain("vgg", reason))
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         return Distortion(self.values * self._distance(image, reconstruction))
 
     def _distance(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         pairs = zip(self.features(image), self.features(reconstruction), strict=True)
         return torch.stack([0.5 * (a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(0)
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """relu1_1, relu2_1 and relu3_1 of images (B,1 or 3,H,W) in [0,1]."""
+    def features(self, image: Images) -> list[Float[Tensor, "B features h w"]]:
+        """relu1_1, relu2_1 and relu3_1 of images of 1 or 3 channels in [0,1]."""
         signal = (image.expand(-1, 3, -1, -1) - self.mean) / self.deviation
         found = []
         for index in CONVOLUTIONS:

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pipeline.losses.base import Distortion, ReconstructionTerm, Shape
+from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.shapes import Images, Shape, Transfer
 
 PARAMETERS = Path(__file__).with_name("watson_dft.json")
 BLOCK = 8
@@ -77,7 +78,7 @@ class WatsonDft(ReconstructionTerm):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def compare(self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None) -> Distortion:
+    def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         if self.training:
             image, reconstruction = self._shifted(image), self._shifted(reconstruction)
             self.seen.add_(1)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-# Which way is better: up, down, nearest to 1, nearest to the data's own value; none only describes.
+# Which way is better: up, down, nearest to 1, nearest to the data's own value; "" for neither.
 Better = Literal["up", "down", "one", "data", ""]
 
 
@@ -47,7 +47,13 @@ DENSITY = (Metric("elbo_bits_per_dim", "−ELBO, bits per pixel value ↓", "dow
 
 
 def loss(metric: Metric, value: float, data: float = math.nan) -> float:
-    """What is to be small for a score to be good; data: the blur effect of the data itself."""
+    """A score as a number that is smaller where the score is better.
+
+    Args:
+        metric: says which way is better.
+        value: the score.
+        data: the blur effect of the data, where the metric is best at it.
+    """
     if metric.better == "up":
         return -value
     if metric.better == "one":

@@ -1,8 +1,8 @@
 """How far apart two sets of images are: kernel and Fréchet distance of deep features.
 
 Both compare distributions, not pairs: reconstructions, or samples from the prior, with originals.
-With Inception features they are called KID and FID; with other features they bear other names,
-since values under different networks can't be compared.
+With Inception features they are called KID and FID; with other features they have other names,
+because values under different networks can't be compared.
 """
 
 import logging
@@ -10,6 +10,7 @@ import warnings
 from typing import Literal, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -26,16 +27,16 @@ PREFIXES: dict[Kind, str] = {"reconstruction": "", "sample": "sample_"}
 
 
 class FeatureNetwork(Protocol):
-    """Images (B,C,H,W) in [0,1] to (B,size) features."""
+    """Gives each image `size` features."""
 
     size: int
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B,C,H,W) -> (B,size)."""
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d"]:
+        """The features of images in [0,1]."""
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics expects a network: features were computed before, once."""
+    """In place of torchmetrics' network: the features were computed before, once."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -60,7 +61,9 @@ def _check(data: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return data.double().cpu(), other.double().cpu()
 
 
-def kernel_distance(data: Tensor, other: Tensor, seed: int = 0) -> float:
+def kernel_distance(
+    data: Float[Tensor, "N d"], other: Float[Tensor, "M d"], seed: int = 0
+) -> float:
     """Squared maximum mean discrepancy under (xᵀy/d + 1)³, unbiased, so it can be below 0.
 
     Bińkowski, Sutherland, Arbel, Gretton, Demystifying MMD GANs, ICLR 2018, through torchmetrics.
@@ -68,8 +71,8 @@ def kernel_distance(data: Tensor, other: Tensor, seed: int = 0) -> float:
     of 1,000 or of the smaller set's size, that depend on the seed and on the sets' sizes alone.
 
     Args:
-        data: (N,d) features.
-        other: (N',d) features.
+        data: features of originals.
+        other: features of the images to compare.
         seed: of the subsets.
 
     Returns:
@@ -94,18 +97,18 @@ def kernel_distance(data: Tensor, other: Tensor, seed: int = 0) -> float:
         return metric.compute()[0].item()
 
 
-def frechet_distance(data: Tensor, other: Tensor) -> float:
+def frechet_distance(data: Float[Tensor, "N d"], other: Float[Tensor, "M d"]) -> float:
     """Squared Fréchet distance of two Gaussians with the features' means and covariances.
 
     Heusel et al. 2017 (see `inception`), through torchmetrics, in float64. Its expectation falls
     with the number of images, most where they are fewer than features: compare at equal numbers.
 
     Args:
-        data: (N,d) features.
-        other: (N',d) features.
+        data: features of originals.
+        other: features of the images to compare.
 
     Returns:
-        A squared distance in the features' unit; 0 for equal sets, but for rounding.
+        A squared distance in the features' unit; 0, up to rounding, for equal sets.
 
     Raises:
         ValueError: other shapes, fewer than 2 images, or features that are not finite.
@@ -129,16 +132,15 @@ class ImageSets:
         self._names = names
         self._features: dict[Kind, list[Tensor]] = {"data": [], "reconstruction": [], "sample": []}
 
-    def add(self, kind: Kind, images: Tensor) -> None:
-        """More images (B,C,H,W) in [0,1] of a set. Raises ValueError for any others."""
+    def add(self, kind: Kind, images: Float[Tensor, "B C H W"]) -> None:
+        """Add images in [0,1] to a set. Raises ValueError where the network refuses them."""
         self._features[kind].append(self._network.features(images).double().cpu())
 
     def scores(self, seed: int) -> dict[str, Interval]:
-        """Each metric of reconstructions, and of prior samples (`sample_`), against the originals,
-        as far as there are any.
+        """Each metric of the reconstructions and prior samples (`sample_`) that were added.
 
-        One number belongs to all subjects together, so low and high are None. The mean is None,
-        too, where a set has one image only. Warns where a Fréchet distance is biased.
+        One number belongs to all subjects together, so low and high are None. The mean is also None
+        where a set has one image only. Warns where a Fréchet distance is biased.
         """
         sets = {kind: torch.cat(found) for kind, found in self._features.items() if found}
         data, found = sets["data"], {}

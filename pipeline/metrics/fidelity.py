@@ -1,6 +1,7 @@
 """How close a reconstruction is to its image, pixel by pixel: PSNR and SSIM."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -12,15 +13,15 @@ from torchmetrics.functional.image import (
 MAX_PSNR = 100.0
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Assert that a batch is what every metric here expects.
+def check_images(images: Float[Tensor, "B C H W"], name: str = "images") -> None:
+    """Check that a batch is what every metric here expects.
 
     Args:
-        images: (B,C,H,W), floating point, finite, intensities in [0,1], B at least 1.
+        images: finite, intensity in [0,1], B at least 1.
         name: what the error message calls them.
 
     Raises:
-        ValueError: another shape, dtype or range, naming what was found.
+        ValueError: another shape, dtype or range, with the one that was found.
     """
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"{name} must be (B,C,H,W) and not empty, got {tuple(images.shape)}")
@@ -32,15 +33,11 @@ def check_images(images: Tensor, name: str = "images") -> None:
         raise ValueError(f"{name} must lie in [0,1], got [{low:.6g}, {high:.6g}]")
 
 
-def check_pair(image: Tensor, reconstruction: Tensor) -> None:
-    """Assert that images and reconstructions can be compared one to one.
-
-    Args:
-        image: (B,C,H,W) in [0,1].
-        reconstruction: the same shape, dtype and device.
+def check_pair(image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]) -> None:
+    """Check that images and reconstructions in [0,1] can be compared one to one.
 
     Raises:
-        ValueError: a batch that `check_images` refuses, or two that do not match.
+        ValueError: from `check_images`, or another shape, dtype or device of the two.
     """
     check_images(image, "image")
     check_images(reconstruction, "reconstruction")
@@ -51,18 +48,24 @@ def check_pair(image: Tensor, reconstruction: Tensor) -> None:
 
 
 @torch.no_grad()
-def psnr(image: Tensor, reconstruction: Tensor) -> Tensor:
+def psnr(
+    image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
+) -> Float[Tensor, " B"]:
     """Peak signal-to-noise ratio, 10 log10(1 / mean squared error), data range 1.
 
     Args:
-        image: (B,C,H,W) in [0,1].
-        reconstruction: the same shape and dtype.
+        image: intensity in [0,1].
+        reconstruction: intensity in [0,1].
 
     Returns:
-        (B,) dB, float64, at most 100: the mean squared error counts as 1e-10 where it is smaller.
+        dB, float64, at most 100: the mean squared error counts as 1e-10 where it is smaller.
 
     Raises:
         ValueError: from `check_pair`.
+
+    Example:
+        >>> psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.1)).round(decimals=3).tolist()
+        [20.0]
     """
     check_pair(image, reconstruction)
     ratio = peak_signal_noise_ratio(
@@ -72,7 +75,9 @@ def psnr(image: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ssim(image: Tensor, reconstruction: Tensor) -> Tensor:
+def ssim(
+    image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
+) -> Float[Tensor, " B"]:
     """Structural similarity, Gaussian window of sigma 1.5 (11 pixels), K1 .01, K2 .03, range 1.
 
     Wang, Bovik, Sheikh, Simoncelli, Image Quality Assessment: From Error Visibility to Structural
@@ -80,14 +85,19 @@ def ssim(image: Tensor, reconstruction: Tensor) -> Tensor:
     (scikit-image leaves 5 pixels of border out).
 
     Args:
-        image: (B,C,H,W) in [0,1], H and W at least 11, the window.
-        reconstruction: the same shape and dtype.
+        image: intensity in [0,1], H and W at least 11, the window.
+        reconstruction: intensity in [0,1].
 
     Returns:
-        (B,) without unit, float64, 1 for identical images.
+        Without unit, float64, 1 for identical images.
 
     Raises:
         ValueError: from `check_pair`, or an image smaller than the window.
+
+    Example:
+        >>> image = torch.rand(2, 1, 16, 16)
+        >>> ssim(image, image).tolist()
+        [1.0, 1.0]
     """
     check_pair(image, reconstruction)
     if min(image.shape[-2:]) < 11:

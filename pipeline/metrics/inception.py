@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -48,14 +49,14 @@ class InceptionFeatures:
         log.info("FID weights: %s", path)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 2048"]:
         """Features of each image, rounded to the 256 levels that the network was made for.
 
         Args:
-            images: (B,C,H,W) in [0,1], C 1 (repeated to 3) or 3.
+            images: intensity in [0,1], C 1 (repeated to 3) or 3.
 
         Returns:
-            (B,2048) float32, without unit, on the device of the images.
+            float32, without unit, on the device of the images.
 
         Raises:
             ValueError: from `check_images`, or another number of channels.

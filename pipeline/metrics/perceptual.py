@@ -1,10 +1,11 @@
-"""LPIPS, and features, with real backbone weights wherever this machine has them, or not at all."""
+"""LPIPS and features of its networks, with the published weights or not at all."""
 
 import logging
 import warnings
 
 import lpips
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +29,18 @@ class PerceptualDistance:
     Zhang, Isola, Efros, Shechtman, Wang, The Unreasonable Effectiveness of Deep Features as a
     Perceptual Metric, CVPR 2018. 0 for identical images, lower is closer, without unit.
 
-    The weights are put to a test before use: they must reproduce a known distance. So no number
-    can come from random, truncated or wrongly arranged weights.
+    The weights are tested before use: they must reproduce a published distance. So no number can
+    come from random, truncated or wrongly arranged weights.
 
     Attributes:
         source: where the backbone weights came from, for the record of a run.
         size: how many numbers `features` gives for an image.
+
+    Example:
+        >>> distance = PerceptualDistance("alex")
+        >>> image = torch.rand(2, 1, 64, 64)
+        >>> distance(image, image).tolist()
+        [0.0, 0.0]
     """
 
     def __init__(self, network: Network, weights: str = "", allow_download: bool = False) -> None:
@@ -41,14 +48,15 @@ class PerceptualDistance:
 
         Args:
             network: "alex" (AlexNet) or "vgg" (VGG16).
-            weights, allow_download: as in `backbone_state`.
+            weights: file of weights; "" = look in the usual places.
+            allow_download: whether they may be fetched, as in `backbone_state`.
 
         Raises:
             WeightsNotFound: there are no weights, or they are not those of this network.
         """
         state, self.source = backbone_state(network, weights, allow_download)
-        # pnet_rand keeps lpips from downloading; what it draws instead is overwritten below, and
-        # the generator of the run must not notice. torchvision warns of how lpips calls it.
+        # pnet_rand keeps lpips from downloading: it draws random weights, which are overwritten
+        # below, and must not move the run's generator. torchvision warns of how lpips calls it.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
@@ -76,16 +84,15 @@ class PerceptualDistance:
         log.info("LPIPS (%s) weights: %s", network, self.source)
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, reconstruction: Tensor) -> Tensor:
-        """Distance of each pair.
+    def __call__(
+        self, image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, " B"]:
+        """Distance of each pair, float32.
 
         Args:
-            image: (B,C,H,W) in [0,1], C 1 (repeated to 3) or 3, on any device. A shorter side
-                below 64 is enlarged to 64, bilinearly, with the aspect kept.
-            reconstruction: the same shape, dtype and device.
-
-        Returns:
-            (B,) float32.
+            image: intensity in [0,1], C 1 (repeated to 3) or 3, on any device. A shorter side below
+                64 is enlarged to 64, bilinearly, with the aspect kept.
+            reconstruction: on the same device.
 
         Raises:
             ValueError: from `check_pair`, or another number of channels.
@@ -101,15 +108,15 @@ class PerceptualDistance:
         )
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B size"]:
         """Spatial mean of the last layer that LPIPS compares (VGG16: relu5_3) for each image.
 
         Args:
-            images: (B,C,H,W) in [0,1], C 1 (repeated to 3) or 3, small ones enlarged as above;
+            images: intensity in [0,1], C 1 (repeated to 3) or 3, small ones enlarged as above;
                 intensities are normalised as ImageNet's.
 
         Returns:
-            (B,size) float32, without unit, on the device of the images.
+            float32, without unit, on the device of the images.
 
         Raises:
             ValueError: from `check_images`, or another number of channels.

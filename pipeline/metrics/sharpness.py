@@ -7,6 +7,7 @@ image size. Only half of the spectrum is computed; weights stand for the other h
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from skimage.measure import blur_effect as skimage_blur_effect
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,20 +22,26 @@ POWER_FLOOR = 1e-11
 _EDGE = 1e-9
 
 
-def blur_effect(images: Tensor) -> Tensor:
+def blur_effect(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """Perceptual blur of each image: 0 is sharp, 1 is blurred.
 
     Crete, Dolmiere, Ladret, Nicolas, The Blur Effect, SPIE 2007, through scikit-image (window 11,
     the worse of both axes). Channels are averaged first.
 
     Args:
-        images: (B,C,H,W) in [0,1], H and W at least 4.
+        images: intensity in [0,1], H and W at least 4.
 
     Returns:
-        (B,) in [0,1], float64, on the CPU. A constant image has no edges to judge and counts as 1.
+        In [0,1], float64, on the CPU. A constant image has no edges to judge and counts as 1.
 
     Raises:
         ValueError: from `check_images`, or images smaller than 4x4.
+
+    Example:
+        >>> noise = torch.rand(1, 1, 32, 32)
+        >>> blurred = torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2)
+        >>> bool(blur_effect(noise) < blur_effect(blurred))
+        True
     """
     check_images(images)
     if min(images.shape[-2:]) < 4:
@@ -60,18 +67,18 @@ def _power(images: Tensor) -> Tensor:
     return torch.fft.rfft2(images.double(), norm="ortho").abs().square().mean(dim=1)
 
 
-def frequencies(height: int, width: int) -> Tensor:
+def frequencies(height: int, width: int) -> Float[Tensor, " bins"]:
     """Centres of the radial bins, k/side for k = 0 .. side//2, side the smaller of both.
 
     Returns:
-        (n_bins,) cycles/pixel, float64, from 0 to at most 0.5.
+        cycles/pixel, float64, from 0 to at most 0.5.
     """
     side = min(height, width)
     return torch.arange(side // 2 + 1, dtype=torch.float64) / side
 
 
-def radial_counts(height: int, width: int) -> Tensor:
-    """How many frequencies of the full spectrum fall in each radial bin: (n_bins,) float64."""
+def radial_counts(height: int, width: int) -> Float[Tensor, " bins"]:
+    """How many frequencies of the full spectrum fall in each radial bin, float64."""
     return _bin(torch.ones(1, height, width // 2 + 1, dtype=torch.float64), height, width)[0]
 
 
@@ -87,17 +94,17 @@ def _bin(power: Tensor, height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def radial_power(images: Tensor) -> Tensor:
+def radial_power(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]:
     """Mean power on rings one frequency step wide, centred on `frequencies`.
 
     The corners of the spectrum, beyond the last ring (|f| about 0.5), are left out: there a ring
     is cut into four ends of a few frequencies each, and no spectrum is shown that far.
 
     Args:
-        images: (B,C,H,W) in [0,1].
+        images: intensity in [0,1].
 
     Returns:
-        (B,n_bins) intensity^2 per frequency, float64, mean over channels.
+        intensity^2 per frequency, float64, mean over channels.
 
     Raises:
         ValueError: from `check_images`.
@@ -107,8 +114,8 @@ def radial_power(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def radial_variance(fields: Tensor) -> Tensor:
-    """`radial_power` of fields of any range, such as whitened residuals: (B,C,H,W) -> (B,n_bins).
+def radial_variance(fields: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]:
+    """`radial_power` of fields of any range, such as whitened residuals.
 
     White noise of variance 1 has 1 in every bin.
     """
@@ -118,15 +125,17 @@ def radial_variance(fields: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def high_frequency_power(images: Tensor, cutoff: float = HIGH_FREQUENCY) -> Tensor:
+def high_frequency_power(
+    images: Float[Tensor, "B C H W"], cutoff: float = HIGH_FREQUENCY
+) -> Float[Tensor, " B"]:
     """Total power at |f| >= cutoff, corners included; a cutoff of 0 gives the sum of squares.
 
     Args:
-        images: (B,C,H,W) in [0,1].
+        images: intensity in [0,1].
         cutoff: cycles/pixel.
 
     Returns:
-        (B,) intensity^2, float64, mean over channels.
+        intensity^2, float64, mean over channels.
 
     Raises:
         ValueError: from `check_images`.
@@ -137,39 +146,46 @@ def high_frequency_power(images: Tensor, cutoff: float = HIGH_FREQUENCY) -> Tens
     return (power * weight * (radius >= cutoff - _EDGE)).sum(dim=(1, 2))
 
 
-def high_frequency_ratio(images: Tensor, reconstructions: Tensor) -> float:
+def high_frequency_ratio(
+    images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "N C H W"]
+) -> float:
     """High-frequency power of the reconstructions over that of the data: 1 is as sharp.
 
-    Give the slices of one subject: the ratio of sums, not the mean of ratios, so that a slice of
-    nearly nothing does not rule. Batches of unequal size (prior samples against data) are
+    Give the slices of one subject: it is the ratio of sums, not the mean of ratios, so that a
+    nearly empty slice does not dominate. Batches of unequal size (prior samples against data) are
     compared by their means, which for equal ones is the same.
 
     Args:
-        images: (B,C,H,W) in [0,1].
-        reconstructions: (B',C,H,W) in [0,1].
+        images: intensity in [0,1].
+        reconstructions: intensity in [0,1].
 
     Returns:
         A ratio without unit, at least 0.
 
     Raises:
         ValueError: from `check_images`, images of another size, or data without such power.
+
+    Example:
+        >>> noise = torch.rand(4, 1, 32, 32)
+        >>> round(high_frequency_ratio(noise, noise / 2), 3)
+        0.25
     """
     _check_sizes(images, reconstructions)
     return ratio_of_means(high_frequency_power(images), high_frequency_power(reconstructions))
 
 
 @torch.no_grad()
-def gradient_magnitude(images: Tensor) -> Tensor:
+def gradient_magnitude(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """Mean length of the intensity gradient, by Sobel's 3x3 operator.
 
     The outermost pixels, whose neighbourhood the image does not hold, are left out. Channels are
     averaged last, so that edges of opposite sign in two of them do not cancel.
 
     Args:
-        images: (B,C,H,W) in [0,1], H and W at least 3.
+        images: intensity in [0,1], H and W at least 3.
 
     Returns:
-        (B,) intensity per pixel, float64: a ramp of slope s has s.
+        intensity per pixel, float64: a ramp of slope s has s.
 
     Raises:
         ValueError: from `check_images`, or images smaller than 3x3.
@@ -186,8 +202,8 @@ def gradient_magnitude(images: Tensor) -> Tensor:
     return length.unflatten(0, images.shape[:2]).mean(dim=1)
 
 
-def ratio_of_means(data: Tensor, found: Tensor) -> float:
-    """Mean of `found` (B',) over mean of `data` (B,); ValueError where the data have nothing."""
+def ratio_of_means(data: Float[Tensor, " B"], found: Float[Tensor, " N"]) -> float:
+    """Mean of `found` over mean of `data`. Raises ValueError where that of `data` is 0."""
     mean = data.mean().item()
     if mean <= 0.0:
         raise ValueError("the data have no such detail: the ratio is undefined")
@@ -209,14 +225,16 @@ RATIOS = {
 }
 
 
-def spectrum_error(power_data: Tensor, power_reconstruction: Tensor) -> float:
+def spectrum_error(
+    power_data: Float[Tensor, "B bins"], power_reconstruction: Float[Tensor, "N bins"]
+) -> float:
     """Mean over radial bins of |log(power of reconstructions / power of data)|: 0 is best.
 
     Both spectra are averaged over their batch before the logarithm.
 
     Args:
-        power_data: (B,n_bins) from `radial_power`.
-        power_reconstruction: (B',n_bins).
+        power_data: from `radial_power`.
+        power_reconstruction: from `radial_power`.
 
     Returns:
         Nats; 0.69 means wrong by a factor of two in the typical bin. Power below 1e-11, the

@@ -7,13 +7,19 @@ from typing import Any
 SIDES = (32, 64, 128, 256)
 # The encoder's last feature map before a level of side 1.
 LAST_SIDE = 4
-# Of a level, and residual blocks of a side: beyond it a slip, or a file that is to fill the memory.
+# Groups of a level, residual blocks of a side: more is a typing error, or a file meant to fill the
+# memory.
 MOST_DRAWS = 64
 
 
 @dataclass(frozen=True)
 class Level:
-    """The latents of one side: `groups` draws of (channels, side, side), one after the other."""
+    """The latents of one side: `groups` draws of (channels, side, side), one after the other.
+
+    Example:
+        >>> Level(side=8, channels=4, groups=2).shape
+        (4, 8, 8)
+    """
 
     side: int
     """Pixels: 1 for a vector, or a power of two from 4 to half the image's side."""
@@ -21,7 +27,7 @@ class Level:
     groups: int = 1
     """Draws at this side, each given those before it."""
     opens: float = 0.0
-    """Share of the run from which on the level is used: until then its latents are 0, the prior's
+    """Share of the run after which the level is used: until then its latents are 0, the prior's
     mean, and cost nothing. Opened from coarse to fine, the coarse levels learn anatomy."""
 
     def __post_init__(self) -> None:
@@ -41,13 +47,18 @@ class Level:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one draw."""
+        """(channels, side, side) of one draw."""
         return self.channels, self.side, self.side
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and size of the VAE; the image's side and channels come from the store."""
+    """Shape and size of the VAE; the image's side and channels come from the store.
+
+    Example:
+        >>> ModelConfig(levels=[Level(4, 16), Level(8, 8)]).latent_size
+        768
+    """
 
     levels: list[Level] = field(
         default_factory=lambda: [Level(4, 16), Level(8, 8), Level(16, 4), Level(32, 2)]
@@ -63,7 +74,7 @@ class ModelConfig:
     """Hidden units of the kernel network."""
 
     def __post_init__(self) -> None:
-        # As a run's file and a package's metadata hold them.
+        # A run's file and a package's metadata hold levels as mappings.
         object.__setattr__(self, "levels", [_level(level) for level in self.levels])
         sides = [level.side for level in self.levels]
         if not sides or sides != sorted(set(sides)):

@@ -5,20 +5,24 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
 from pipeline.models.layers import at_least_single, head, residual_blocks, upsample
 
-# (number of the draw, state (B,c,h,w)) -> its latent (B,channels,side,side).
-Choose = Callable[[int, Tensor], Tensor]
+Features = Float[Tensor, "B features side side"]
+# Latents of one draw.
+Part = Float[Tensor, "B channels side side"]
+# (number of the draw, state) -> its latents.
+Choose = Callable[[int, Features], Part]
 
 
 class Draw(nn.Module):
-    """One draw of the prior: standard normal numbers ε become what they mean in this state.
+    """One draw of the prior, from standard normal numbers ε and the state h.
 
     h ← h + f(h) + W(s(h) ⊙ ε), then residual blocks. The draw is z = μ(h) + s(h) ε; its mean μ is
-    part of f. State h (B,c,h,w), ε (B,channels,h,w).
+    part of f.
     """
 
     def __init__(self, width: int, channels: int, blocks: int, draws: int) -> None:
@@ -31,22 +35,22 @@ class Draw(nn.Module):
         with torch.no_grad():
             self.entry.weight.mul_(math.sqrt(1 / draws))
 
-    def forward(self, state: Tensor, latent: Tensor) -> Tensor:
+    def forward(self, state: Features, latent: Part) -> Features:
         features, log_variance = self.prior(state).split([state.shape[1], self.channels], dim=1)
         deviation = (0.5 * at_least_single(log_variance).clamp(-8.0, 4.0)).exp()
         return self.body(state + features + self.entry(deviation * latent))
 
 
 class Decoder(nn.Module):
-    """Top-down from a learned constant at the coarsest side. (B,L) -> (B,C,H,W) in [0,1].
+    """Latent to image in [0,1], top-down from a learned constant at the coarsest side.
 
     The latent is standard normal under the prior; its parts are the draws' from coarse to fine,
     each in the order (channels, rows, columns). In the manner of ladder VAEs (Sønderby et al. 2016,
     Child 2021, arXiv 2011.10650), with every draw in the coordinates of its prior's noise.
     """
 
-    opened: Tensor
-    paid: Tensor
+    opened: Float[Tensor, " levels"]
+    paid: Float[Tensor, " levels"]
 
     def __init__(self, channels: int, side: int, config: ModelConfig) -> None:
         super().__init__()
@@ -80,19 +84,19 @@ class Decoder(nn.Module):
             nn.LeakyReLU(0.1), nn.Conv2d(last, last, 3, padding=1), upsample(last, channels, 2)
         )
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
         parts = self.split(latent)
         return self.top_down(latent.shape[0], lambda number, _: parts[number])
 
-    def split(self, latent: Tensor) -> list[Tensor]:
-        """(B,L) -> the draws (B,channels,side,side), from coarse to fine."""
+    def split(self, latent: Float[Tensor, "B L"]) -> list[Part]:
+        """The draws of a latent, from coarse to fine."""
         return [
             part.unflatten(1, shape)
             for part, shape in zip(latent.split(self.sizes, dim=1), self.draws_of, strict=True)
         ]
 
-    def top_down(self, batch: int, choose: Choose) -> Tensor:
-        """An image (batch,C,H,W), the latent of each draw chosen when the state is known."""
+    def top_down(self, batch: int, choose: Choose) -> Float[Tensor, "B C H W"]:
+        """B = batch images; `choose` gives the latents of each draw when its turn comes."""
         state = self.start.expand(batch, -1, -1, -1)
         number = 0
         for place, side in enumerate(self.sides):
@@ -105,8 +109,8 @@ class Decoder(nn.Module):
                 state = self.up[place](state)
         return at_least_single(self.exit(state)).sigmoid()
 
-    def opened_of(self, number: int) -> Tensor:
-        """1 where the level of a draw is used, else 0: ()."""
+    def opened_of(self, number: int) -> Float[Tensor, ""]:
+        """1 where the level of a draw is used, else 0."""
         return self.opened[self.levels_of[number]]
 
     def open(self, progress: float, warmup: float = 0.0) -> float:

@@ -3,9 +3,11 @@
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
+from pipeline.models.decoder import Features, Part
 from pipeline.models.layers import at_least_single, downsample, head, residual_blocks
 
 
@@ -31,16 +33,16 @@ class Encoder(nn.Module):
             for level in config.draws
         )
 
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        """(B,C,H,W) in [0,1] -> features (B,c,s,s) of every side s."""
+    def forward(self, image: Float[Tensor, "B C H W"]) -> dict[int, Features]:
+        """The features of every side, by the side; images in [0,1]."""
         found = {self.sides[0]: self.stem(image - 0.5)}
         for (high, low), layers in zip(pairwise(self.sides), self.down, strict=True):
             found[low] = layers(found[high])
         return found
 
     def posterior(
-        self, number: int, state: Tensor, features: dict[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+        self, number: int, state: Features, features: dict[int, Features]
+    ) -> tuple[Part, Part]:
         """Mean and log-variance of a draw, in the coordinates of its prior's noise.
 
         Zero is the prior itself: what the network gives is a correction of it, as in NVAE (Vahdat,

@@ -1,6 +1,7 @@
-"""G: latent -> the kernel by which the model currently blurs."""
+"""G: from a latent to the kernel by which the model currently blurs."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
@@ -16,7 +17,7 @@ INITIAL_DECAY = 3.0
 
 
 class KernelNetwork(nn.Module):
-    """(B,L) -> softmax kernel (B,1,s,s): non-negative, sum 1, peaked at first."""
+    """A softmax kernel for each latent: non-negative, sum 1, peaked at first."""
 
     def __init__(self, kernel_size: int, config: ModelConfig) -> None:
         """kernel_size s in pixels, odd. Raises ValueError on an even one."""
@@ -36,7 +37,7 @@ class KernelNetwork(nn.Module):
             last.weight.mul_(0.1)
             last.bias.copy_(-INITIAL_DECAY * radius.flatten())
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B 1 s s"]:
         # Softmax in float32 at least: half precision would round a peaked kernel's tail to zero.
         with torch.autocast(latent.device.type, enabled=False):
             logits = self.body(self._pooled(at_least_single(latent)))

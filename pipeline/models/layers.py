@@ -1,11 +1,12 @@
 """What encoder and decoder are built of."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), the identity at first. (B,c,H,W) -> (B,c,H,W)."""
+    """x + conv(act(conv(act(x)))), the identity at first."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -15,7 +16,7 @@ class ResidualBlock(nn.Module):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "B c H W"]) -> Float[Tensor, "B c H W"]:
         return features + self.body(features)
 
 
@@ -25,7 +26,7 @@ def residual_blocks(channels: int, count: int) -> list[nn.Module]:
 
 
 def head(channels_in: int, channels: int, channels_out: int) -> nn.Sequential:
-    """act, 3×3, act, 1×1: small at first, so that what it corrects starts as it is."""
+    """act, 3×3, act, 1×1: small at first, so that it starts with small corrections."""
     last = nn.Conv2d(channels, channels_out, 1)
     with torch.no_grad():
         last.weight.mul_(0.1)
@@ -57,6 +58,6 @@ def upsample(wide: int, narrow: int, factor: int) -> nn.Sequential:
     )
 
 
-def at_least_single(features: Tensor) -> Tensor:
+def at_least_single(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Half precision widened to float32, as everything outside the convolutions needs it."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -25,7 +26,7 @@ class PriorConfig:
     subjects: int = 5
     """Slices a group, each of another subject: few give sharp samples, many give new ones."""
     images: int = 8000
-    """Training images among which similar ones are looked for: each training slice several times,
+    """Training images among which similar ones are searched: each training slice several times,
     with another deformation."""
     augmentation: float = 0.5
     """Share of data.augmentation under which they are taken: samples need not be as bent and tilted
@@ -46,18 +47,22 @@ class PriorConfig:
 class LatentPrior(nn.Module):
     """z = μ_k + F_k u + s_k ⊙ ε: piece k by chance, u on a sphere of radius √q, ε ~ N(0,I).
 
-    Buffers: centres μ (K,L), factors F (K,L,q), deviations s (K,L). With FFᵀ the sample covariance
-    of a group's posterior means and s² their mean posterior variance, z has the group's mean and
-    covariance. A sphere in place of a Gaussian u: the few members of a group, too, are about as far
-    from its centre as each other.
+    With FFᵀ the sample covariance of a group's posterior means and s² their mean posterior
+    variance, z has the group's mean and covariance. A sphere in place of a Gaussian u: the few
+    members of a group are about equally far from its centre.
+
+    Attributes:
+        centres: μ.
+        factors: F.
+        deviations: s.
     """
 
-    centres: Tensor
-    factors: Tensor
-    deviations: Tensor
+    centres: Float[Tensor, "K L"]
+    factors: Float[Tensor, "K L q"]
+    deviations: Float[Tensor, "K L"]
 
     def __init__(self, latent_size: int, pieces: int, rank: int) -> None:
-        """L, K and q. Standard normal until it is fitted."""
+        """latent_size L, pieces K, rank q. Standard normal until it is fitted."""
         super().__init__()
         if latent_size < 1 or pieces < 1 or rank < 1:
             raise ValueError(
@@ -79,8 +84,8 @@ class LatentPrior(nn.Module):
         """Numbers of `forward`'s noise: L + q + 1."""
         return self.latent_size + self.factors.shape[2] + 1
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """Standard normal (B,L+q+1) -> latents (B,L): ε, the direction of u, and what chooses k."""
+    def forward(self, noise: Float[Tensor, "B noise_size"]) -> Float[Tensor, "B L"]:
+        """Latents from standard normal noise: ε, the direction of u, and what chooses k."""
         size, rank = self.latent_size, self.factors.shape[2]
         local, direction, last = noise.split([size, rank, 1], dim=1)
         pieces = len(self.centres)
@@ -91,8 +96,10 @@ class LatentPrior(nn.Module):
         )
         return self.centres[chosen] + blended + self.deviations[chosen] * local
 
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (count,L)."""
+    def sample(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "count L"]:
+        """Draw latents; the generator is on this device."""
         like = self.centres
         noise = torch.randn(
             (count, self.noise_size), generator=generator, device=like.device, dtype=like.dtype
@@ -101,9 +108,11 @@ class LatentPrior(nn.Module):
 
 
 def pieces_of(
-    means: Tensor, deviations: Tensor, generator: torch.Generator | None = None
+    means: Float[Tensor, "K m L"],
+    deviations: Float[Tensor, "K m L"],
+    generator: torch.Generator | None = None,
 ) -> LatentPrior:
-    """The prior of groups of posteriors: means and standard deviations (K,m,L), m slices a group.
+    """The prior of K groups of m posteriors, from their means and standard deviations.
 
     F is the groups' centred means over √(m−1), mixed by a random rotation so that no column is one
     subject's.

@@ -1,5 +1,6 @@
-"""From a reconstruction to how far off it can be at each pixel."""
+"""From a reconstruction to the size of its error at each pixel."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.layers import ResidualBlock, at_least_single, downsample, upsample
@@ -8,14 +9,14 @@ WIDTH = 16
 
 
 class ScaleNetwork(nn.Module):
-    """(B,C,H,W) in [0,1] -> a logit for each pixel value (B,C,H,W), float32.
+    """A logit for each pixel value of images in [0,1], float32.
 
     A small U-Net (Ronneberger et al. 2015) over three sides, with sums in place of concatenations:
-    what is near a pixel decides, and about where in the image it lies.
+    it sees a pixel's neighbourhood, and roughly where in the image the pixel lies.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], start: float) -> None:
-        """image_shape (C,H,W); start: the logit that is put out at first, but for a little.
+        """image_shape (C,H,W); start: about the logit that it gives before training.
 
         Raises ValueError for sides that 4 does not divide.
         """
@@ -36,7 +37,7 @@ class ScaleNetwork(nn.Module):
         nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(last.bias, start)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         fine = self.stem(image)
         coarse = self.down(fine)
         return at_least_single(self.head(fine + self.up(coarse + self.bottom(coarse))))

@@ -4,59 +4,75 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
 from pipeline.models.decoder import Decoder
 from pipeline.models.encoder import Encoder
 
+# Of all draws (B,L), or of one (B,channels,side,side).
+Latents = Float[Tensor, "B ..."]
+
 
 @dataclass(frozen=True)
 class Posterior:
-    """N(mean, exp(log_variance)), (B,L), where the prior is N(0,I).
+    """N(mean, exp(log_variance)) of a latent whose prior is N(0,I).
 
     Of several draws it is the posterior on one way down: each draw's given the latents that were
     chosen before it. Of one draw it is q(z|x).
     """
 
-    mean: Tensor
-    log_variance: Tensor
+    mean: Latents
+    log_variance: Latents
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None) -> Latents:
         """Reparameterised draw (Kingma & Welling 2014)."""
         return self.at(torch.empty_like(self.mean).normal_(generator=generator))
 
-    def at(self, noise: Tensor) -> Tensor:
-        """The latent that standard normal noise of its shape stands for."""
+    def at(self, noise: Latents) -> Latents:
+        """The latent that standard normal noise becomes under this posterior."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
-    def divergence(self) -> Tensor:
-        """KL of each number from N(0,1), nats, of the mean's shape."""
+    def divergence(self) -> Latents:
+        """KL of each number from N(0,1), nats."""
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
 
-    def rate(self) -> Tensor:
-        """KL(q ‖ N(0,I)) in nats, summed over the latent: (B,)."""
+    def rate(self) -> Float[Tensor, " B"]:
+        """KL(q ‖ N(0,I)), summed over the latent, nats."""
         return self.divergence().flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What an image becomes on one way down: latent (B,L), where it came from, its image.
+    """What an image becomes on one way down through the levels.
 
-    latent: chosen at the noise that was asked for; reconstruction (B,C,H,W) = decode(latent).
     Averaged over standard normal noise, the posterior's rate is exactly the KL of the joint
     posterior from the joint prior (chain rule: each draw's given those before it).
+
+    Attributes:
+        posterior: of the latent.
+        latent: drawn from it with the noise that was given.
+        reconstruction: decode(latent).
     """
 
     posterior: Posterior
-    latent: Tensor
-    reconstruction: Tensor
+    latent: Float[Tensor, "B L"]
+    reconstruction: Float[Tensor, "B C H W"]
 
 
 class VAE(nn.Module):
     """Hierarchical VAE for square images of side 32, 64, 128 or 256 with 1 or 3 channels.
 
-    Everywhere outside, a latent is one tensor (B,L) that is N(0,I) under the prior.
+    Outside of it a latent is one tensor (B,L) that is N(0,I) under the prior.
+
+    Example:
+        >>> model = VAE((1, 32, 32), ModelConfig(levels=[Level(4, 2)], width=4, max_width=8))
+        >>> images = torch.rand(2, 1, 32, 32)
+        >>> model(images).reconstruction.shape
+        torch.Size([2, 1, 32, 32])
+        >>> model.decode(model.encode(images).mean).shape
+        torch.Size([2, 1, 32, 32])
     """
 
     def __init__(self, image_shape: tuple[int, int, int], config: ModelConfig) -> None:
@@ -70,14 +86,20 @@ class VAE(nn.Module):
         self.encoder = Encoder(channels, height, config)
         self.decoder = Decoder(channels, height, config)
 
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Inference:
+    def forward(
+        self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B L"] | None = None
+    ) -> Inference:
         """`infer`."""
         return self.infer(image, noise)
 
-    def infer(self, image: Tensor, noise: Tensor | None = None) -> Inference:
-        """(B,C,H,W) in [0,1] and standard normal noise (B,L) -> one way down through the posterior.
+    def infer(
+        self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B L"] | None = None
+    ) -> Inference:
+        """One way down through the levels, each draw from its posterior.
 
-        Without noise every draw is its posterior's mean.
+        Args:
+            image: intensity in [0,1].
+            noise: standard normal; without it every draw is its posterior's mean.
         """
         features = self.encoder(image)
         parts = None if noise is None else self.decoder.split(noise)
@@ -98,27 +120,29 @@ class VAE(nn.Module):
         )
         return Inference(Posterior(mean, log_variance), latent, reconstruction)
 
-    def encode(self, image: Tensor) -> Posterior:
-        """(B,C,H,W) in [0,1] -> posterior, each draw's given the means before it."""
+    def encode(self, image: Float[Tensor, "B C H W"]) -> Posterior:
+        """The posterior of images in [0,1], each draw's given the means before it."""
         return self.infer(image).posterior
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """(B,L) -> reconstruction (B,C,H,W) in [0,1]."""
+    def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
+        """The reconstruction, in [0,1]."""
         return self.decoder(latent)
 
-    def prior_latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw from the prior N(0,I): (count,L)."""
+    def prior_latents(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "count L"]:
+        """Draw from the prior N(0,I)."""
         like = next(self.parameters())
         shape = (count, self.latent_size)
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    def paid_rate(self, rates: Mapping[int, Tensor]) -> Tensor:
-        """What of the levels' rates counts in the loss while levels come to pay theirs, (B,)."""
+    def paid_rate(self, rates: Mapping[int, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
+        """The part of the levels' rates that counts in the loss while levels come to pay theirs."""
         shares = {level.side: self.decoder.paid[n] for n, level in enumerate(self.decoder.levels)}
         return torch.stack([shares[side] * rate for side, rate in rates.items()]).sum(dim=0)
 
-    def rates(self, posterior: Posterior) -> dict[int, Tensor]:
-        """The posterior's rate by the side of the level, (B,) each, nats."""
+    def rates(self, posterior: Posterior) -> dict[int, Float[Tensor, " B"]]:
+        """The posterior's rate by the side of the level, nats."""
         found: dict[int, Tensor] = {}
         parts = posterior.divergence().split(self.decoder.sizes, dim=1)
         for (_, side, _), part in zip(self.decoder.draws_of, parts, strict=True):

@@ -5,6 +5,13 @@ class InputError(Exception):
     """A bad input, told in one line that names the file or key and the way out.
 
     The command line prints the text and exits with code 2; nothing has been half-written.
+
+    Example:
+        >>> try:
+        ...     load_config("missing.yaml")
+        ... except InputError as error:
+        ...     print(error)
+        there is no configuration file missing.yaml
     """
 
     def __init__(self, message: str) -> None:

@@ -145,7 +145,15 @@ def manifest_bytes(manifest: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. Pixels are read on demand, memory-mapped and read-only."""
+    """An opened store. Pixels are read on demand, memory-mapped and read-only.
+
+    Example:
+        >>> store = Store.open("work/stores/demo")
+        >>> len(store.subjects("train")), store.image_shape
+        (3, (1, 32, 32))
+        >>> store.images(store.subjects("test")[0]).dtype  # intensity in [0, 1]
+        dtype('float32')
+    """
 
     path: Path
     manifest: dict[str, Any]

@@ -155,7 +155,12 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    Example:
+        >>> Config().training.batch_size
+        16
+    """
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -73,9 +73,18 @@ def config_of(parser: ArgumentParser, arguments: Namespace) -> Config:
 
 
 def load_config(path: str | Path, *overrides: str) -> Config:
-    """A configuration from a YAML file: load_config("configs/demo.yaml", "--training.epochs=5").
+    """A configuration from a YAML file.
 
-    overrides: as on the command line. Raises InputError, naming the file or key, in one line.
+    Args:
+        path: of the YAML file.
+        overrides: as on the command line.
+
+    Raises:
+        InputError: with the file or key, in one line.
+
+    Example:
+        >>> load_config("configs/demo.yaml", "--training.epochs=5").training.epochs
+        5
     """
     if not Path(path).is_file():
         raise InputError(f"there is no configuration file {path}")

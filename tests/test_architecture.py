@@ -81,6 +81,7 @@ def test_imports_run_downwards_only(path: Path) -> None:
 def test_the_pipeline_sees_the_face_of_the_preparation_alone(path: Path) -> None:
     name = _name(path)
     for imported in _imports(path):
+        assert imported != name.split(".")[0], f"{name} imports the face of its own package"
         if name.startswith("data_prep"):
             assert not imported.startswith("pipeline"), f"{name} imports {imported}"
         elif imported.startswith("data_prep"):

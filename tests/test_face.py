@@ -75,19 +75,22 @@ def in_notebook(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def _examples(face: ModuleType) -> dict[str, list[doctest.DocTest]]:
-    names = {name: getattr(face, name) for name in face.__all__}
-    given = {"np": np, "torch": torch, "Path": Path, **names}
-    find = doctest.DocTestFinder(exclude_empty=True).find
+    given = {name: getattr(module, name) for module in FACES for name in module.__all__}
+    find = doctest.DocTestFinder().find
     return {
-        name: [test for test in find(value, name, globs=given) if test.examples]
-        for name, value in names.items()
-        if not inspect.ismodule(value)
+        name: [
+            test
+            for test in find(given[name], name, globs={"torch": torch, "Path": Path, **given})
+            if test.examples
+        ]
+        for name in face.__all__
+        if not inspect.ismodule(given[name])
     }
 
 
 @name_of
 def test_the_examples_of_exported_names_hold(face: ModuleType, in_notebook: Path) -> None:
-    """They assume what the package's docstring says: numpy, torch and the face are imported."""
+    """They take the names of both faces, torch and Path as imported."""
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     for tests in _examples(face).values():
         for test in tests:
@@ -97,6 +100,63 @@ def test_the_examples_of_exported_names_hold(face: ModuleType, in_notebook: Path
 
 def test_every_exported_name_has_an_example() -> None:
     assert [name for name, tests in _examples(pipeline).items() if not tests] == []
+
+
+def test_a_notebook_needs_the_faces_alone(in_notebook: Path) -> None:
+    """From a store and a configuration to a gradient, scores, and a reconstruction by a package."""
+    store = pipeline.open_store("demo", Path("work"))
+    entry = store.subjects("test")[0]
+    values = store.images(entry)
+    assert values.dtype == np.float32 and 0 <= values.min() < values.max() <= 1
+    images = pipeline.SliceDataset(store, [entry]).of_subject(0)
+    torch.testing.assert_close(images, torch.from_numpy(values))
+
+    config = pipeline.load_config(
+        "configs/demo.yaml", "--training.epochs=3", "--model.levels=[{side: 8, channels: 2}]"
+    )
+    assert config.training.epochs == 3
+    with pytest.raises(pipeline.InputError, match="nowhere"):
+        pipeline.load_config("nowhere.yaml")
+    model = pipeline.VAE(store.image_shape, config.model)
+    found = model(images)
+    term = pipeline.build_term(
+        pipeline.LikelihoodConfig(term="gaussian", scale=0.1), store.image_shape
+    )
+    nats = term(images, found.reconstruction).value
+    (nats + found.posterior.rate()).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+    kernel = torch.zeros(1, 1, 5, 5)
+    kernel[..., 2, 2] = 1
+    transfer = pipeline.transfer_function(kernel, (32, 32))
+    assert pipeline.kernel_loss(images, images, transfer).max() < 1e-6
+    weight = pipeline.precision(transfer, 1.0, "positive_definite")  # 1/2 at all frequencies
+    residual = images - found.reconstruction
+    torch.testing.assert_close(pipeline.gaussian_nll(residual, weight, 0.1 / 2**0.5), nats)
+    assert pipeline.psnr(0 * images, 0 * images + 0.1).mean() == pytest.approx(20, abs=1e-3)
+    assert pipeline.ssim(images, images).min() == pytest.approx(1)
+    assert pipeline.high_frequency_ratio(images, images) == 1
+
+    package = pipeline.decoder_package.load("work/packages/demo")
+    scanner = pipeline.MaskedFourier(pipeline.cartesian_mask((32, 32), 2))
+    measured = scanner.forward(images)
+    guess = scanner.adjoint(measured)
+    solution = pipeline.solve(
+        package, scanner, measured, 0.01, guess, pipeline.SolverSettings(20, 20)
+    )
+    misfit = (scanner.forward(solution.image) - measured).abs().mean()
+    assert misfit < (scanner.forward(solution.drawn) - measured).abs().mean()
+
+
+def test_k_space_is_the_faces_as_well() -> None:
+    """Of all samples the adjoint is the inverse; of half of them it is not."""
+    image = torch.rand(1, 1, 32, 32)
+    for acceleration in (1, 2):
+        mask = pipeline.cartesian_mask((32, 32), acceleration, 0.25)
+        assert mask.mean() == pytest.approx(1 / acceleration)
+        scanner = pipeline.MaskedFourier(mask)
+        error = (scanner.adjoint(scanner.forward(image)) - image).abs().max()
+        assert (error < 1e-5) == (acceleration == 1)
 
 
 @pytest.mark.parametrize("name", ["data_prep", "pipeline", "data_prep.volume.transforms"])

@@ -16,7 +16,16 @@ Choice = Literal["best", "fitted", "term"]
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
-    """A decoder package by name under WORK/packages, by path, or by its address in MLflow."""
+    """A decoder package by name under WORK/packages, by path, or by its address in MLflow.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+
+    Example:
+        >>> package = open_package("demo")
+        >>> package.decode(torch.zeros(1, package.latent_size)).shape
+        torch.Size([1, 1, 32, 32])
+    """
     return load(source if is_address(source) else find_folder(source, "packages"), device)
 
 

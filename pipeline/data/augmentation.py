@@ -1,11 +1,12 @@
-"""Random but plausible changes of a batch: anatomy's and the scanner's variety.
+"""Random but plausible changes of a batch, of anatomy and of the scanner's contrast.
 
-Drawing the random parameters stands apart from the mathematics that applies them.
+Random parameters are drawn in one function and applied in another.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,17 +46,20 @@ class AugmentationConfig:
 class Deformation:
     """One deformation and contrast for each image of a batch.
 
-    matrix (B,2,3) maps output to input coordinates in [-1,1]; displacement (B,2,p,p) is added on
-    a coarse grid, same units; log_gamma and gain (B,).
+    Attributes:
+        matrix: from output to input coordinates, both in [-1,1].
+        displacement: added on a coarse grid, in the same unit.
+        log_gamma: of the contrast x^γ.
+        gain: of the brightness.
     """
 
-    matrix: Tensor
-    displacement: Tensor
-    log_gamma: Tensor
-    gain: Tensor
+    matrix: Float[Tensor, "B 2 3"]
+    displacement: Float[Tensor, "B 2 p p"]
+    log_gamma: Float[Tensor, " B"]
+    gain: Float[Tensor, " B"]
 
     def part(self, rows: slice) -> "Deformation":
-        """Those of some images of the batch."""
+        """The deformations of some images of the batch."""
         return Deformation(*(getattr(self, name)[rows] for name in vars(self)))
 
     def to(self, device: torch.device) -> "Deformation":
@@ -95,8 +99,8 @@ def draw(
     )
 
 
-def apply(images: Tensor, deformation: Deformation) -> Tensor:
-    """(B,C,H,W) in [0,1] -> the same, deformed and with another contrast; outside is 0.
+def apply(images: Float[Tensor, "B C H W"], deformation: Deformation) -> Float[Tensor, "B C H W"]:
+    """Deform images in [0,1] and change their contrast; outside of an image is 0.
 
     Bicubic throughout: bilinear resampling would take about half of the power above 0.25
     cycles/pixel from what the model learns, and no loss could give it back.
@@ -119,9 +123,12 @@ def apply(images: Tensor, deformation: Deformation) -> Tensor:
 
 
 def augment(
-    images: Tensor, config: AugmentationConfig, flip: bool, generator: torch.Generator
-) -> Tensor:
-    """Draw and apply in one go; the identity where augmentation is off."""
+    images: Float[Tensor, "B C H W"],
+    config: AugmentationConfig,
+    flip: bool,
+    generator: torch.Generator,
+) -> Float[Tensor, "B C H W"]:
+    """`draw` and `apply`; the images themselves where augmentation is off."""
     if not config.enabled:
         return images
     return apply(images, draw(images.shape[0], config, flip, generator).to(images.device))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -18,7 +19,7 @@ RESIDENT_SHARE = 0.3
 class EpochSampler(Sampler[list[int]]):
     """Indices of one epoch's full batches, in an order that seed and `epoch` decide.
 
-    What is left over waits for another epoch; fewer items than a batch make one batch of all.
+    Items beyond the last full batch are left out; fewer items than a batch make one batch of all.
     `epoch` and `start`, the batch to begin with, may be set between iterations. With several
     processes each gets its own `rows` of every batch.
     """
@@ -33,7 +34,7 @@ class EpochSampler(Sampler[list[int]]):
         *,
         longest: int = 0,
     ) -> None:
-        """longest: most batches of an epoch, a random part of the items then; 0 = no limit.
+        """longest: most batches of an epoch, a random part of the items; 0 = no limit.
 
         Raises ValueError where the processes can't share a batch evenly.
         """
@@ -60,10 +61,10 @@ class EpochSampler(Sampler[list[int]]):
 
 
 class Batches:
-    """Iterating gives the batches of the sampler's epoch on the device, float32 (b,C,H,W).
+    """Iterating gives the batches of the sampler's epoch on the device, float32.
 
     Slices are read from memory-mapped shards, ahead of time by worker processes if there are any,
-    and copied to a GPU from pinned memory; or all of them lie on the device.
+    and copied to a GPU from pinned memory; or all of them are kept on the device.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Batches:
                 worker_init_fn=_leave_signals_to_the_parent,
             )
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Float[Tensor, "b C H W"]]:
         if self._loader is not None:
             for batch in self._loader:
                 yield batch.to(self.device, non_blocking=True)
@@ -99,7 +100,7 @@ def _resident(data: SliceDataset, config: DataConfig, device: torch.device) -> b
     if config.on_device != "auto":
         return config.on_device == "always"
     if device.type != "cuda":
-        return False  # a memory map costs nothing to look into
+        return False  # the memory map is in memory already
     free, _ = torch.cuda.mem_get_info(device)
     return data.bytes < RESIDENT_SHARE * free
 
@@ -109,6 +110,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole group: the parent still wants its batch."""
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent ends it in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

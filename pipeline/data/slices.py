@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int16
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -39,7 +40,20 @@ class DataConfig:
 
 
 def open_store(name: str, work: Path) -> Store:
-    """Open a store by name (under work/stores) or by path. Raises InputError with the way out."""
+    """Open a prepared store.
+
+    Args:
+        name: of a store under work/stores, or a path.
+        work: the folder of everything generated.
+
+    Raises:
+        InputError: there is no such store, or it can't be read.
+
+    Example:
+        >>> store = open_store("demo", Path("work"))
+        >>> store.images(store.subjects("test")[0]).dtype
+        dtype('float32')
+    """
     try:
         return Store.open(find_folder(name, "stores", work))
     except StoreError as error:
@@ -47,9 +61,15 @@ def open_store(name: str, work: Path) -> Store:
 
 
 class SliceDataset(Dataset[Tensor]):
-    """All slices of some subjects, read from the memory-mapped shards as they are asked for.
+    """All slices of some subjects, each read from its memory-mapped shard when it is used.
 
     Item i is float32 (C,H,W) in [0,1]; `subject_of[i]` is the subject's index in `subjects`.
+
+    Example:
+        >>> store = open_store("demo", Path("work"))
+        >>> data = SliceDataset(store, store.subjects("train"))
+        >>> data[0].shape, data.of_subject(0, limit=4).shape
+        (torch.Size([1, 32, 32]), torch.Size([4, 1, 32, 32]))
     """
 
     def __init__(self, store: Store, subjects: Sequence[SubjectEntry]) -> None:
@@ -63,20 +83,20 @@ class SliceDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.subject_of)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Float[Tensor, "C H W"]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """Float32 (n,C,H,W) in [0,1]. Raises InputError where a shard is damaged."""
+    def __getitems__(self, indices: Sequence[int]) -> Float[Tensor, "n C H W"]:
+        """Several items, in [0,1]. Raises InputError where a shard is damaged."""
         return self.intensity(self._raw(indices))
 
     @staticmethod
-    def intensity(raw: Tensor) -> Tensor:
-        """16 bits of the store -> float32 in [0,1]; torch has few operations on uint16."""
+    def intensity(raw: Int16[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """16 bits of the store as float32 in [0,1]; torch has few operations on uint16."""
         return raw.int().bitwise_and(0xFFFF).float() / 65535.0
 
-    def resident(self, device: torch.device) -> Tensor:
-        """All slices as the store's bits, int16 (n,C,H,W), copied to the device shard by shard."""
+    def resident(self, device: torch.device) -> Int16[Tensor, "n C H W"]:
+        """The bits of all slices, copied to the device shard by shard."""
         found = torch.empty((len(self), *self.store.image_shape), dtype=torch.int16, device=device)
         for start, stop in pairwise(self.first):
             found[start:stop] = self._raw(range(start, stop)).to(device)
@@ -84,7 +104,7 @@ class SliceDataset(Dataset[Tensor]):
 
     @property
     def bytes(self) -> int:
-        """What `resident` takes in memory."""
+        """Memory that `resident` needs."""
         return 2 * len(self) * math.prod(self.store.image_shape)
 
     def _raw(self, indices: Sequence[int]) -> Tensor:
@@ -106,8 +126,8 @@ class SliceDataset(Dataset[Tensor]):
         # Workers open their own memory maps: a pickled map would carry the pixels along.
         return {**self.__dict__, "_shards": {}}
 
-    def of_subject(self, subject: int, limit: int = 0) -> Tensor:
-        """Slices of one subject, (n,C,H,W): at most `limit`, evenly spread; 0 = all."""
+    def of_subject(self, subject: int, limit: int = 0) -> Float[Tensor, "n C H W"]:
+        """Slices of one subject: at most `limit`, evenly spread; 0 = all."""
         start, stop = (int(first) for first in self.first[subject : subject + 2])
         count = min(limit, stop - start) if limit else stop - start
         return self.__getitems__(np.linspace(start, stop - 1, count).round().astype(int).tolist())

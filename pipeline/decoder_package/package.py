@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.blur.spectrum import transfer_function
@@ -51,6 +52,12 @@ class DecoderPackage(nn.Module):
     and InputError is raised where their law is needed. `which` says the law that `law`,
     `log_likelihood`, `sample` and `standard_deviation` use, and may be set: the fitted one where
     the package has it.
+
+    Example:
+        >>> package = open_package("demo")  # a DecoderPackage
+        >>> images = package.sample(2)
+        >>> package.log_likelihood(images, package.encode(images).mean).shape
+        torch.Size([2])
     """
 
     def __init__(self, metadata: dict[str, Any]) -> None:
@@ -91,19 +98,19 @@ class DecoderPackage(nn.Module):
         """Stays in evaluation mode: in training mode a likelihood would refit its scale."""
         return super().train(False)
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
         """`decode`."""
         return self.decode(latent)
 
     def decode(
         self,
-        latent: Tensor,
+        latent: Float[Tensor, "B L"],
         *,
         intensities: Literal["unit", "scanner"] = "unit",
         low: float | None = None,
         high: float | None = None,
-    ) -> Tensor:
-        """z -> the mean of p(x|z), (B,C,H,W) in [0,1], or in a scanner's unit.
+    ) -> Float[Tensor, "B C H W"]:
+        """z -> the mean of p(x|z), in [0,1] or in a scanner's unit.
 
         low, high: of "scanner", the intensities inside a brain that are 0 and 1 to the model, its
         percentiles `prepare_keys["lower_percentile"]` and `["upper_percentile"]`; a dark surround
@@ -117,15 +124,15 @@ class DecoderPackage(nn.Module):
             raise ValueError("say low and high, the intensities that are 0 and 1 to the model")
         return to_scanner(image, low, high)
 
-    def encode(self, image: Tensor) -> Posterior:
-        """x -> the posterior (B,L), each draw's given the means of those before it.
+    def encode(self, image: Float[Tensor, "B C H W"]) -> Posterior:
+        """x -> the posterior, each draw's given the means of those before it.
 
         Its mean is the latent to reconstruct with. Raises ValueError on another shape.
         """
         self._check(image, self.image_shape, "images")
         return self.vae.encode(image)
 
-    def up_to(self, latent: Tensor, side: int) -> Tensor:
+    def up_to(self, latent: Float[Tensor, "B L"], side: int) -> Float[Tensor, "B L"]:
         """z without what levels finer than `side` add: their draws are their prior's means.
 
         Decoded it is the image as far as its coarse levels know it: a lesion that the finest levels
@@ -140,15 +147,15 @@ class DecoderPackage(nn.Module):
         kept = [p if s <= side else torch.zeros_like(p) for p, s in zip(parts, sides, strict=True)]
         return torch.cat(kept, dim=1)
 
-    def kernel(self, latent: Tensor) -> Tensor | None:
-        """z -> the kernel (B,1,s,s) of what the model blurs, sum 1; None without a network."""
+    def kernel(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B 1 s s"] | None:
+        """z -> the kernel by which the model blurs, sum 1; None without a network."""
         if self.kernel_network is None:
             return None
         self._check(latent, (self.latent_size,), "latents")
         return self.kernel_network(latent)
 
-    def precision(self, latent: Tensor) -> Tensor:
-        """z -> λ (B,1,H,W//2+1) of the term's law, in rfft2's layout, without unit.
+    def precision(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B 1 H half_W"]:
+        """z -> λ of the term's law, in rfft2's layout, without unit.
 
         Ones for gaussian. log N(x; decode(z), σ²C) is −gaussian_nll(x − decode(z), λ, σ) for every
         term that has a λ. Raises InputError for a term that has none.
@@ -177,7 +184,9 @@ class DecoderPackage(nn.Module):
         assert isinstance(found, GaussianLaw)
         return float(found.deviation)
 
-    def law(self, latent: Tensor, decoded: Tensor | None = None) -> Law:
+    def law(
+        self, latent: Float[Tensor, "B L"], decoded: Float[Tensor, "B C H W"] | None = None
+    ) -> Law:
         """z -> the law of x − decode(z), by `which`. Raises InputError where there is none.
 
         decoded: decode(z), where it is known already.
@@ -197,15 +206,17 @@ class DecoderPackage(nn.Module):
             )
         return self.residual(self.decode(latent) if decoded is None else decoded)
 
-    def standard_deviation(self, latent: Tensor) -> Tensor:
-        """z -> the standard deviation of each pixel of p(x|z), (B,C,H,W), intensity units.
+    def standard_deviation(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
+        """z -> the standard deviation of each pixel of p(x|z), intensity units.
 
         How far an image lies from decode(z), z known; InputError where `law` raises it.
         """
         return self.law(latent).standard_deviation(torch.Size((len(latent), *self.image_shape)))
 
-    def log_likelihood(self, image: Tensor, latent: Tensor) -> Tensor:
-        """log p(x|z) of each image (B,), nats, exact, every constant included.
+    def log_likelihood(
+        self, image: Float[Tensor, "B C H W"], latent: Float[Tensor, "B L"]
+    ) -> Float[Tensor, " B"]:
+        """log p(x|z) of each image, nats, exact, every constant included.
 
         Differentiable in x and z, through the kernel and the deviations too. Under the fitted law
         it depends on the floor of its deviations, `metadata["residual"]["floor"]`: compare only
@@ -218,16 +229,16 @@ class DecoderPackage(nn.Module):
         density = self._likelihood()
         return -density(image, self.decode(latent), self._transfer(latent)).value
 
-    def log_prior(self, latent: Tensor) -> Tensor:
-        """log N(z; 0, I) of each latent (B,), nats."""
+    def log_prior(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        """log N(z; 0, I) of each latent, nats."""
         self._check(latent, (self.latent_size,), "latents")
         return -0.5 * (latent.square().sum(dim=1) + self.latent_size * math.log(2 * math.pi))
 
     @torch.no_grad()
     def sample(
         self, count: int, generator: torch.Generator | None = None, *, noise: bool = False
-    ) -> Tensor:
-        """Images (count,C,H,W) of latents from the prior; the generator is on this device.
+    ) -> Float[Tensor, "count C H W"]:
+        """Images of latents from the prior; the generator is on this device.
 
         The prior is the one that was fitted to the training images' latents, `self.prior`, where
         the package has it, else N(0,I). With `noise` a residual drawn from `law` is added, which

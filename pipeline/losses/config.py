@@ -5,13 +5,18 @@ from typing import Literal
 
 from pipeline.blur.spectrum import Form
 
-# What is fitted after the training, and may be fitted anew.
+# Keys of the law that is fitted after the training, and may be fitted again.
 RESIDUAL_KEYS = ("residual", "residual_floor", "residual_steps")
 
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
-    """Which reconstruction term is trained, and its constants."""
+    """Which reconstruction term is trained, and its constants.
+
+    Example:
+        >>> LikelihoodConfig(form="positive_definite").constant
+        0.025
+    """
 
     term: str = "blur"
     """blur, fourier_gaussian, gaussian, laplace, robust (densities), focal_frequency, ms_ssim,
@@ -26,10 +31,10 @@ class LikelihoodConfig:
     kernel_size: int = 11
     """Side of the blur kernel in pixels, odd: 11 at 64², 41 at 256²."""
     warmup_epochs: int = 10
-    """Epochs under the plain Gaussian term, whatever the term: the kernel network finds its feet,
-    and no term starts from noise, where some of them never let the latent come to life."""
+    """Epochs under the plain Gaussian term, whatever the term: the kernel network settles, and no
+    term starts from noise, where under some terms the latent never carries anything."""
     detach_kernel: bool = True
-    """Whether the kernel is a constant to encoder and decoder (else it may be bent through z)."""
+    """Whether encoder and decoder see the kernel as a constant; else they can change it by z."""
     residual: Literal["fitted", "none"] = "fitted"
     """Whether a law of the residuals is fitted after the training, the decoder untouched: with it
     error bars and analyses are calibrated, whatever the term."""

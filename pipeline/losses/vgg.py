@@ -35,8 +35,8 @@ class Vgg(ReconstructionTerm):
     """
 
     density: ClassVar[bool] = False
-    mean: Tensor
-    deviation: Tensor
+    mean: Float[Tensor, "3 1 1"]
+    deviation: Float[Tensor, "3 1 1"]
 
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         """Raises InputError where there are no weights, ValueError for another shape."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.losses.base import Distortion, ReconstructionTerm
@@ -39,15 +40,15 @@ class WatsonDft(ReconstructionTerm):
     """
 
     density: ClassVar[bool] = False
-    seen: Tensor
-    threshold: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    pooling: Tensor
-    phase: Tensor
-    weights: Tensor
-    transform: Tensor
-    bias: Tensor
+    seen: Int[Tensor, ""]
+    threshold: Float[Tensor, "C 8 5"]
+    brightness: Float[Tensor, " C"]
+    contrast: Float[Tensor, " C"]
+    pooling: Float[Tensor, " C"]
+    phase: Float[Tensor, "C 8 5"]
+    weights: Float[Tensor, " C"]
+    transform: Float[Tensor, "3 3"]
+    bias: Float[Tensor, "3 1 1"]
 
     def __init__(self, config: LikelihoodConfig, image_shape: Shape) -> None:
         super().__init__(config, image_shape)

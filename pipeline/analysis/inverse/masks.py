@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Kind = Literal["variable_density", "equispaced"]
@@ -25,15 +26,20 @@ def cartesian_mask(
     centre_fraction: float = 0.08,
     kind: Kind = "variable_density",
     seed: int | tuple[int, ...] = 0,
-) -> Tensor:
-    """A mask (H,W) float32 of 0 and 1 with round(W / acceleration) whole columns.
+) -> Float[Tensor, "H W"]:
+    """A mask of 0 and 1 with round(W / acceleration) whole columns.
 
     The columns of `centre_columns` are always in it. variable_density draws the others with a
     probability that falls as (1 − |f|/f_max)², as in compressed sensing (Lustig, Donoho, Pauly,
     Sparse MRI, MRM 2007); equispaced spreads them evenly, from a seeded offset (fastMRI).
 
-    Raises ValueError where the acceleration is below 1, the fraction is not in (0,1], or the
-    centre alone holds more columns than the acceleration allows.
+    Raises:
+        ValueError: the acceleration is below 1, the fraction is not in (0,1], or the centre alone
+            holds more columns than the acceleration allows.
+
+    Example:
+        >>> cartesian_mask((32, 32), acceleration=4).mean().item()
+        0.25
     """
     height, width = shape
     if not acceleration >= 1:

@@ -8,6 +8,7 @@ map between real vector spaces: ⟨Ax, y⟩ = ⟨x, A*y⟩.
 from typing import Protocol
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from pipeline.analysis.inverse.fourier import fft2c, ifft2c
@@ -50,10 +51,20 @@ class Within:
 
 
 class MaskedFourier:
-    """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space a coil."""
+    """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space a coil.
 
-    def __init__(self, mask: Tensor, sensitivities: Tensor | None = None) -> None:
-        """mask (H,W) of 0 and 1; sensitivities complex (coils,H,W), one coil of ones without.
+    Example:
+        >>> scanner = MaskedFourier(cartesian_mask((32, 32), acceleration=2))
+        >>> scanner.forward(torch.rand(1, 1, 32, 32)).dtype
+        torch.complex64
+    """
+
+    def __init__(
+        self,
+        mask: Float[Tensor, "H W"],
+        sensitivities: Complex[Tensor, "coils H W"] | Complex[Tensor, "b coils H W"] | None = None,
+    ) -> None:
+        """mask of 0 and 1; without sensitivities there is one coil of ones.
 
         Slices that differ in phase have sensitivities of their own: (b,coils,H,W); images then
         come in batches of n·b, slice by slice. Raises ValueError on other shapes.
@@ -70,8 +81,8 @@ class MaskedFourier:
         self.mask = mask
         self.sensitivities = sensitivities if sensitivities.ndim == 4 else sensitivities[None]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B,1,H,W) -> complex (B,coils,H,W), 0 where nothing was measured."""
+    def forward(self, image: Float[Tensor, "B 1 H W"]) -> Complex[Tensor, "B coils H W"]:
+        """k-space, 0 where nothing was measured."""
         slices = len(self.sensitivities)
         if image.shape[1:] != (1, *self.mask.shape) or len(image) % slices:
             raise ValueError(f"images {tuple(image.shape)} do not fit a mask of "
@@ -79,8 +90,8 @@ class MaskedFourier:
         coils = self.sensitivities * image.unflatten(0, (-1, slices))
         return self.mask * fft2c(coils.flatten(0, 1))
 
-    def adjoint(self, measurement: Tensor) -> Tensor:
-        """Complex (B,coils,H,W) -> (B,1,H,W): zero filling, coils combined, the real part."""
+    def adjoint(self, measurement: Complex[Tensor, "B coils H W"]) -> Float[Tensor, "B 1 H W"]:
+        """Zero filling, coils combined, the real part."""
         coils = ifft2c(self.mask * measurement).unflatten(0, (-1, len(self.sensitivities)))
         combined = (self.sensitivities.conj() * coils).flatten(0, 1)
         return combined.sum(dim=1, keepdim=True).real

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pipeline.analysis.inverse.operators import Operator, complex_noise
@@ -48,7 +49,12 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """How long and from where both phases search."""
+    """How long and from where both phases search.
+
+    Example:
+        >>> SolverSettings(restarts=2, samples=8).latent_steps
+        120
+    """
 
     latent_steps: int = 120
     image_steps: int = 100
@@ -66,13 +72,13 @@ class SolverSettings:
 class Solution:
     """latent z; drawn: decode(z) after the latent phase; image: x of the image phase, in [0,1].
 
-    samples (n,B,C,H,W): draws from the posterior, where there are any; they may leave [0,1].
+    samples: draws from the posterior, where there are any; they may leave [0,1].
     """
 
-    latent: Tensor
-    drawn: Tensor
-    image: Tensor
-    samples: Tensor | None = None
+    latent: Float[Tensor, "B L"]
+    drawn: Float[Tensor, "B C H W"]
+    image: Float[Tensor, "B C H W"]
+    samples: Float[Tensor, "n B C H W"] | None = None
 
 
 # Below this the data would be believed beyond float32's rounding.
@@ -156,9 +162,9 @@ def best_departure(
 def solve(
     prior: Prior,
     operator: Operator,
-    measurement: Tensor,
+    measurement: Shaped[Tensor, "..."],
     noise: float,
-    guess: Tensor,
+    guess: Float[Tensor, "B C H W"],
     settings: SolverSettings,
     notice: Notice = lambda _: None,
 ) -> Solution:
@@ -166,6 +172,17 @@ def solve(
 
     noise: s, intensity units; guess (B,C,H,W): an image to encode as the first start, such as zero
     filling. notice: is told the share that is done. Deterministic for a seed.
+
+    Example:
+        >>> image = torch.rand(1, 1, 32, 32)
+        >>> scanner = MaskedFourier(cartesian_mask((32, 32), acceleration=2))
+        >>> measured = scanner.forward(image)
+        >>> quick = SolverSettings(latent_steps=2, image_steps=2)
+        >>> found = solve(
+        ...     open_package("demo"), scanner, measured, 0.01, scanner.adjoint(measured), quick
+        ... )
+        >>> found.image.shape
+        torch.Size([1, 1, 32, 32])
     """
     noise = max(noise, LEAST_NOISE)
     total = settings.latent_steps * settings.restarts

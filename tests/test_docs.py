@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, and what the configuration holds is described."""
+"""README and docs/: links lead somewhere, what they name exists, and what there is is described."""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.__main__ import COMMANDS
 from pipeline.config import Config
 from pipeline.models.config import Level
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGURATION = ROOT / "docs/configuration.md"
+SECTIONS = "|".join(section.name for section in fields(Config))
 
 
 def _text(page: Path) -> str:
@@ -84,6 +86,38 @@ def _keys(section: Any, prefix: str = "") -> Iterator[str]:
 
 def test_every_key_that_is_described_exists() -> None:
     assert not _described_keys() - set(_keys(Config()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_and_command_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"(?:`|--)((?:{SECTIONS})(?:\.\w+)+)", text)
+    known = {key.removesuffix(".*") for key in _keys(Config())}
+    assert not {key for key in named if not key.endswith((".safetensors", ".pt2"))} - known
+    assert not set(re.findall(r"python -m pipeline ([a-z]+)", text)) - set(COMMANDS)
+    targets = re.findall(r"(?:^ {4}|`)make ([a-z][a-z -]*)", text, re.M)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert not {word for words in targets for word in words.split()} - set(
+        re.findall(r"^([a-z-]+):", makefile, re.M)
+    )
+    for name in re.findall(r"configs/\w+\.yaml", text):
+        assert (ROOT / name).is_file(), name
+
+
+def test_every_reason_for_quarantine_is_explained() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "data_prep").rglob("*.py")]
+    reasons = re.findall(r'(?:VolumeError\(\s*|reason=)"(\w+)"', "".join(sources))
+    section = _text(ROOT / "docs/troubleshooting.md").partition("## Quarantined subjects")[2]
+    rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.M)
+    assert reasons and set(reasons) == set(re.findall(r"`(\w+)`", "".join(rows)))
+
+
+def test_the_glossary_is_sorted_and_an_entry_has_two_lines_at_most() -> None:
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    entries = [entry.strip().splitlines() for entry in text.split("\n## ")[1:]]
+    names = [entry[0].lower() for entry in entries]
+    assert names == sorted(names)
+    assert not [entry[0] for entry in entries if len(entry) > 3]
 
 
 @pytest.mark.parametrize("section", ["model", "prior"])

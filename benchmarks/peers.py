@@ -1,4 +1,4 @@
-"""The models that are compared: other people's VAEs and this project's, behind one interface.
+"""The models that are compared: VAEs of other projects and this one's, behind one interface.
 
 Each peer keeps the loss and the optimiser that it customarily comes with; the notes say which and
 from where. Batches, augmentation and batch size are the same for all.
@@ -117,7 +117,7 @@ class MonaiAutoencoderKL(Peer):
     def __init__(
         self, shape: Shape, device: torch.device, channels: Sequence[int] = MONAI_CHANNELS
     ) -> None:
-        from monai.networks.nets import AutoencoderKL  # here, for it takes seconds
+        from monai.networks.nets import AutoencoderKL  # slow to import
 
         network = AutoencoderKL(
             spatial_dims=2,

@@ -12,8 +12,9 @@ a process of its own with one thread:
 Stage and chain are timed on the second volume of a process, as a worker meets hundreds; imports do
 not count. Figures are processor seconds, so that what else runs on the machine weighs little, and
 medians of the ratios in each round. Memory is the peak resident set of the process, interpreter
-included. Two workers against one is told twice: by the clock, which is worth something only where
-two cores are idle, and by processor seconds a volume, which shows what workers cost one another.
+included. Two workers against one is reported twice: by the clock, which means something only
+where two cores are idle, and by processor seconds per volume, which shows what workers cost one
+another.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def volume(kind: str, seed: int = 0) -> np.ndarray:
     return np.where(radius < 1.7, tissue, 8 * np.abs(noise) + 1e-3).astype(np.float32)
 
 
-def generate(folder: Path, kind: str, people: int = 2) -> None:
+def generate(folder: Path, kind: str, volumes: int = 2) -> None:
     """folder/KIND/1.nii.gz and copies: NIfTI as HCP stores it, from right to left."""
     import gzip
 
@@ -72,8 +73,8 @@ def generate(folder: Path, kind: str, people: int = 2) -> None:
     affine[:3, 3] = 90, -126, -72
     content = gzip.compress(nib.Nifti1Image(volume(kind), affine).to_bytes(), 6)
     (folder / kind).mkdir(parents=True)
-    for person in range(people):
-        (folder / kind / f"{person + 1}.nii.gz").write_bytes(content)
+    for number in range(volumes):
+        (folder / kind / f"{number + 1}.nii.gz").write_bytes(content)
 
 
 def configuration(folder: Path, kind: str, workers: int = 1) -> Any:
@@ -125,7 +126,7 @@ def monai(folder: Path, kind: str) -> None:
     report(begin)
 
 
-def many(folder: Path, kind: str, workers: int, people: int) -> None:
+def many(folder: Path, kind: str, workers: int, volumes: int) -> None:
     """Volumes a second, and processor seconds a volume, of workers that have started already."""
     from data_prep.executors.local import Processes
     from data_prep.sources import path_template as hcp
@@ -133,7 +134,7 @@ def many(folder: Path, kind: str, workers: int, people: int) -> None:
 
     config = configuration(folder, kind, workers)
     found = hcp.discover(config)
-    jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(people)]
+    jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(volumes)]
     # The first result of each worker carries its start and its imports: not counted.
     done = list(Processes(workers).run_all(timed, jobs, lambda job: (0.0, 0.0)))
     ends, seconds = zip(*sorted(done)[workers:], strict=True)

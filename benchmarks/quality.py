@@ -1,4 +1,4 @@
-"""Time to quality: how good reconstructions of unseen people are after so many seconds.
+"""Time to quality: how good reconstructions of unseen subjects are after so many seconds.
 
 Every model trains on the same slices, in the same order, with the same augmentation and batch
 size. The clock of a peer stands still while it is scored; this project's runs on, for its scores
@@ -39,7 +39,7 @@ Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
 METRICS = ("lpips_alex", "psnr", "high_frequency_ratio")
 KEPT = 0.5
 LIMIT = 16
-"""Slices scored of each person, as ValidationMonitor does."""
+"""Slices scored per subject, as in ValidationMonitor."""
 FIRST_SCORES = (5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
 INTERVAL = 20.0
 # No clock and no slow machine comes near: time alone ends a run.
@@ -118,14 +118,14 @@ class Schedule:
 
 
 class Scorer:
-    """Scores reconstructions of the validation people: means over people of means over slices."""
+    """Scores reconstructions of the validation subjects: means over subjects of slice means."""
 
     def __init__(self, store: Store, device: torch.device, limit: int = LIMIT) -> None:
-        """Raises InputError where there is nobody to score on, or no weights for LPIPS."""
+        """Raises InputError where there is no subject to score, or no weights for LPIPS."""
         data = SliceDataset(store, store.subjects("validation"))
         if not len(data):
-            raise InputError(f"store {store.name} has no validation people: see prepare.split")
-        self.people = [
+            raise InputError(f"store {store.name} has no validation subjects: see prepare.split")
+        self.subjects = [
             data.of_subject(index, limit).to(device) for index in range(len(data.subjects))
         ]
         try:
@@ -136,7 +136,7 @@ class Scorer:
     def __call__(self, reconstruct: Reconstruct) -> dict[str, float] | None:
         """The scores by name; None where a reconstruction is not finite."""
         rows = []
-        for images in self.people:
+        for images in self.subjects:
             found, rate = reconstruct(images)
             if not found.isfinite().all():
                 return None
@@ -180,7 +180,7 @@ def train_peer(
     build: Callable[[], Contestant], config: Config, store: Store, scorer: Scorer, seconds: float
 ) -> Run:
     """Train for so many seconds, scoring time not counted; a run that diverges ends early."""
-    device = scorer.people[0].device
+    device = scorer.subjects[0].device
     torch.manual_seed(config.training.seed)
     contestant = build()
     run = Run(contestant.name, contestant.notes, contestant.parameters)
@@ -220,7 +220,7 @@ class ScoringMonitor:
     """A monitor that scores when it is due, and has no pictures."""
 
     def __init__(self, scorer: Scorer, run: Run, seconds: float) -> None:
-        self.images = scorer.people[0][:1]
+        self.images = scorer.subjects[0][:1]
         self.trainer: Trainer | None = None
         self._scorer, self._run, self._seconds = scorer, run, seconds
         self._schedule = Schedule()

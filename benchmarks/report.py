@@ -15,7 +15,7 @@ METRICS = {
     "psnr": ("PSNR, dB", "{:.2f}"),
     "high_frequency_ratio": ("high-frequency ratio", "{:.3f}"),
 }
-# Of matplotlib's colour cycle, told apart by people who see red and green alike.
+# A palette that readers with red-green colour blindness can tell apart (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TICKS = (5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 READING_TARGET = 10.0
@@ -60,7 +60,7 @@ def _header(results: Results) -> list[str]:
         f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} "
         f"threads, torch {machine['torch']}, GPU: {machine['gpu'] or 'none'}",
         f"- store: {store['name']}, digest {store['digest']}, {store['training_slices']} training "
-        f"slices, {store['validation_people']} validation people"
+        f"slices, {store['validation_people']} validation subjects"
         + (", simulated" if store["simulated"] else ""),
         f"- seed {results['seed']}, configuration {results['config']}",
         f"- command: `{results['command']}`",
@@ -115,10 +115,10 @@ def _quality(found: dict[str, Any]) -> list[str]:
         "",
         *_comparison(found),
         "",
-        "What must be known to read this:",
+        "How to read this:",
         "",
-        "- Scores are of validation people, at most 16 slices each, reconstructed from the "
-        "posterior's mean: the mean over people of the mean over slices.",
+        "- Scores are of validation subjects, at most 16 slices each, reconstructed from the "
+        "posterior's mean: the mean over subjects of the mean over slices.",
         "- The best of each metric is over the whole run. High frequencies, best where the ratio "
         f"is nearest 1, count only where PSNR is within {KEPT:g} dB of the run's best: the noise "
         "of a network that has hardly learned has high frequencies, too (see the figure).",
@@ -126,7 +126,7 @@ def _quality(found: dict[str, Any]) -> list[str]:
         "- Peers are not charged for being scored. This project is: its clock is that of the real "
         "training loop, which also validates, writes checkpoints and scores at the ends of epochs "
         "only.",
-        "- Rates differ: who spends more nats may keep more detail.",
+        "- Rates differ: a model that spends more nats may keep more detail.",
     ]
     lines += [f"- {run['name']}: {run['notes']}." for run in found["runs"]]
     lines += [
@@ -241,7 +241,7 @@ def _gpu(results: Results) -> list[str]:
 
 
 def figure(found: dict[str, Any]) -> Figure:
-    """Curves of the three metrics over seconds, a line a model; dotted: a fifth of the time."""
+    """Curves of the three metrics over seconds, a line per model; dotted: a fifth of the time."""
     ticks = [tick for tick in TICKS if tick <= 1.5 * found["seconds"]]
     hints = {"lpips_alex": "lower is better", "psnr": "higher is better"}
     drawn = Figure(figsize=(13, 4.2), layout="constrained")
@@ -262,5 +262,5 @@ def figure(found: dict[str, Any]) -> Figure:
         axes.set_title(f"{title} ({hints.get(name, '1 is as sharp')})")
         axes.grid(alpha=0.3)
     drawn.axes[0].legend(fontsize=9)
-    drawn.suptitle("Validation people; dotted: a fifth of the time", fontsize=10)
+    drawn.suptitle("Validation subjects; dotted: a fifth of the time", fontsize=10)
     return drawn

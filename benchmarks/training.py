@@ -1,4 +1,4 @@
-"""Training against other people's VAEs, and the blur term against the plain Gaussian term.
+"""Training against VAEs of other projects, and the blur term against the plain Gaussian term.
 
     python benchmarks/training.py --store work/stores/hcp64 --config configs/hcp64.yaml
     python benchmarks/training.py --store … --only terms throughput
@@ -9,7 +9,7 @@ over wall-clock seconds, --minutes for each of five models, and this project's o
 schedule in 75 seconds), `throughput` (images/s and multiply-adds of the same models), `reading`
 (how fast batches come from the store). Writes OUT/training.md, OUT/training.json and
 OUT/time_to_quality.png. Everything compared is measured side by side, so that ratios hold on
-another machine, too; do leave the machine alone meanwhile.
+another machine, too; run nothing else on it meanwhile.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PARTS = ("terms", "quality", "throughput", "reading")
 
 
 def judged(runs: Sequence[Run], seconds: float) -> dict[str, Any]:
-    """The part `quality` of training.json: curves, their best points, who was first."""
+    """The part `quality` of training.json: curves, their best points, which model was first."""
     bests = {
         run.name: {
             metric: asdict(point) if (point := best(run.curve, metric)) else None

@@ -1,4 +1,4 @@
-"""Variants of a configuration on people that none of them has seen, at one rate.
+"""Variants of a configuration on unseen subjects, at one rate.
 
     python benchmarks/variants.py --config configs/hcp64.yaml --root /data/HCP_1200 \
         --split validation --seeds 0 --variant levels \
@@ -84,11 +84,11 @@ def train_and_score(variant: list[str], seed: int, options: argparse.Namespace) 
 
 
 def table(results: dict[str, list[Scores]], options: argparse.Namespace) -> str:
-    """Markdown: a row a metric, a column a variant."""
+    """Markdown: a row per metric, a column per variant."""
     seeds, names = len(options.seeds), list(results)
     rate = f"rate target {options.rate:g} nats" if options.rate > 0 else "no rate target"
     lines = [
-        f"{options.split} people, {rate}, {seeds} seeds, {platform.machine()}, "
+        f"{options.split} subjects, {rate}, {seeds} seeds, {platform.machine()}, "
         f"{os.cpu_count()} cores",
         "",
         f"| metric | better | {' | '.join(names)} |",

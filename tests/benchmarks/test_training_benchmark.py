@@ -260,7 +260,8 @@ def test_scored_slices_are_those_of_the_validation_monitor(store_writer: Any, wo
     store = store_writer(work, splits=("train", "validation", "validation"), slices=20)
     scorer, monitor = Scorer(store, CPU), ValidationMonitor(store, CPU)
     assert all(
-        torch.equal(one, other) for one, other in zip(scorer.people, monitor._subjects, strict=True)
+        torch.equal(one, other)
+        for one, other in zip(scorer.subjects, monitor._subjects, strict=True)
     )
     scores = scorer(lambda images: (images, torch.ones(len(images))))
     assert scores == {

@@ -33,8 +33,6 @@ class TrainingConfig:
     """Steps of linear growth before the cosine decay to zero."""
     rate_warmup_steps: int = 300
     """Steps over which the weight of the rate grows from 0 to β: levels find their use first."""
-    level_warmup: float = 0.1
-    """Share of the run over which a level that opens later comes to pay its rate."""
     gradient_clip: float = 1.0
     """Largest gradient norm, of the objective in nats per pixel value; 0 = off."""
     ema_decay: float = 0.999
@@ -79,8 +77,6 @@ class TrainingConfig:
                      "epoch_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
-        if not 0 <= self.level_warmup < 1:
-            raise ValueError(f"training.level_warmup must be in [0, 1), not {self.level_warmup}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}")
         if self.rate_target is not None and self.rate_target <= 0:

@@ -20,7 +20,7 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 
 FORMAT = "sharp-vae-decoder-package"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA = "metadata.json"
 INTENSITY_RANGE = (0.0, 1.0)
 # What `monai.bundle verify_metadata` checks a bundle's metadata by.

@@ -10,6 +10,10 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.decoder import Features, Part
 from pipeline.models.layers import at_least_single, downsample, head, residual_blocks
 
+# Of the posterior at first. Where every draw begins as pure noise (0), the decoder shuts it out
+# before the encoder has found anything to say with it.
+FIRST_LOG_VARIANCE = -3.0
+
 
 class Encoder(nn.Module):
     """Strided convolutions bottom-up, and a head for each draw of the decoder."""
@@ -32,6 +36,12 @@ class Encoder(nn.Module):
             head(2 * widths[level.side], widths[level.side], 2 * level.channels)
             for level in config.draws
         )
+        self.linear = nn.ModuleList(
+            nn.Conv2d(widths[level.side], level.channels, 3, padding=1) for level in config.draws
+        )
+        with torch.no_grad():
+            for level, layers in zip(config.draws, self.heads, strict=True):
+                layers[-1].bias[level.channels :] += FIRST_LOG_VARIANCE
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> dict[int, Features]:
         """The features of every side, by the side; images in [0,1]."""
@@ -46,10 +56,12 @@ class Encoder(nn.Module):
         """Mean and log-variance of a draw, in the coordinates of its prior's noise.
 
         Zero is the prior itself: what the network gives is a correction of it, as in NVAE (Vahdat,
-        Kautz 2020, arXiv 2007.03898).
+        Kautz 2020, arXiv 2007.03898). The mean has a linear path from the features beside the
+        deep one, as the decoder has one to the image.
         """
         side = self.sides_of_draws[number]
         both = self.heads[number](torch.cat([state, features[side]], dim=1))
         mean, log_variance = at_least_single(both).chunk(2, dim=1)
+        mean = mean + at_least_single(self.linear[number](features[side]))
         # exp() of an early outlier would otherwise overflow; the range holds any useful posterior.
         return mean, log_variance.clamp(-12.0, 6.0)

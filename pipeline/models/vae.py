@@ -1,6 +1,5 @@
 """The variational autoencoder: encoder, posterior of every draw, decoder."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -135,11 +134,6 @@ class VAE(nn.Module):
         like = next(self.parameters())
         shape = (count, self.latent_size)
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-    def paid_rate(self, rates: Mapping[int, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-        """The part of the levels' rates that counts in the loss while levels come to pay theirs."""
-        shares = {level.side: self.decoder.paid[n] for n, level in enumerate(self.decoder.levels)}
-        return torch.stack([shares[side] * rate for side, rate in rates.items()]).sum(dim=0)
 
     def rates(self, posterior: Posterior) -> dict[int, Float[Tensor, " B"]]:
         """The posterior's rate by the side of the level, nats."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.files import atomic_file, sync_folder, write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.json", "best.json"
 
 log = logging.getLogger(__name__)

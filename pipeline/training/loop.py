@@ -179,9 +179,7 @@ class Trainer:
 
     def _train_on(self, images: Tensor) -> None:
         self.steps.set_learning_rate(self._learning_rate_factor())
-        opened = self.objective.vae.decoder.open(
-            self._progress(), self.config.training.level_warmup
-        )
+        opened = self.objective.vae.decoder.open(self._progress())
         images, noise = self._augmented(images), self._noise()
         if self._warm_up_just_ended and self.controller.target is not None:
             piece = len(images) // self.config.training.accumulation  # what memory has room for

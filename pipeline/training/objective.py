@@ -159,7 +159,7 @@ class Objective(nn.Module):
             if not self.detach_kernel:
                 frozen = _transfer(self._frozen_kernel(found.latent), image)
         parts = self._parts(image, found, frozen, warm_up)
-        loss = (parts.distortion + beta * self.vae.paid_rate(parts.rates)).mean()
+        loss = (parts.distortion + beta * parts.rate).mean()
         if warm_up:  # processes that share a batch expect a gradient of every parameter
             loss = loss + sum(0.0 * p.sum() for p in self.term.parameters())
         means = {"distortion": parts.distortion.mean(), "rate": parts.rate.mean()}

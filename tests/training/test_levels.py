@@ -46,7 +46,7 @@ def _spied_steps(trainer: Trainer, look: Callable[..., Any]) -> list[Any]:
 def test_levels_open_at_their_share_of_the_steps(tiny_store: Store, tmp_path: Path) -> None:
     """Of 12 steps, 0 to 11: at 0.5 from step 6 on."""
     levels = [Level(4, 2), Level(8, 1, opens=0.3), Level(16, 1, opens=0.5)]
-    trainer = _trainer(tiny_store, tmp_path, model__levels=levels, training__level_warmup=0.0)
+    trainer = _trainer(tiny_store, tmp_path, model__levels=levels)
     seen = _spied_steps(trainer, lambda *_, **__: trainer.objective.vae.decoder.opened.sum().item())
     first, second, third, fourth = _rows(trainer)
     assert seen == [1] * 4 + [2] * 2 + [3] * 6

@@ -9,6 +9,7 @@ from .files import sync_folder as sync_folder
 from .files import work_folder as work_folder
 from .files import writable as writable
 from .files import write_text as write_text
+from .layers import read_layers as read_layers
 from .mlflow_connection import flat_keys as flat_keys
 from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client

@@ -1,7 +1,6 @@
 """Command line: python -m data_prep [verify] --config configs/demo.yaml [--prepare.root DIR] …"""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import yaml
 from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfig
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
+from data_prep.layers import read_layers
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (
@@ -175,27 +175,17 @@ def _own(arguments: list[str], files: list[str]) -> Iterator[str]:
 
 def _prepare_section(path: Path) -> str:
     """The part of a YAML file that is ours, as text that the parser reads in the file's stead."""
-    from jsonargparse import get_loader
-
-    try:
-        content: Any = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not valid YAML: {error}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path} must hold sections such as prepare:")
+    content = read_layers(path)
     for section in content:
         if section not in (*OTHER_SECTIONS, "prepare"):
-            known = ", ".join(("prepare", *OTHER_SECTIONS))
-            raise InputError(f"{path}: unknown section '{section}'; known are {known}")
+            sections = ", ".join(("prepare", *OTHER_SECTIONS))
+            raise InputError(f"{path}: unknown section '{section}': choose of {sections}")
     if "prepare" not in content:
         return "{}"
     for key, value in (("prepare", content["prepare"]), *_nested(content["prepare"])):
         if not isinstance(value, dict):
             raise InputError(f"{path}: {key} must hold keys of its own, got {value!r}")
-    return json.dumps({"prepare": content["prepare"]})
+    return yaml.safe_dump({"prepare": content["prepare"]})
 
 
 def _nested(section: Any) -> list[tuple[str, Any]]:

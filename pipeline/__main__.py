@@ -14,7 +14,6 @@ from jsonargparse import ArgumentError, Namespace
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import (
-    check_files,
     config_of,
     config_parser,
     load_config,
@@ -181,7 +180,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise InputError(f"unknown command {argv[0]!r}: choose {' or '.join(COMMANDS)}")
-        check_files(argv[1:])
         command(argv[1:])
     except (InputError, ArgumentError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -1,15 +1,20 @@
 """A configuration from YAML files and the command line, and errors of both in plain words."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    set_parsing_settings,
+)
 
+from data_prep import read_layers
 from pipeline.config import Config
 from pipeline.errors import InputError
 
@@ -34,6 +39,19 @@ WORDING = (
 )
 
 
+class _ConfigFile(ActionConfigFile):
+    """Reads a configuration file with the files it extends. The namespace keeps the file's name."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        content = read_layers(Path(values))
+        # jsonargparse's own errors do not name the file, and some of them are tracebacks.
+        _check_section(content, Config(), values, "the file")
+        super().__call__(parser, namespace, yaml.safe_dump(content), option_string)
+        namespace[self.dest][-1] = values
+
+
 def options_parser(command: str, description: str) -> ArgumentParser:
     """A parser of a command's options, whose errors are exceptions."""
     return ArgumentParser(
@@ -47,7 +65,7 @@ def options_parser(command: str, description: str) -> ArgumentParser:
 def config_parser(command: str, description: str = "") -> ArgumentParser:
     """A parser of --config, --run, --restart and every key of the configuration."""
     parser = options_parser(command, description)
-    parser.add_argument("--config", action="config", help="YAML file of the configuration")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file of the configuration")
     parser.add_argument(
         "--run", type=str, default="", help="name of the run; the config's by default"
     )
@@ -86,13 +104,9 @@ def load_config(path: str | Path, *overrides: str) -> Config:
         >>> load_config("configs/demo.yaml", "--training.epochs=5").training.epochs
         5
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no configuration file {path}")
-    argv = ["--config", str(path), *overrides]
-    check_files(argv)
     parser = config_parser("train")
     try:
-        return config_of(parser, parser.parse_args(argv))
+        return config_of(parser, parser.parse_args(["--config", str(path), *overrides]))
     except ArgumentError as error:
         raise InputError(one_line(error)) from error
 
@@ -105,24 +119,6 @@ def one_line(error: BaseException) -> str:
         for pattern, words in WORDING:
             text = re.sub(pattern, words, text)
     return text
-
-
-def check_files(argv: Sequence[str]) -> None:
-    """Raise InputError, naming the file, where a --config holds no sections.
-
-    jsonargparse's own errors do not name the file, and some of them are tracebacks.
-    """
-    paths = [word.partition("=")[2] or after for word, after in pairwise([*argv, ""])
-             if word.partition("=")[0] == "--config"]  # fmt: skip
-    for path in filter(lambda path: Path(path).is_file(), paths):
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else "?"
-            raise InputError(f"{path}, line {line}, is no YAML: {error.problem}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path} can't be read as YAML: {error}") from error
-        _check_section(content, Config(), path, "the file")
 
 
 def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:

@@ -1,17 +1,22 @@
 """Every configuration file can be read, and those of image sets can be trained."""
 
 import io
+import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import InputError, flat_keys, read_layers
 from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
 from pipeline.__main__ import main as pipeline
 from pipeline.config import Config
+from pipeline.parsing import load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -36,10 +41,28 @@ def write_celeba(root: Path) -> None:
     (root / "list_eval_partition.txt").write_text("".join(lines))
 
 
+# Where each file differs from the defaults. A file may be rewritten; what it means is kept here.
+GOLDEN = Path(__file__).with_name("golden_configs.json")
+# Files that share the store of another.
+STORES = {"compare_hcp64": "hcp64", "paper64": "hcp64"}
+
+
+def as_plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_means_what_it_did(path: Path) -> None:
+    defaults = dict(flat_keys(asdict(Config())))
+    found = dict(flat_keys(asdict(load_config(path))))
+    changed = {key: value for key, value in found.items() if value != defaults[key]}
+    assert as_plain(changed) == json.loads(GOLDEN.read_text())[path.stem]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_is_read_by_both_programs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = configuration(["--config", str(path)])
-    assert found is not None and found.name == path.stem
+    assert found is not None and found.name == STORES.get(path.stem, path.stem)
     with pytest.raises(SystemExit) as ended:
         pipeline(["train", "--config", str(path), "--print_config"])
     assert ended.value.code == 0
@@ -73,3 +96,56 @@ def test_an_image_set_takes_two_steps(
     more = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     assert pipeline(["train", *shared, *more]) == 0
     assert (work / f"runs/{name}/config.yaml").is_file()
+
+
+def write_layers(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_lies_over_the_one_it_extends(tmp_path: Path) -> None:
+    """Sections are merged key by key, lists are replaced, and names are relative to their file."""
+    (tmp_path / "base").mkdir()
+    write_layers(
+        tmp_path / "base",
+        ground="training: {epochs: 5, seed: 3}\ncompare: {seeds: [1, 2]}\n",
+        middle="extends: ground.yaml\ntraining: {learning_rate: 4e-3}\n",
+    )
+    write_layers(
+        tmp_path,
+        top="extends: base/middle.yaml\n"
+        "prepare: {spacing_mm: 1e0, split: {salt: '15'}}\n"
+        "training: {epochs: 7}\ncompare: {seeds: [9]}\n",
+    )
+    config = load_config(tmp_path / "top.yaml", "--training.seed=4")
+    training = config.training
+    assert (training.epochs, training.learning_rate, training.seed) == (7, 4e-3, 4)
+    assert config.compare.seeds == (9,)
+    assert (config.prepare.spacing_mm, config.prepare.split.salt) == (1.0, "15")
+    prepared = configuration(["--config", str(tmp_path / "top.yaml")])
+    assert prepared is not None and (prepared.name, prepared.split.salt) == ("top", "15")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends: nowhere.yaml", ["nowhere.yaml", "top.yaml"]),
+        ("extends: top.yaml", ["circle", "top.yaml"]),
+        ("extends: round.yaml", ["circle", "top.yaml", "round.yaml"]),
+        ("extends: 3", ["top.yaml", "extends", "3"]),
+        ("extends: listed.yaml", ["listed.yaml", "keys"]),
+        ("extends: broken.yaml", ["broken.yaml", "line 2"]),
+    ],
+    ids=str,
+)
+def test_a_layer_that_cannot_be_read_is_one_line_and_exit_code_2(
+    text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_layers(tmp_path, top=text, round="extends: top.yaml", listed="- 1", broken="a:\n}")
+    path = str(tmp_path / "top.yaml")
+    for program in (prepare, lambda argv: pipeline(["train", *argv])):
+        assert program(["--config", path]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and all(word in told for word in words)
+    with pytest.raises(InputError):
+        read_layers(tmp_path / "top.yaml")

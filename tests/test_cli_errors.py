@@ -12,7 +12,7 @@ import yaml
 
 from data_prep.store import Store
 from pipeline.__main__ import COMMANDS, MODULES, main
-from pipeline.training.checkpoint import mark_best, save_checkpoint
+from pipeline.training.checkpoint import TrainingState, mark_best, save_checkpoint
 
 Fail = Callable[..., str]
 # The default levels are those of images of 64² and more; the tiny store's are of 32².
@@ -191,7 +191,7 @@ def test_a_damaged_best_checkpoint_is_not_replaced_by_another(fail: Fail, work: 
     checkpoints = work / "runs/mine/checkpoints"
     (work / "runs/mine").mkdir(parents=True)
     (work / "runs/mine/config.yaml").write_text(yaml.safe_dump({"data": {"store": "tiny"}}))
-    save_checkpoint(checkpoints, 9, {}, {})
+    save_checkpoint(checkpoints, {}, TrainingState(step=9))
     _checkpoint(checkpoints, b"damaged")
     mark_best(checkpoints, 3)
     assert "step-00000003" in fail("evaluate", "--run", "mine")

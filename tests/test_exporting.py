@@ -27,7 +27,12 @@ from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking import served_decoder
 from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import TrackingConfig, connect
-from pipeline.training.checkpoint import find_checkpoint, mark_best, save_checkpoint
+from pipeline.training.checkpoint import (
+    TrainingState,
+    find_checkpoint,
+    mark_best,
+    save_checkpoint,
+)
 from pipeline.training.objective import build_objective
 
 CONFIG = replace(
@@ -60,19 +65,19 @@ def make_run(work: Path, store_writer: Callable[..., Store]) -> MakeRun:
         weights = {f"averaged.{name}": value for name, value in objective.state_dict().items()}
         if trained:
             weights["averaged.term.scale.running"] = torch.tensor(-4.0)
-        state = {
-            "config": asdict(config),
-            "image_shape": list(store.image_shape),
-            "store": {"name": store.name, "digest": store.digest},
-            "trained_on": [
+        state = TrainingState(
+            step=0,
+            config=asdict(config),
+            image_shape=list(store.image_shape),
+            store={"name": store.name, "digest": store.digest},
+            trained_on=[
                 {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
                 for e in store.subjects("train")
             ],
-            "tracking_run": None,
-        }
+        )
         folder = work / "runs" / name
         for step in (3, 6):
-            path = save_checkpoint(folder / "checkpoints", step, weights, state)
+            path = save_checkpoint(folder / "checkpoints", weights, replace(state, step=step))
         mark_best(folder / "checkpoints", 6)
         if lpips is not None:
             score(folder, path, lpips)

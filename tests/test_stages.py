@@ -101,7 +101,7 @@ class Trained:
     def tracked(self) -> tuple[Any, Any]:
         """The MLflow runs of training and of evaluation."""
         client = self.client()
-        parent = client.get_run(_last(self.run).state["tracking_run"])
+        parent = client.get_run(_last(self.run).state.tracking_run)
         experiment = client.get_experiment_by_name("sharp-vae-mri")
         runs = client.search_runs(
             [experiment.experiment_id],
@@ -424,7 +424,7 @@ def test_mlflow_holds_the_training_run(trained: Trained) -> None:
     assert sum(name.endswith(".png") for name in names) == 4  # step 0 and every epoch
     assert "config.yaml" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
     (entry,) = run.inputs.dataset_inputs
-    digest = _last(trained.run).state["store"]["digest"]
+    digest = _last(trained.run).state.store["digest"]
     assert entry.dataset.name == "tiny" and len(entry.dataset.digest) >= 16
     assert digest.startswith(entry.dataset.digest) and run.data.tags["store_digest"] == digest
     assert [tag.value for tag in entry.tags] == ["training"]

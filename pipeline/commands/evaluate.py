@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
@@ -21,9 +20,7 @@ from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.tracking.runs import track
-from pipeline.training.checkpoint import (
-    find_checkpoint,
-)
+from pipeline.training.checkpoint import TrainingState, find_checkpoint
 from pipeline.training.loop import load_objective
 from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
@@ -44,7 +41,7 @@ def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
     folder, settings = run_folder(run), config.evaluation
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
-    inputs = fingerprint(checkpoint.path, store, config)
+    inputs = fingerprint(checkpoint, store, config)
     return read_evaluation(folder / _evaluation_folder(config, store), inputs, complete=False)
 
 
@@ -69,7 +66,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     objective, state = load_objective(checkpoint, config), checkpoint.state
     store = store_to_score(config)
     elsewhere = _evaluation_folder(config, store)
-    inputs = fingerprint(checkpoint.path, store, config)
+    inputs = fingerprint(checkpoint, store, config)
     metrics = read_evaluation(folder / elsewhere, inputs)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
@@ -87,7 +84,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         prior = prior_of(checkpoint, objective.vae, config, trained)
         law = residual_law_of(checkpoint, objective.vae, config, trained)
         name = f"{run} {elsewhere}"
-        with track(config.tracking, work_folder(), name, parent=state["tracking_run"]) as tracker:
+        with track(config.tracking, work_folder(), name, parent=state.tracking_run) as tracker:
             found = evaluate(
                 objective, prior, state, store, entries, networks, config,
                 training_slices(trained) if trained else None, law,
@@ -111,13 +108,13 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     return metrics
 
 
-def _trained_store(state: dict[str, Any]) -> Store | None:
+def _trained_store(state: TrainingState) -> Store | None:
     """The store a checkpoint was trained on, where it is still there as it was."""
     try:
-        store = open_store(state["config"]["data"]["store"], work_folder())
+        store = open_store(state.config["data"]["store"], work_folder())
     except InputError:
         return None
-    return store if store.digest == state["store"]["digest"] else None
+    return store if store.digest == state.store["digest"] else None
 
 
 def with_run_config(config: Config, run_config: Config, said: Iterable[str]) -> Config:

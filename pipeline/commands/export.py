@@ -25,7 +25,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.prior import PriorConfig
 from pipeline.tracking.registry import Registry, Version
 from pipeline.tracking.runs import TrackingConfig
-from pipeline.training.checkpoint import MANIFEST, Checkpoint, find_checkpoint
+from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint
 from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
 from pipeline.training.step import part_of
@@ -190,7 +190,7 @@ def package_of_run(
     checkpoint = find_checkpoint(folder / "checkpoints", which)
     state = checkpoint.state
     store = _store(state, run)
-    channels, height, width = state["image_shape"]
+    channels, height, width = state.image_shape
     config = _config(checkpoint)
     likelihood = config.likelihood
     metadata = describe(
@@ -203,13 +203,13 @@ def package_of_run(
         prepare={k: v for k, v in store.manifest["configuration"].items() if k not in PLACES},
         run={
             "name": run,
-            "id": state["tracking_run"],
-            "checkpoint": {"step": state["step"], "sha256": _digest(checkpoint)},
-            "seed": state["config"]["training"]["seed"],
+            "id": state.tracking_run,
+            "checkpoint": {"step": state.step, "sha256": checkpoint.digest},
+            "seed": state.config["training"]["seed"],
         },
         store={"name": store.name, "digest": store.digest, "simulated": store.simulated},
         evaluation=evaluation_of(folder, checkpoint),
-        trained_on=hashed_people(state["trained_on"]),
+        trained_on=hashed_people(state.trained_on),
         authors=authors,
         rights=rights,
     )
@@ -244,19 +244,15 @@ def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None
         metrics = json.loads((folder / "evaluation/metrics.json").read_bytes())
     except (OSError, ValueError):
         return None
-    if not isinstance(inputs, dict) or inputs.get("checkpoint") != _digest(checkpoint):
+    if not isinstance(inputs, dict) or inputs.get("checkpoint") != checkpoint.digest:
         return None
     return {"metrics": metrics, "inputs": portable(inputs)}
 
 
-def _digest(checkpoint: Checkpoint) -> str:
-    return hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest()
-
-
-def _store(state: dict[str, Any], run: str) -> Store:
+def _store(state: TrainingState, run: str) -> Store:
     """The store the run was trained on."""
-    store = open_store(state["config"]["data"]["store"], work_folder())
-    if store.digest != state["store"]["digest"]:
+    store = open_store(state.config["data"]["store"], work_folder())
+    if store.digest != state.store["digest"]:
         raise InputError(
             f"store {store.path} is another than run {run} was trained on: prepare it as it was, "
             "or train again"
@@ -266,7 +262,7 @@ def _store(state: dict[str, Any], run: str) -> Store:
 
 def _config(checkpoint: Checkpoint) -> Config:
     """The sections of a run's configuration that a package is made with."""
-    sections = checkpoint.state["config"]
+    sections = checkpoint.state.config
     try:
         augmentation = AugmentationConfig(**sections["data"]["augmentation"])
         return Config(

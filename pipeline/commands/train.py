@@ -17,6 +17,7 @@ from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
     Checkpoint,
+    TrainingState,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -56,8 +57,8 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         found = None if restart else _latest(folder / "checkpoints", processes)
         if found is not None:
             check_unchanged(found.state, config, store, run)
-            if found.state["finished"]:
-                done = found.state["epoch"]
+            if found.state.finished:
+                done = found.state.epoch
                 say(f"run {run} is trained already ({done} epochs): nothing to do")
                 if processes.main:
                     _fit_the_rest(config, folder, store, processes)
@@ -69,7 +70,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             monitor = ValidationMonitor(store, processes.device)
         trainer = Trainer(config, store, folder, monitor, processes)
         tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
-        continued = found.state["tracking_run"] if found else None
+        continued = found.state.tracking_run if found else None
         with (
             StopSignals() as signals,
             track(tracking, work_folder(), run, continued=continued) as tracker,
@@ -107,7 +108,7 @@ def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Process
 def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
     """The checkpoint to go on from: the main process's choice, which all of them read."""
     found = latest_checkpoint(folder) if processes.main else None
-    step = processes.from_main(found.state["step"] if found else None)
+    step = processes.from_main(found.state.step if found else None)
     if found is not None or step is None:
         return found
     return load_checkpoint(path_of(folder, step))
@@ -116,12 +117,12 @@ def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
 def _nothing(_: str) -> None: ...
 
 
-def check_unchanged(state: dict[str, Any], config: Config, store: Store, run: str) -> None:
+def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:
     """Raise InputError where a checkpoint's run was made with another configuration or store."""
     defaults = asdict(Config())  # of keys that are younger than the run
-    old = {key: defaults[key] | state["config"].get(key, {}) for key in DECISIVE}
+    old = {key: defaults[key] | state.config.get(key, {}) for key in DECISIVE}
     changed = differences(old, asdict(config))
-    if state["store"]["digest"] != store.digest:
+    if state.store["digest"] != store.digest:
         changed.append("prepared store")
     if changed:
         raise InputError(

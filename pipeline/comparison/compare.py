@@ -120,7 +120,7 @@ def _finished(entry: Entry, store: Store) -> bool:
         raise InputError(
             f"{error}; or remove {folder}, and it alone is made anew by the same command"
         ) from error
-    return found.state["finished"] and earlier_scores(entry.config, entry.run) is not None
+    return found.state.finished and earlier_scores(entry.config, entry.run) is not None
 
 
 def _result(entry: Entry, store: Store) -> Result:
@@ -128,7 +128,7 @@ def _result(entry: Entry, store: Store) -> Result:
     if scores is None:
         raise InputError(f"run {entry.run} has lost its scores: give the same command again")
     state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
-    controller = RateController(**state["controller"])
+    controller = RateController(**state.controller)
     return Result(
         entry.row,
         entry.rate,
@@ -247,7 +247,7 @@ def _track(
             parent.figure(figure, f"figures/{file}")
         for entry, result in zip(made, results, strict=True):
             state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
-            with track(config.tracking, work, entry.run, continued=state["tracking_run"]) as child:
+            with track(config.tracking, work, entry.run, continued=state.tracking_run) as child:
                 _adopt(child, parent.run_id, result)
 
 

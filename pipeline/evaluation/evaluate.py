@@ -22,6 +22,7 @@ from pipeline.metrics.aggregate import aggregate, bootstrap
 from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.models.prior import LatentPrior
 from pipeline.progress import Reporter
+from pipeline.training.checkpoint import TrainingState
 from pipeline.training.objective import Objective
 
 NO_TRAINING = "the store it was trained on is not here"
@@ -30,12 +31,12 @@ MOST_TRAINING = 4096
 SHOWN_SLICES = 24
 
 
-def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> None:
+def refuse_trained_on(entries: list[SubjectEntry], state: TrainingState) -> None:
     """Raise InputError where a person to be scored was trained on, naming whom.
 
     A person is known by subject, by family, or by the very file.
     """
-    known = state["trained_on"]
+    known = state.trained_on
     subjects = {person["subject"] for person in known}
     families = {person["family"] for person in known}
     files = {person["source_sha256"] for person in known}
@@ -53,7 +54,7 @@ def refuse_trained_on(entries: list[SubjectEntry], state: dict[str, Any]) -> Non
 
 
 def people_to_score(
-    state: dict[str, Any], store: Store, settings: EvaluationConfig
+    state: TrainingState, store: Store, settings: EvaluationConfig
 ) -> list[SubjectEntry]:
     """The people of the split that is asked for.
 
@@ -63,10 +64,10 @@ def people_to_score(
     entries = store.subjects(settings.split)
     if not entries:
         raise InputError(f"store {store.name} has nobody in split {settings.split}")
-    if list(store.image_shape) != list(state["image_shape"]):
+    if list(store.image_shape) != list(state.image_shape):
         raise InputError(
             f"store {store.name} holds images of {store.image_shape}, the run was trained on "
-            f"{tuple(state['image_shape'])}: prepare it with the same prepare.size"
+            f"{tuple(state.image_shape)}: prepare it with the same prepare.size"
         )
     refuse_trained_on(entries, state)
     return entries
@@ -83,7 +84,7 @@ def training_slices(store: Store) -> Tensor:
 def evaluate(
     objective: Objective,
     prior: LatentPrior | None,
-    state: dict[str, Any],
+    state: TrainingState,
     store: Store,
     entries: list[SubjectEntry],
     networks: Networks,
@@ -280,7 +281,7 @@ def _draw_figures(
     sampled: Tensor,
     real: Tensor,
     fitted: str,
-    state: dict[str, Any],
+    state: TrainingState,
     store: Store,
 ) -> dict[str, Any]:
     """Figures of at most eight subjects, evenly spread, and of the kernels in training."""
@@ -301,15 +302,15 @@ def _draw_figures(
             drawn=fitted,
         ),
     }
-    history = state["kernel_history"]
-    if history:
+    history = state.kernel_history
+    if history and state.kernel_images is not None:
         epochs = sorted(history)
         # Most happens early: behind the first, the epochs shown are spread by their logarithm.
         wanted = np.geomspace(max(epochs[0], 1), max(epochs[-1], 1), 4)
         spread = {min(epochs[1:] or epochs, key=lambda epoch: abs(epoch - w)) for w in wanted}
         spread.add(epochs[0])
         drawn["kernels.png"] = figures.kernels(
-            state["kernel_images"][::2],
+            state.kernel_images[::2],
             {epoch: history[epoch][::2, 0] for epoch in sorted(spread)},
         )
     return drawn

@@ -5,7 +5,6 @@ which takes many seconds.
 """
 
 import csv
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pipeline.data.slices import Store
 from pipeline.files import atomic_file, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
-from pipeline.training.checkpoint import MANIFEST
+from pipeline.training.checkpoint import Checkpoint
 
 # Where and how fast a run is scored: the numbers are the same within rounding.
 MACHINES_OWN = ("device", "threads")
@@ -37,15 +36,11 @@ class Evaluation:
     """What the figure of calibration shows, so that runs can be drawn side by side later."""
 
 
-def fingerprint(checkpoint: Path, store: Store, config: Config) -> dict[str, Any]:
-    """What an evaluation depends on; the same again gives the same result.
-
-    checkpoint: its folder, whose manifest has the digests of the rest.
-    """
-    digest = hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[str, Any]:
+    """What an evaluation depends on; the same again gives the same result."""
     settings = asdict(config.evaluation)
     return {
-        "checkpoint": digest,
+        "checkpoint": checkpoint.digest,
         "store": store.digest,
         "evaluation": {key: value for key, value in settings.items() if key not in MACHINES_OWN},
         "prior": asdict(config.prior),

@@ -1,7 +1,7 @@
 """Checkpoints: their writer and their reader.
 
     checkpoints/step-00000340/weights.safetensors   weights and averaged weights
-    checkpoints/step-00000340/state.pt              the rest, tensors and plain values only
+    checkpoints/step-00000340/state.pt              a TrainingState, tensors and plain values only
     checkpoints/step-00000340/manifest.json         SHA-256 of both; written last
     checkpoints/best.json                           which step is the best
 
@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +31,67 @@ WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.js
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True)
+class StepState:
+    """What a training step depends on beside the weights. Optimizers: their state_dict()."""
+
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    kernel_optimizer: dict[str, Any] | None = None
+    averaged_steps: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass(kw_only=True)
+class TrainingState(StepState):
+    """Everything in a checkpoint but the weights: where the run is, and what it was made from.
+
+    The keys of state.pt are the names of the fields. Random numbers need no state: they are
+    functions of the seed, the epoch and the step.
+    """
+
+    step: int
+    epoch: int = 0
+    """Epochs done."""
+    batch: int = 0
+    """Batches done since."""
+    images: int = 0
+    """Images seen since."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of metrics over these images."""
+    seconds: float = 0.0
+    finished: bool = False
+    best: dict[str, Any] = field(default_factory=dict)
+    """Step and PSNR of the best checkpoint so far."""
+    controller: dict[str, Any] = field(default_factory=dict)
+    """Fields of the RateController."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration, by section."""
+    store: dict[str, str] = field(default_factory=dict)
+    """Name and digest of the store."""
+    image_shape: list[int] = field(default_factory=list)
+    """Channels, height, width."""
+    trained_on: list[dict[str, str]] = field(default_factory=list)
+    """subject, family and source_sha256 of each training subject."""
+    tracking_run: str | None = None
+    """Id of the MLflow run."""
+    kernel_images: Tensor | None = None
+    """Fixed images (N,C,H,W), and their kernels by epoch, (N,1,s,s)."""
+    kernel_history: dict[int, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: weights by name, and the state beside them."""
+    """What was read: weights by name, and the state beside them.
+
+    digest: SHA-256 of the manifest, which holds those of the other files.
+    """
 
     path: Path
     weights: dict[str, Tensor]
-    state: dict[str, Any]
+    state: TrainingState
+    digest: str
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -45,20 +99,18 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save_checkpoint(
-    folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
-) -> Path:
+def save_checkpoint(folder: Path, weights: dict[str, Tensor], state: TrainingState) -> Path:
     """Write the checkpoint of a step into `folder`; returns its path.
 
-    Raises InputError where it can't be written; earlier checkpoints stay as they are.
+    Raises InputError if it can't be written; earlier checkpoints stay as they are.
     """
-    path = path_of(folder, step)
+    path = path_of(folder, state.step)
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     stream = io.BytesIO()
-    torch.save({"schema_version": SCHEMA_VERSION, "step": step, **state}, stream)
+    torch.save({"schema_version": SCHEMA_VERSION, **vars(state)}, stream)
     contents = {WEIGHTS: safetensors.torch.save(plain), STATE: stream.getvalue()}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "sha256": digests}
+    digests = {name: _sha256(content) for name, content in contents.items()}
+    manifest = {"schema_version": SCHEMA_VERSION, "step": state.step, "sha256": digests}
     contents[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
     try:
         for name, content in contents.items():
@@ -77,7 +129,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises InputError naming it and the way out."""
     contents: dict[str, bytes] = {}
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        contents[MANIFEST] = (path / MANIFEST).read_bytes()
+        manifest = json.loads(contents[MANIFEST])
         version = manifest["schema_version"]
         if version != SCHEMA_VERSION:
             raise InputError(
@@ -86,10 +139,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             )
         for name in (WEIGHTS, STATE):
             contents[name] = (path / name).read_bytes()
-            if hashlib.sha256(contents[name]).hexdigest() != manifest["sha256"][name]:
+            if _sha256(contents[name]) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         weights = safetensors.torch.load(contents[WEIGHTS])
-        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+        found = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+        names = {key.name for key in fields(TrainingState)}
+        state = TrainingState(**{key: found[key] for key in names & found.keys()})
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers raise
@@ -97,13 +152,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"checkpoint {path} can't be read ({reason[:120]}): delete it, then train again"
         ) from error
-    return Checkpoint(path, weights, state)
+    return Checkpoint(path, weights, state, _sha256(contents[MANIFEST]))
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The latest valid checkpoint; damaged ones are passed over with a warning. None without any.
+    """The latest valid checkpoint, None without any. A warning names each damaged one.
 
-    Raises InputError where there are checkpoints, and none is valid.
+    Raises InputError if there are checkpoints, but no valid one.
     """
     paths = _paths(folder)
     if not paths and list(folder.glob("*.pt")):
@@ -122,9 +177,9 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
-    """The best checkpoint, or the latest valid one where none is marked or the last is asked for.
+    """The best checkpoint, or the latest valid one if none is marked or `which` is "last".
 
-    Raises InputError where there is none, or the one that is meant is damaged.
+    Raises InputError if there is none, or the best one is damaged.
     """
     step = best_step(folder) if which == "best" else None
     if step is not None:
@@ -144,14 +199,14 @@ def best_step(folder: Path) -> int | None:
 
 
 def mark_best(folder: Path, step: int, **why: float) -> None:
-    """Mark a step's checkpoint as the best, saying why."""
+    """Mark a step's checkpoint as the best; `why` is written beside it."""
     write_text(folder / BEST, json.dumps({"step": step, **why}, indent=1) + "\n")
 
 
 def remove_old(folder: Path, keep: int, latest: int | None = None) -> None:
     """Delete all but the latest `keep` checkpoints and the best, and what a crash left behind.
 
-    latest: the step that was just saved; those after it could not be read, and do not count.
+    latest: the step that was just saved; later ones are damaged, and do not count.
     """
     sound = [path for path in _paths(folder) if latest is None or _step(path) <= latest]
     kept = {path.name for path in sound[-keep:]}
@@ -171,6 +226,10 @@ def _paths(folder: Path) -> list[Path]:
     found = [path.parent for path in folder.glob(f"step-*/{MANIFEST}")]
     plain = (path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted(plain, key=_step)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _step(path: Path) -> int:

@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import nn
 
 from pipeline.files import atomic_file, write_text
-from pipeline.training.checkpoint import MANIFEST, Checkpoint
+from pipeline.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class Kept:
     def read(self, build: Callable[[dict[str, Any]], M], any_kept: bool = False) -> M | None:
         """The module in evaluation mode; build: sizes -> the module without its weights.
 
-        any_kept: one that was fitted with other settings will do. None where there is none from
-        these inputs; one that is damaged is to be fitted again, and a warning says so.
+        any_kept: one that was fitted with other settings will do. None if there is none from
+        these inputs; a damaged one counts as none, with a warning.
         """
         path = self.checkpoint.path / f"{self.name}.safetensors"
         try:
@@ -76,6 +76,4 @@ class Kept:
         return module.eval()
 
     def _all_inputs(self) -> dict[str, Any]:
-        manifest = (self.checkpoint.path / MANIFEST).read_bytes()
-        inputs = {"checkpoint": hashlib.sha256(manifest).hexdigest(), **self.inputs}
-        return json.loads(json.dumps(inputs))
+        return json.loads(json.dumps({"checkpoint": self.checkpoint.digest, **self.inputs}))

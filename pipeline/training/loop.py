@@ -23,6 +23,7 @@ from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import (
     BEST,
     Checkpoint,
+    TrainingState,
     mark_best,
     path_of,
     remove_old,
@@ -35,6 +36,10 @@ from pipeline.training.step import TrainingStep, part_of
 from pipeline.training.summary import summary
 
 NO_BEST = {"step": -1, "psnr": -math.inf}
+# Attributes of a Trainer that a checkpoint keeps under the same names: where the run is.
+PLACE = (
+    "step", "epoch", "batch", "images", "sums", "seconds", "best", "kernel_history",
+)  # fmt: skip
 
 
 class Monitor(Protocol):
@@ -308,48 +313,39 @@ class Trainer:
             return
         self.tracker.flush()
         folder = self.folder / "checkpoints"
-        weights, state = self.steps.state()
-        save_checkpoint(folder, self.step, weights, state | self._state())
+        save_checkpoint(folder, *self._state())
         if best:
             mark_best(folder, **self.best)
         remove_old(folder, self.config.training.keep_checkpoints, self.step)
 
-    def _state(self) -> dict[str, Any]:
-        """Where the run is, and what evaluation must know: tensors and plain values.
-
-        Random numbers need no state: they are functions of the seed, the epoch and the step.
-        """
-        return {
-            "controller": asdict(self.controller),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "sums": self.sums,
-            "images": self.images,
-            "seconds": self.seconds,
-            "best": self.best,
-            "kernel_history": self.kernel_history,
-            "kernel_images": self.monitor.images.cpu() if self.monitor else None,
-            "finished": self.finished,
-            "config": asdict(self.config),
-            "image_shape": list(self.store.image_shape),
-            "store": {"name": self.store.name, "digest": self.store.digest},
-            "trained_on": [
+    def _state(self) -> tuple[dict[str, Tensor], TrainingState]:
+        """Weights by name, and everything else that a checkpoint holds."""
+        weights, of_the_step = self.steps.state()
+        return weights, TrainingState(
+            **vars(of_the_step),
+            **{name: getattr(self, name) for name in PLACE},
+            finished=self.finished,
+            controller=asdict(self.controller),
+            config=asdict(self.config),
+            store={"name": self.store.name, "digest": self.store.digest},
+            image_shape=list(self.store.image_shape),
+            trained_on=[
                 {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
                 for e in self.subjects
             ],
-            "tracking_run": self.tracker.run_id,
-        }
+            tracking_run=self.tracker.run_id,
+            kernel_images=self.monitor.images.cpu() if self.monitor else None,
+        )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
         state = checkpoint.state
         self.resumed = True
         self.steps.resume(checkpoint.weights, state)
-        self.controller = RateController(**state["controller"])
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.sums, self.images = state["sums"], state["images"]
-        self.seconds = self.saved_at = state["seconds"]
-        self.best, self.kernel_history = state["best"], state["kernel_history"]
+        self.controller = RateController(**state.controller)
+        for name in PLACE:
+            setattr(self, name, getattr(state, name))
+        self.saved_at = self.seconds
         self._mark_best_again(checkpoint.path.parent)
 
     def _mark_best_again(self, folder: Path) -> None:
@@ -365,7 +361,7 @@ class Trainer:
 
 def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:
     """The objective with averaged weights, ready to evaluate."""
-    channels, height, width = checkpoint.state["image_shape"]
+    channels, height, width = checkpoint.state.image_shape
     objective = build_objective(config, (channels, height, width))
     try:
         objective.load_state_dict(part_of(checkpoint.weights, "averaged"))

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.config import TrainingConfig
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
+from pipeline.training.checkpoint import StepState
 from pipeline.training.objective import Objective
 
 
@@ -144,29 +145,29 @@ class TrainingStep:
             "same command with another RUN, or with --restart true"
         )
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], StepState]:
         """Weights by name, and everything else that a step depends on."""
         weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
         weights |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         kernel_optimizer = self.kernel_optimizer
-        return weights, {
-            "averaged_steps": self.averaged_steps,
-            "optimizer": self.optimizer.state_dict(),
-            "kernel_optimizer": kernel_optimizer.state_dict() if kernel_optimizer else None,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-        }
+        return weights, StepState(
+            optimizer=self.optimizer.state_dict(),
+            kernel_optimizer=kernel_optimizer.state_dict() if kernel_optimizer else None,
+            averaged_steps=self.averaged_steps,
+            skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+        )
 
-    def resume(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def resume(self, weights: dict[str, Tensor], state: StepState) -> None:
         """Go on from what `state` returned."""
         self.objective.load_state_dict(part_of(weights, "objective"))
         self.averaged.load_state_dict(part_of(weights, "averaged"))
-        self.averaged_steps = state["averaged_steps"]
+        self.averaged_steps = state.averaged_steps
         self._averaged.n_averaged.fill_(self.averaged_steps)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.kernel_optimizer is not None:
-            self.kernel_optimizer.load_state_dict(state["kernel_optimizer"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.kernel_optimizer is not None and state.kernel_optimizer is not None:
+            self.kernel_optimizer.load_state_dict(state.kernel_optimizer)
+        self.skipped, self.skipped_in_a_row = state.skipped, state.skipped_in_a_row
 
 
 def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

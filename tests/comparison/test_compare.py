@@ -175,7 +175,7 @@ def test_terms_of_a_seed_see_the_same_beginning(compared: Compared) -> None:
 def test_the_weight_waits_for_the_level_that_opens_in_the_first_epoch(compared: Compared) -> None:
     for term in ("gaussian", "blur"):
         folder = compared.work / f"runs/tiny-{term}-r20-s0/checkpoints"
-        controller = find_checkpoint(folder, "last").state["controller"]
+        controller = find_checkpoint(folder, "last").state.controller
         rates = _tracked(compared.work, f"tiny-{term}-r20-s0", "rate")
         assert controller["rates"] == pytest.approx(rates[1:], rel=ROUNDING)
 

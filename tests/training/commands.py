@@ -180,7 +180,7 @@ def interrupted(
         os.kill(commands[whom].pid, number)
         for command in commands:
             command.wait()
-        if checkpoint_of(work, run).state["batch"] > 0:
+        if checkpoint_of(work, run).state.batch > 0:
             return commands
     raise AssertionError("five times a signal came at the end of an epoch")
 

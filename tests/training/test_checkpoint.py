@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import (
+    TrainingState,
     best_step,
     find_checkpoint,
     latest_checkpoint,
@@ -26,7 +27,7 @@ WEIGHTS = {"objective.a": torch.arange(6.0).reshape(2, 3), "averaged.a": torch.o
 
 def _save(folder: Path, step: int, **state: Any) -> Path:
     weights: dict[str, Tensor] = {name: value + step for name, value in WEIGHTS.items()}
-    return save_checkpoint(folder, step, weights, state)
+    return save_checkpoint(folder, weights, TrainingState(step=step, **state))
 
 
 def _one_line(error: pytest.ExceptionInfo[InputError], path: Path) -> None:
@@ -40,20 +41,46 @@ def _steps(folder: Path) -> list[int]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     config = {"latent": [4], "target": None, "term": "blur", "scale": 0.5, "flip": True}
-    path = _save(tmp_path / "deep", 3, config=config, history={1: torch.ones(2)})
+    path = _save(tmp_path / "deep", 3, config=config, kernel_history={1: torch.ones(2)})
     found = load_checkpoint(path)
-    assert found.path == path and found.state["step"] == 3
-    assert found.state["config"] == config
-    assert torch.equal(found.state["history"][1], torch.ones(2))
+    assert found.path == path and found.state.step == 3
+    assert found.state.config == config
+    assert torch.equal(found.state.kernel_history[1], torch.ones(2))
     assert found.weights.keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
         assert torch.equal(found.weights[name], value + 3)
 
 
+# state.pt of schema version 2, key by key: files that exist hold these.
+WRITTEN = {
+    "schema_version": 2, "step": 7, "epoch": 2, "batch": 1, "images": 16, "seconds": 1.5,
+    "sums": {"rate": 3.0}, "finished": False, "best": {"step": 6, "psnr": 20.0},
+    "controller": {"beta": 1.0, "target": None}, "optimizer": {"state": {}, "param_groups": []},
+    "kernel_optimizer": None, "averaged_steps": 7, "skipped": 1, "skipped_in_a_row": 0,
+    "config": {"data": {"store": "tiny"}}, "store": {"name": "tiny", "digest": "00"},
+    "image_shape": [1, 32, 32], "tracking_run": "abc", "kernel_images": torch.ones(1, 1, 4, 4),
+    "trained_on": [{"subject": "s", "family": "f", "source_sha256": "11"}],
+    "kernel_history": {0: torch.ones(1, 1, 3, 3)},
+}  # fmt: skip
+
+
+def test_files_of_schema_version_2_stay_readable(tmp_path: Path) -> None:
+    path = _save(tmp_path, 7)
+    torch.save(WRITTEN, path / "state.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"]["state.pt"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = load_checkpoint(path)
+    assert {"schema_version": 2, **vars(found.state)} == WRITTEN
+    assert found.digest == hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    again = torch.load(save_checkpoint(tmp_path / "b", {}, found.state) / "state.pt")
+    assert again.keys() == WRITTEN.keys()
+
+
 def test_weights_of_any_memory_layout_are_written(tmp_path: Path) -> None:
     image = torch.randn(2, 3, 4, 5)
     layouts = {"a": image.to(memory_format=torch.channels_last), "b": image[:, :, ::2]}
-    found = load_checkpoint(save_checkpoint(tmp_path, 1, layouts, {})).weights
+    found = load_checkpoint(save_checkpoint(tmp_path, layouts, TrainingState(step=1))).weights
     assert all(torch.equal(found[name], value) for name, value in layouts.items())
 
 
@@ -61,10 +88,10 @@ def test_the_latest_is_found_by_step_and_the_best_by_its_mark(tmp_path: Path) ->
     assert latest_checkpoint(tmp_path) is None and best_step(tmp_path) is None
     for step in (9, 10, 100):
         _save(tmp_path, step)
-    assert find_checkpoint(tmp_path, "best").state["step"] == 100  # none is marked yet
+    assert find_checkpoint(tmp_path, "best").state.step == 100  # none is marked yet
     mark_best(tmp_path, 10, psnr=20.0)
-    assert find_checkpoint(tmp_path, "best").state["step"] == 10
-    assert find_checkpoint(tmp_path, "last").state["step"] == 100
+    assert find_checkpoint(tmp_path, "best").state.step == 10
+    assert find_checkpoint(tmp_path, "last").state.step == 100
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 10, "psnr": 20.0}
 
 
@@ -149,5 +176,5 @@ def test_a_failing_write_leaves_the_previous_checkpoint(
     with pytest.raises((InputError, KeyboardInterrupt)):
         _save(tmp_path, 2)
     found = latest_checkpoint(tmp_path)
-    assert found is not None and found.state["step"] == 1
+    assert found is not None and found.state.step == 1
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]

@@ -120,14 +120,14 @@ def test_a_run_never_prunes_the_only_checkpoint_that_can_be_read(
     shutil.copytree(path_of(folder, 8), path_of(folder, 11))
     (path_of(folder, 11) / "state.pt").write_bytes(b"damaged")
     found = latest_checkpoint(folder)
-    assert found is not None and found.state["step"] == 8
+    assert found is not None and found.state.step == 8
     second = Interrupted(config(**changes), tiny_store, tmp_path, FixedMonitor())
     second.resume(found)
     second.stop_at = 10
     with pytest.raises(Stopped):
         second.fit(Rows())
     found = latest_checkpoint(folder)
-    assert found is not None and found.state["step"] == 10
+    assert found is not None and found.state.step == 10
 
 
 class _Malicious:

@@ -214,8 +214,8 @@ def test_the_best_checkpoint_is_the_best_since_the_warm_up(
     """Under the Gaussian term of the warm-up PSNR is higher: it must not win for that."""
     trainer = _trainer(tiny_store, tmp_path, FixedMonitor(psnr), likelihood__warmup_epochs=warm_up)
     trainer.fit(ListTracker())
-    assert find_checkpoint(tmp_path / "checkpoints", "best").state["epoch"] == best
-    assert _last(tmp_path).state["epoch"] == 4
+    assert find_checkpoint(tmp_path / "checkpoints", "best").state.epoch == best
+    assert _last(tmp_path).state.epoch == 4
 
 
 def test_the_clock_stops_a_run_which_is_then_finished(
@@ -234,7 +234,7 @@ def test_the_clock_stops_a_run_which_is_then_finished(
     assert 1 <= trainer.epoch < 20
     rates = {group["lr"] for group in trainer.steps.optimizer.param_groups}
     assert max(rates) < 0.5 * trainer.config.training.learning_rate  # the schedule saw the clock
-    assert _last(tmp_path).state["finished"]
+    assert _last(tmp_path).state.finished
 
 
 def test_a_clock_that_runs_out_in_validation_still_finishes_the_run(
@@ -257,7 +257,7 @@ def test_a_clock_that_runs_out_in_validation_still_finishes_the_run(
     )  # fmt: skip
     last = trainer.fit(ListTracker())
     assert trainer.epoch == 2 and len(monitor.seen) == 2 and "validation_psnr" in last
-    assert _last(tmp_path).state["finished"]
+    assert _last(tmp_path).state.finished
 
 
 def test_the_learning_rate_warms_up_and_decays_to_nothing(

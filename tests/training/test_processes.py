@@ -63,7 +63,7 @@ def _ended(commands: list[Command]) -> list[str]:
 def _assert_close(work: Path, one: str, two: str, tolerance: float = 2e-5) -> None:
     """Weights, averaged ones included, and all that was tracked, are the same but for rounding."""
     ends = [checkpoint_of(work, run) for run in (one, two)]
-    assert ends[0].state["step"] == ends[1].state["step"]
+    assert ends[0].state.step == ends[1].state.step
     for name, value in ends[0].weights.items():
         torch.testing.assert_close(
             ends[1].weights[name], value, rtol=0, atol=tolerance, equal_nan=True
@@ -114,7 +114,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(work_of_all: Path, 
         said = command.said.read_text()
         assert "stopped by SIGTERM, state saved" in said and "Traceback" not in said
     assert status(work, run) == ["KILLED"]
-    step = checkpoint_of(work, run).state["step"]
+    step = checkpoint_of(work, run).state.step
     last = forked(work, words_of(work, run))
     assert f"going on from step {step}" in _ended([last])[0]
     assert status(work, run) == ["FINISHED"]

@@ -52,6 +52,7 @@ import pipeline.training.loop as loop
 from data_prep.store import Store
 from pipeline.errors import InputError, Stopped
 from pipeline.training.checkpoint import (
+    TrainingState,
     best_step,
     latest_checkpoint,
     path_of,
@@ -89,9 +90,9 @@ def stopped(
             trainer.fit(tracker)
         assert error.value.number == signal.SIGINT
         found = latest_checkpoint(folder / "checkpoints")
-        assert found is not None and found.state["step"] == stop
-        assert not found.state["finished"]
-        epochs = found.state["epoch"]
+        assert found is not None and found.state.step == stop
+        assert not found.state.finished
+        epochs = found.state.epoch
     return trainer, tracker
 
 
@@ -164,7 +165,7 @@ def test_a_signal_in_the_last_step_finishes_the_run(tiny_store: Store, tmp_path:
     trainer.stop_at = STEPS
     trainer.fit(Rows())
     found = latest_checkpoint(tmp_path / "checkpoints")
-    assert found is not None and found.state["finished"] and found.state["step"] == STEPS
+    assert found is not None and found.state.finished and found.state.step == STEPS
 
 
 def test_a_second_signal_is_not_held_back(tiny_store: Store, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_second_signal_is_not_held_back(tiny_store: Store, tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(Rows())
     found = latest_checkpoint(tmp_path / "checkpoints")
-    assert found is not None and found.state["step"] == 3
+    assert found is not None and found.state.step == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -203,7 +204,7 @@ def assert_like_the_whole(work: Path, run: str) -> None:
     ends = [checkpoint_of(work, name) for name in ("whole", run)]
     assert_near(ends[0].weights, ends[1].weights, ROUNDING)
     clock = ("seconds", "tracking_run", "config")
-    whole, parts = ({k: v for k, v in end.state.items() if k not in clock} for end in ends)
+    whole, parts = ({k: v for k, v in vars(end.state).items() if k not in clock} for end in ends)
     assert_near(whole, parts, ROUNDING)
     assert whole["finished"]
     assert status(work, run) == ["FINISHED"]
@@ -227,7 +228,7 @@ def test_a_command_that_is_ended_within_an_epoch_goes_on_as_if_nothing_had_been(
     words = words_of(work, run, OFTEN)
     (command,) = interrupted(lambda: [forked(work, words)], work, run, number)
     _assert_stopped(work, run, command, number, code)
-    step = checkpoint_of(work, run).state["step"]
+    step = checkpoint_of(work, run).state.step
     command = forked(work, words_of(work, run))
     assert command.wait() == 0
     assert f"going on from step {step} in epoch" in command.said.read_text()
@@ -277,7 +278,7 @@ def test_a_kill_between_two_writes_of_a_save_changes_nothing(work_of_all: Path, 
     assert command.wait() == -9
     tracked = [row for row in history(work, run) if row[0] == "elbo"]
     assert [step for _, step, *_ in tracked] == [1, 2]
-    saved = checkpoint_of(work, run).state["step"]
+    saved = checkpoint_of(work, run).state.step
     assert saved == (24 if call == "save_checkpoint" else 48)
     assert forked(work, words_of(work, run)).wait() == 0
     assert_like_the_whole(work, run)
@@ -294,7 +295,8 @@ def _save_for_ever(folder: Path, first: int, report: int) -> None:
     while True:
         value = torch.full((400_000,), float(step))
         weights = {"one": value, "two": 2 * value}
-        save_checkpoint(folder, step, weights, {"optimizer": {"moment": value.clone()}})
+        state = TrainingState(step=step, optimizer={"moment": value.clone()})
+        save_checkpoint(folder, weights, state)
         os.write(report, f"{step}\n".encode())
         remove_old(folder, 2)
         step += 1
@@ -319,12 +321,12 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
             reported = [int(line) for line in lines]
         found = latest_checkpoint(tmp_path)
         assert found is not None
-        step = found.state["step"]
+        step = found.state.step
         assert step in (reported[-1], reported[-1] + 1)
         assert bool(
             (found.weights["one"] == step).all() and (found.weights["two"] == 2 * step).all()
         )
-        assert bool((found.state["optimizer"]["moment"] == step).all())
+        assert bool((found.state.optimizer["moment"] == step).all())
         folders, whole = (
             len(list(tmp_path.glob(f"step-*{end}"))) for end in ("", "/manifest.json")
         )
@@ -404,7 +406,7 @@ def test_a_run_on_a_disk_that_fills_ends_in_one_line_and_goes_on_when_there_is_r
     assert code == 2, said
     assert "Traceback" not in said
     assert len(errors) == 1 and "step-00000048 can't be written" in errors[0]
-    assert checkpoint_of(work, run).state["step"] == 24
+    assert checkpoint_of(work, run).state.step == 24
     assert forked(work, words_of(work, run)).wait() == 0
     assert_like_the_whole(work, run)
 

@@ -19,7 +19,7 @@ from pipeline.data.slices import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.tracking.runs import NoTracker
-from pipeline.training.checkpoint import Checkpoint, save_checkpoint
+from pipeline.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.objective import Objective
 
@@ -100,7 +100,11 @@ def config(**changes: Any) -> Config:
 def everything(trainer: Trainer) -> dict[str, Any]:
     """A copy of all that a step depends on, but for the clock's time."""
     weights, state = trainer.steps.state()
-    found = {"weights": weights, **state, "controller": dataclasses.asdict(trainer.controller)}
+    found = {
+        "weights": weights,
+        **vars(state),
+        "controller": dataclasses.asdict(trainer.controller),
+    }
     for name in PLACE:
         found[name] = getattr(trainer, name)
     return copy.deepcopy(found)
@@ -146,12 +150,15 @@ def assert_near(left: Any, right: Any, tolerance: float, name: str = "") -> None
 def save_numbered(folder: Path, step: int, size: int = 50_000) -> Path:
     """A checkpoint whose every number is its step."""
     value = torch.full((size,), float(step))
-    return save_checkpoint(folder, step, {"one": value}, {"moment": value.clone()})
+    state = TrainingState(step=step, optimizer={"moment": value.clone()})
+    return save_checkpoint(folder, {"one": value}, state)
 
 
 def number_of(found: Checkpoint | None) -> int:
     """The step of a checkpoint that holds what `save_numbered` wrote."""
     assert found is not None
-    step = found.state["step"]
-    assert bool((found.weights["one"] == step).all() and (found.state["moment"] == step).all())
+    step = found.state.step
+    assert bool(
+        (found.weights["one"] == step).all() and (found.state.optimizer["moment"] == step).all()
+    )
     return step

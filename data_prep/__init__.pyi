@@ -26,3 +26,4 @@ from .volume.mask_shape import mask_shape as mask_shape
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified
+from .unpickling import read_arrays as read_arrays

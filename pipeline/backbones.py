@@ -2,14 +2,15 @@
 
 import hashlib
 import importlib.metadata
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from data_prep import read_arrays
 
 Network = Literal["alex", "vgg"]
 State = dict[str, Tensor]
@@ -30,39 +31,6 @@ class WeightsNotFound(RuntimeError):
     """No usable backbone weights; the text says where they were looked for and how to get them."""
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of plain containers and numpy arrays, and refuses to name anything else.
-
-    A pickle runs code by naming a callable; the three names that numpy arrays need run none.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The object of that name, or UnpicklingError where no numpy array needs it."""
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        # numpy 2 renamed numpy.core to numpy._core; files and readers may stand on either side.
-        if (module, name) in {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        }:
-            return np.empty(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"refused: the file asks for {module}.{name}")
-
-
-def read_array_tree(file: BinaryIO) -> dict[str, Any]:
-    """A nested dict of numpy arrays from a pickle.
-
-    Raises:
-        pickle.UnpicklingError: the pickle asks for anything but arrays, or is no dict.
-    """
-    tree = ArrayUnpickler(file).load()
-    if not isinstance(tree, dict):
-        raise pickle.UnpicklingError(f"a dict of arrays is expected, got {type(tree).__name__}")
-    return tree
-
-
 def _from_path(network: Network, weights: str) -> tuple[State, str] | None:
     """The configured file, or the file of the usual name in the configured directory."""
     if not weights:
@@ -75,13 +43,13 @@ def _from_path(network: Network, weights: str) -> tuple[State, str] | None:
         path = path / WEIGHT_FILES[network]
         if not path.exists():  # a directory may serve other networks only
             return None
-    return _load(path), f"configured path {path}"
+    return load_state(path), f"configured path {path}"
 
 
 def _from_hub_cache(network: Network) -> tuple[State, str] | None:
     """The file that torchvision keeps after a download."""
     path = _hub_cache() / WEIGHT_FILES[network]
-    return (_load(path), f"torch hub cache {path}") if path.exists() else None
+    return (load_state(path), f"torch hub cache {path}") if path.exists() else None
 
 
 def _from_package(network: Network) -> tuple[State, str] | None:
@@ -97,12 +65,12 @@ def _from_package(network: Network) -> tuple[State, str] | None:
     if not path.exists():
         return None
     with path.open("rb") as file:
-        tree = read_array_tree(file)
+        tree = read_arrays(file)
     layers = next(value for key, value in tree.items() if not key.startswith("NetLin"))
     state: State = {}
     for j, index in enumerate(_conv_indices(network)):
         layer = layers[f"Conv_{j}"]
-        kernel = np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1), dtype=np.float32)
+        kernel = np.array(layer["kernel"].transpose(3, 2, 0, 1), np.float32, order="C")
         state[f"features.{index}.weight"] = torch.from_numpy(kernel)
         state[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"], np.float32))
     return state, f"package {_PACKAGE} {distribution.version}"
@@ -117,7 +85,7 @@ def _from_download(network: Network) -> tuple[State, str]:
     return weights.get_state_dict(progress=False, check_hash=True), "torchvision download"
 
 
-def _load(path: Path) -> State:
+def load_state(path: Path) -> State:
     """A state dict from a file; weights_only, because these files travel between machines."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):

@@ -1,12 +1,10 @@
 """CIFAR-10 from its python batches: 32 x 32 colour images of ten classes (Krizhevsky 2009).
 
-A batch is a pickle, and a pickle can run code. It is read by an unpickler that knows three names,
-which stand for objects of this module that do nothing but hold bytes.
+A batch is a pickle, and a pickle can run code: it is read as arrays alone (data_prep.unpickling).
 """
 
 import hashlib
 import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +18,7 @@ from data_prep.errors import InputError
 from data_prep.sources import blocks
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import SubjectEntry, write_shard
+from data_prep.unpickling import read_arrays
 
 FOLDER = "cifar-10-batches-py"
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -171,16 +170,17 @@ def parse_batch(raw: bytes, path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
     problem = f"{path} is not a CIFAR-10 batch"
     way_out = f"get it from {PAGE}"
     try:
-        batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
-    except _Refused as error:
-        raise InputError(f"{problem}: {error}: {way_out}") from None
+        batch = read_arrays(io.BytesIO(raw))
     except Exception as error:  # a damaged pickle fails in any way there is
         raise InputError(f"{problem}: {type(error).__name__}: {error}: {way_out}") from None
-    if not isinstance(batch, dict):
-        raise InputError(f"{problem}: it holds no dictionary: {way_out}")
-    data, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
-    pixels = data.pixels if isinstance(data, _Array) else None
-    if pixels is None or pixels.ndim != 2 or pixels.shape[1] != VALUES or not len(pixels):
+    pixels, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 2
+        or pixels.shape[1] != VALUES
+        or not len(pixels)
+    ):
         raise InputError(f"{problem}: it has no data of bytes in rows of {VALUES}: {way_out}")
     if (
         not isinstance(labels, list)
@@ -189,83 +189,3 @@ def parse_batch(raw: bytes, path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
     ):
         raise InputError(f"{problem}: it has not one label from 0 to 9 for each image: {way_out}")
     return pixels, tuple(labels)
-
-
-class _Refused(pickle.UnpicklingError):
-    """The pickle asks for something that no batch needs."""
-
-
-class _Array:
-    """What the file calls an array: bytes and their shape, nothing that numpy would interpret."""
-
-    __slots__ = ("pixels",)
-
-    def __init__(self) -> None:
-        self.pixels: np.ndarray | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, content = state
-        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes) or fortran:
-            raise _Refused("its array is not of bytes, row by row")
-        self.pixels = np.frombuffer(content, np.uint8).reshape(shape)
-
-
-class _Dtype:
-    """The type of a byte; whatever else the file says about it changes nothing."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Name:
-    """A name that the file may use. Calling it makes a fresh object; it can't be changed."""
-
-    __slots__ = ("_make",)
-    _make: Callable[..., Any]
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_make", make)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._make(*arguments)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise _Refused(f"it sets {name} of what it may only call")
-
-
-def _dtype(name: Any = None, *_: Any) -> _Dtype:
-    if name not in (b"u1", "u1"):
-        raise _Refused(f"its array is of {name!r}, not of bytes")
-    return _Dtype()
-
-
-def _latin1(text: Any = None, encoding: Any = None) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise _Refused("it encodes something other than bytes")
-    return text.encode("latin1")
-
-
-def _array(*_: Any) -> _Array:
-    return _Array()
-
-
-_NAMES = {
-    # The published files need these three ...
-    ("numpy.core.multiarray", "_reconstruct"): _Name(_array),
-    ("numpy", "ndarray"): _Name(_array),
-    ("numpy", "dtype"): _Name(_dtype),
-    # ... and the same saved again by a newer numpy and Python these two besides.
-    ("numpy._core.multiarray", "_reconstruct"): _Name(_array),
-    ("_codecs", "encode"): _Name(_latin1),
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, bytes and arrays of bytes, and refuses all else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
-            raise _Refused(f"it asks for {module}.{name}, which no batch needs; nothing was run")
-        return _NAMES[module, name]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from pipeline.backbones import WeightsNotFound, explain_inception
+from pipeline.backbones import WeightsNotFound, explain_inception, load_state
 from pipeline.metrics.fidelity import check_images
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class InceptionFeatures:
         """path: from `inception_weights`. Raises WeightsNotFound where it is no such state dict."""
         self.size = 2048
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_state(path)
             # The library would unpickle the file with no restriction: it gets a copy of ours, of
             # nothing but tensors. It draws weights first; the run's generator must not notice.
             copy = io.BytesIO()

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from data_prep import read_arrays
 from pipeline import backbones
 from pipeline.backbones import WeightsNotFound
 from pipeline.metrics import perceptual
@@ -169,13 +170,13 @@ class _Malicious:
 def test_a_pickle_that_names_a_function_is_refused(payload: _Malicious, protocol: int) -> None:
     file = io.BytesIO(pickle.dumps({"Conv_0": payload}, protocol=protocol))
     with pytest.raises(pickle.UnpicklingError, match="refused"):
-        backbones.read_array_tree(file)
+        read_arrays(file)
 
 
 def test_a_pickle_of_arrays_is_read() -> None:
     tree = {"a": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.ones(3, np.float32)}}
-    read = backbones.read_array_tree(io.BytesIO(pickle.dumps(tree, protocol=3)))
+    read = read_arrays(io.BytesIO(pickle.dumps(tree, protocol=3)))
     np.testing.assert_array_equal(read["a"]["kernel"], tree["a"]["kernel"])
     assert read["a"]["bias"].dtype == np.float32
     with pytest.raises(pickle.UnpicklingError, match="dict"):
-        backbones.read_array_tree(io.BytesIO(pickle.dumps([1])))
+        read_arrays(io.BytesIO(pickle.dumps([1])))

@@ -18,6 +18,7 @@ from .preparation import prepare as prepare
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry
+from .unpickling import read_arrays as read_arrays
 from .volume.loading import Volume as Volume
 from .volume.loading import canonical as canonical
 from .volume.loading import load_volume as load_volume
@@ -26,4 +27,3 @@ from .volume.mask_shape import mask_shape as mask_shape
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified
-from .unpickling import read_arrays as read_arrays

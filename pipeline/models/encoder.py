@@ -33,15 +33,11 @@ class Encoder(nn.Module):
             for high, low in pairwise(sides)
         )
         self.heads = nn.ModuleList(
-            head(2 * widths[level.side], widths[level.side], 2 * level.channels)
-            for level in config.draws
+            _posterior_head(widths[level.side], level.channels) for level in config.draws
         )
         self.linear = nn.ModuleList(
             nn.Conv2d(widths[level.side], level.channels, 3, padding=1) for level in config.draws
         )
-        with torch.no_grad():
-            for level, layers in zip(config.draws, self.heads, strict=True):
-                layers[-1].bias[level.channels :] += FIRST_LOG_VARIANCE
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> dict[int, Features]:
         """The features of every side, by the side; images in [0,1]."""
@@ -65,3 +61,11 @@ class Encoder(nn.Module):
         mean = mean + at_least_single(self.linear[number](features[side]))
         # exp() of an early outlier would otherwise overflow; the range holds any useful posterior.
         return mean, log_variance.clamp(-12.0, 6.0)
+
+
+def _posterior_head(width: int, channels: int) -> nn.Sequential:
+    """From state and features to mean and log-variance."""
+    layers = head(2 * width, width, 2 * channels)
+    with torch.no_grad():
+        layers[-1].get_parameter("bias")[channels:] += FIRST_LOG_VARIANCE
+    return layers

@@ -136,7 +136,7 @@ class _Deviation(nn.Module):
         self.law = law
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.law.floor + self.law.factor * self.law.unscaled(image)
+        return self.law.deviation(image)
 
 
 def _entry(content: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.blur.radial import RadialBins
 from pipeline.blur.spectrum import half_spectrum, power
 from pipeline.losses.law import GaussianLaw
-from pipeline.losses.shapes import Images, Precision, Shape
+from pipeline.losses.shapes import Images, Mask, Precision, Shape
 from pipeline.models.scale_network import ScaleNetwork
 
 # Deviation that the fit begins at, intensity.
@@ -25,22 +25,29 @@ START = 0.05
 # Of the running mean of C's spectrum, a batch; and the least power of a bin, without unit.
 MOMENTUM = 0.95
 LEAST_POWER = 1e-6
+# A pixel is at the edge where its neighbourhood of so many pixels has one darker than this.
+EDGE_PIXELS, SURROUND = 5, 0.1
+# A factor of fewer pixels than this is not known well: one for all pixels takes its place.
+FEWEST = 1000
+BATCH = 16
 
 
 class ResidualLaw(nn.Module):
-    """N(0, S C S) with S = diag(s(x̂)), s = floor + factor · s₁(x̂), and one C for all images.
+    """N(0, S C S) with S = diag(s(x̂)), s = floor + f(x̂) · s₁(x̂), and one C for all images.
 
     s₁ is the sigmoid of a ScaleNetwork, the reconstruction its input, so at most 1. C⁻¹ has the
     eigenvalue λ_r for all frequencies of a radial bin r (distance from the origin, rounded, in
     steps of 1/max(H,W) cycles/pixel), so scaled that C has a diagonal of ones: s is the standard
-    deviation of a pixel's residual. `factor` is 1 until `calibrate`.
+    deviation of a pixel's residual. f is one of two factors, of pixels within and at the edge: a
+    pixel at a head's edge is nearly right or far off, and its residual no Gaussian's. They are 1
+    until `calibrate`.
 
     Without the floor the density is unbounded where images are constant, as the surround of a head
     is: every bound under this law must say it.
     """
 
     variance: Float[Tensor, " bins"]
-    factor: Float[Tensor, ""]
+    factors: Float[Tensor, "2"]
     floor: Float[Tensor, ""]
 
     def __init__(self, image_shape: Shape, floor: float) -> None:
@@ -51,13 +58,19 @@ class ResidualLaw(nn.Module):
         self.network = ScaleNetwork(image_shape, math.log(START / (1 - START)))
         self.bins = RadialBins(*image_shape[1:])
         self.register_buffer("variance", torch.ones(len(self.bins)))
-        self.register_buffer("factor", torch.ones(()))
+        self.register_buffer("factors", torch.ones(2))
         self.register_buffer("floor", torch.tensor(float(floor)))
 
     def unscaled(self, reconstruction: Images) -> Images:
-        """s₁(x̂), before factor and floor, intensity."""
+        """s₁(x̂), before factors and floor, intensity."""
         with torch.autocast(reconstruction.device.type, enabled=False):
             return self.network(reconstruction.float()).sigmoid()
+
+    def deviation(self, reconstruction: Images) -> Images:
+        """s(x̂), intensity."""
+        within, edge = self.factors
+        factor = torch.where(at_edge(reconstruction), edge, within)
+        return self.floor + factor * self.unscaled(reconstruction)
 
     @property
     def precision(self) -> Precision:
@@ -75,20 +88,39 @@ class ResidualLaw(nn.Module):
 
     def forward(self, reconstruction: Images) -> GaussianLaw:
         """The law of the residuals of reconstructions."""
-        deviation = self.floor + self.factor * self.unscaled(reconstruction)
-        return GaussianLaw(deviation, self.precision)
+        return GaussianLaw(self.deviation(reconstruction), self.precision)
 
     @torch.no_grad()
     def calibrate(
-        self, residual: Float[Tensor, "*pixels"], unscaled: Float[Tensor, "*pixels"], level: float
+        self, reconstruction: Images, residual: Images, chosen: Mask, level: float
     ) -> None:
-        """Set the factor with which a share `level` of residuals lies within their intervals.
+        """Set the factors with which a share `level` of residuals lies within their intervals.
 
-        The pixels are those of subjects that the law was not fitted to. Split conformal (Vovk et
-        al. 2005; Lei et al. 2018): each pixel has the least factor whose interval holds it, and the
-        ⌈(n+1)·level⌉-th of n is taken. At least 0.1.
+        The images are of subjects that the law was not fitted to. Split conformal (Vovk et al.
+        2005; Lei et al. 2018), within and at the edge apart (Mondrian: Vovk et al. 2003): each
+        pixel has the least factor whose interval holds it, and the ⌈(n+1)·level⌉-th of n is taken,
+        at least 0.1. Of too few pixels at or off the edge, all have one factor.
+
+        Args:
+            reconstruction: x̂.
+            residual: x − x̂.
+            chosen: the pixels that count.
+            level: between 0 and 1.
         """
         quantile = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
-        least = ((residual.abs() / quantile - self.floor) / unscaled).flatten()
-        place = min(math.ceil((len(least) + 1) * level), len(least))
-        self.factor.copy_(least.kthvalue(place).values.clamp_min(0.1))
+        unscaled = torch.cat([self.unscaled(part) for part in reconstruction.split(BATCH)])
+        least = (residual.abs() / quantile - self.floor) / unscaled
+        edge = at_edge(reconstruction).expand_as(least)
+        groups = [least[chosen & ~edge], least[chosen & edge]]
+        if min(map(len, groups)) < FEWEST:
+            groups = [least[chosen]] * 2
+        for number, group in enumerate(groups):
+            place = min(math.ceil((len(group) + 1) * level), len(group))
+            self.factors[number] = group.kthvalue(place).values.clamp_min(0.1)
+
+
+def at_edge(images: Images) -> Mask:
+    """Where the surround is near, of one channel: EDGE_PIXELS square has a pixel below SURROUND."""
+    brightest = images.amax(dim=1, keepdim=True)
+    darkest = -torch.nn.functional.max_pool2d(-brightest, EDGE_PIXELS, 1, EDGE_PIXELS // 2)
+    return darkest < SURROUND

@@ -17,7 +17,7 @@ from pipeline.training.kept import Kept
 BATCH = 16
 LEARNING_RATE = 5e-3
 CLIP = 1.0
-# The share of residuals that the factor puts within their intervals.
+# The share of residuals that the factors put within their intervals.
 LEVEL = 0.9
 # Slices that law and factor are fitted to, each: pixels of more are all alike.
 MOST_SLICES = 1024
@@ -53,7 +53,7 @@ def residual_law_of(
 def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
     """The law of residuals of people who were not trained on: of them alone it is to be right.
 
-    Fitted to three fifths of the validation families, its factor the others'. Where there is one
+    Fitted to three fifths of the validation families, its factors the others'. Where there is one
     family, it serves both; where there is none, training people do, on whom residuals are smaller.
     All reconstructions decode the posterior's mean. By the seed.
     """
@@ -112,11 +112,10 @@ def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, 
 def _calibrate(
     law: ResidualLaw, images: Tensor, reconstructions: Tensor, device: torch.device
 ) -> None:
-    """The factor with which brains are covered as promised."""
+    """The factors with which brains are covered as promised."""
     brain = (images > 0).any(dim=1, keepdim=True).expand_as(images)
-    unscaled = [law.unscaled(part.to(device)).cpu() for part in reconstructions.split(BATCH)]
     if brain.any():
-        law.cpu().calibrate((images - reconstructions)[brain], torch.cat(unscaled)[brain], LEVEL)
+        law.cpu().calibrate(reconstructions, images - reconstructions, brain, LEVEL)
         law.to(device)
 
 

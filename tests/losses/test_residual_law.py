@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.blur.spectrum import half_spectrum_sum
-from pipeline.losses.residual import ResidualLaw
+from pipeline.losses.residual import ResidualLaw, at_edge
 
 FLOOR = 1 / 255
 
@@ -29,13 +29,36 @@ def test_a_floor_that_is_none_is_refused(floor: float) -> None:
         ResidualLaw((1, 16, 16), floor)
 
 
-def test_the_factor_covers_what_it_is_asked_to() -> None:
-    law, generator = ResidualLaw((1, 16, 16), FLOOR), torch.Generator().manual_seed(0)
-    unscaled = 0.02 + 0.1 * torch.rand(50000, generator=generator)
-    residual = (FLOOR + 2 * unscaled) * torch.randn(50000, generator=generator)
-    law.calibrate(residual, unscaled, 0.9)
-    assert law.factor.item() == pytest.approx(2, rel=0.03)
-    inside = residual.abs() <= 1.6449 * (FLOOR + law.factor * unscaled)
+def _calibrated(
+    reconstruction: torch.Tensor, times: torch.Tensor
+) -> tuple[ResidualLaw, torch.Tensor]:
+    """A law calibrated to residuals `times` as wide as it says, and what lies in its intervals."""
+    torch.manual_seed(0)
+    law = ResidualLaw((1, 32, 32), FLOOR)
+    with torch.no_grad():
+        true = FLOOR + times * law.unscaled(reconstruction)
+        residual = true * torch.randn(true.shape)
+        law.calibrate(reconstruction, residual, torch.ones_like(residual, dtype=torch.bool), 0.9)
+        return law, residual.abs() <= 1.6449 * law.deviation(reconstruction)
+
+
+def test_the_factors_cover_what_they_are_asked_to_within_and_at_the_edge() -> None:
+    """A bright disc's pixels two from the dark, and the dark itself, are the edge."""
+    reconstruction = torch.zeros(80, 1, 32, 32)
+    reconstruction[..., 8:24, 8:24] = 0.7
+    edge = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    edge[..., 10:22, 10:22] = False
+    assert torch.equal(at_edge(reconstruction), edge.expand(80, -1, -1, -1))
+    law, inside = _calibrated(reconstruction, torch.where(edge, 0.5, 2.0))
+    assert law.factors.tolist() == pytest.approx([2, 0.5], rel=0.03)
+    for part in (edge, ~edge):
+        covered = inside.double()[part.expand_as(inside)].mean().item()
+        assert covered == pytest.approx(0.9, abs=2e-3)
+
+
+def test_photographs_without_an_edge_have_one_factor() -> None:
+    law, inside = _calibrated(torch.full((40, 1, 32, 32), 0.5), torch.tensor(2.0))
+    assert law.factors.tolist() == pytest.approx([2, 2], rel=0.03)
     assert inside.double().mean().item() == pytest.approx(0.9, abs=1e-3)
 
 

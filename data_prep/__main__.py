@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.config import PLAIN_NAME, CohortConfig, PrepareConfig, SplitConfig
+from data_prep.config import PLAIN_NAME, PrepareConfig
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.layers import read_layers
@@ -132,9 +132,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
     files: list[str] = []
     try:
         parsed = parser.parse_args(list(_own(arguments, files)))
-        values = parsed.prepare.as_dict()
-        split, cohort = SplitConfig(**values.pop("split")), CohortConfig(**values.pop("cohort"))
-        config = PrepareConfig(**values, split=split, cohort=cohort)
+        config: PrepareConfig = parser.instantiate(parsed).prepare
     except SystemExit as end:  # --help and --print_config
         if end.code:
             raise InputError("the command line could not be read") from None

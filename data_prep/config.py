@@ -9,23 +9,10 @@ from typing import Any, Literal
 # Raised when the arithmetic from volume to slices changes: older shards are then made anew.
 TRANSFORM_VERSION = 1
 
-# Sources whose items are blocks of independent images with official splits, not people.
+# Sources whose items are subjects' volumes, and those whose items are blocks of independent images
+# with official splits.
+VOLUMES = ("hcp", "template_cohort")
 IMAGE_SETS = ("celeba", "cifar10")
-
-# What each of them reads; every other key but these says something about volumes.
-_EVERYWHERE = (
-    "name", "source", "root", "size", "workers", "scheduler", "dry_run", "max_quarantined",
-    "track",
-)  # fmt: skip
-_OWN = {"celeba": ("crop", "download"), "cifar10": ("validation_images", "download")}
-
-# Keys that no source of volumes reads.
-_OF_IMAGE_SETS = ("crop", "validation_images", "download")
-
-# Keys that say whether and how the work is done, and nothing of what comes out.
-_OF_THE_WORK = (
-    "name", "workers", "scheduler", "dry_run", "max_quarantined", "track", "subjects_table_extra",
-)  # fmt: skip
 
 # Width and height of CelebA's aligned images, pixels.
 CELEBA_SHAPE = (178, 218)
@@ -51,6 +38,32 @@ def _check_template(key: str, template: str) -> None:
         f"prepare.{key}: DICOM is not read: convert the scans to NIfTI with dcm2niix first,"
         f" got '{template}'",
     )
+
+
+def _key(
+    default: Any,
+    *sources: str,
+    decides: Literal["pixels", "store", "nothing"] = "pixels",
+    where: bool = False,
+) -> Any:
+    """A key of the configuration, with what the program has to know of it.
+
+    Args:
+        default: its value, or a class whose instance is the value.
+        sources: those that read it; none given means all.
+        decides: "pixels" of the shards, only what else the "store" records, or "nothing" of what
+            comes out: how the work is done.
+        where: whether it only says where files lie on this machine.
+    """
+    metadata = {"sources": sources or VOLUMES + IMAGE_SETS, "decides": decides, "where": where}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def where_keys(section: Any) -> frozenset[str]:
+    """Fields of a dataclass that only say where files lie on this machine: metadata "where"."""
+    return frozenset(key.name for key in fields(section) if key.metadata.get("where"))
 
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -95,18 +108,18 @@ class CohortConfig:
 class PrepareConfig:
     """How raw images become a prepared store.
 
+    A key that the source does not read keeps its default: another value is refused.
+
     Args:
         name: the store's name; empty means the name of the configuration file.
         source: `hcp` reads volumes by a path template; `template_cohort` simulates people first;
-            `celeba` and `cifar10` read those image sets, with their official splits, and know
-            only name, root, size, workers, max_quarantined, track, download and the key of their
-            own.
+            `celeba` and `cifar10` read those image sets, with their official splits.
         root: the folder that the templates start from (hcp), or that holds the set's files.
         template: path of an image below root, with one or more {subject}, and {session} where
-            people were scanned repeatedly: each session then is an item of its own.
+            subjects were scanned repeatedly: each session is then an item of its own.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
         subjects_table: csv with Subject and Family_ID; absolute or relative to root.
-        subjects_table_extra: what a row of somebody without an image is: an error, or passed over.
+        subjects_table_extra: what a row of a subject without an image is: an error, or skipped.
         plane: which way slices are cut.
         size: side of the square slices, pixels.
         spacing_mm: in-plane distance between pixels, mm.
@@ -117,50 +130,49 @@ class PrepareConfig:
         upper_percentile: intensity percentile inside the brain that becomes 1.
         n4: correct the bias field with N4 (needs the optional package SimpleITK; slow).
         split: shares of train, validation and test.
-        cohort: the simulated cohort (source template_cohort).
-        workers: worker processes; 0 means one a core; 1 means none but this one, which a subject
-            that needs more memory than there is then ends.
+        cohort: the simulated cohort.
+        workers: worker processes; 0 means one per core; 1 means this process alone, which ends if
+            a subject needs more memory than there is.
         scheduler: address of a Dask scheduler (tcp://host:8786) whose workers do the work instead;
             they must see the same files under the same paths.
         dry_run: list what would be done and why, and write nothing.
         max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
         track: log the quality report of a store that changed to MLflow.
-        crop: side of the central square of an image that is kept, pixels; 0 means the largest
-            (source celeba).
+        crop: side of the central square of an image that is kept, pixels; 0 means the largest.
         validation_images: how many of the last training images are for validation, as there is
-            no official validation set (source cifar10).
-        download: fetch what root lacks with torchvision's downloader (celeba, cifar10).
+            no official validation set.
+        download: fetch what root lacks with torchvision's downloader.
 
     Raises:
         ValueError: naming the key that is wrong.
     """
 
-    name: str = ""
-    source: Literal["hcp", "template_cohort", "celeba", "cifar10"] = "template_cohort"
-    root: str = ""
-    template: str = "{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
-    mask_template: str = ""
-    subjects_table: str = ""
-    subjects_table_extra: Literal["refuse", "ignore"] = "refuse"
-    plane: Plane = "axial"
-    size: int = 64
-    spacing_mm: float = 3.2
-    slice_spacing_mm: float = 4.0
-    min_brain_area: float = 0.4
-    max_slices: int = 0
-    lower_percentile: float = 0.5
-    upper_percentile: float = 99.5
-    n4: bool = False
-    split: SplitConfig = field(default_factory=SplitConfig)
-    cohort: CohortConfig = field(default_factory=CohortConfig)
-    workers: int = 0
-    scheduler: str = ""
-    dry_run: bool = False
-    max_quarantined: int = 0
-    track: bool = True
-    crop: int = 148
-    validation_images: int = 5000
-    download: bool = False
+    name: str = _key("", decides="nothing")
+    source: Literal["hcp", "template_cohort", "celeba", "cifar10"] = _key("template_cohort")
+    root: str = _key("", "hcp", *IMAGE_SETS, decides="store", where=True)
+    template: str = _key("{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz", "hcp")
+    mask_template: str = _key("", "hcp")
+    subjects_table: str = _key("", "hcp", decides="store", where=True)
+    subjects_table_extra: Literal["refuse", "ignore"] = _key("refuse", "hcp", decides="nothing")
+    plane: Plane = _key("axial", *VOLUMES)
+    size: int = _key(64)
+    spacing_mm: float = _key(3.2, *VOLUMES)
+    slice_spacing_mm: float = _key(4.0, *VOLUMES)
+    min_brain_area: float = _key(0.4, *VOLUMES)
+    max_slices: int = _key(0, *VOLUMES)
+    lower_percentile: float = _key(0.5, *VOLUMES)
+    upper_percentile: float = _key(99.5, *VOLUMES)
+    n4: bool = _key(False, *VOLUMES)
+    split: SplitConfig = _key(SplitConfig, *VOLUMES, decides="store")
+    cohort: CohortConfig = _key(CohortConfig, "template_cohort")
+    workers: int = _key(0, decides="nothing")
+    scheduler: str = _key("", decides="nothing")
+    dry_run: bool = _key(False, decides="nothing")
+    max_quarantined: int = _key(0, decides="nothing")
+    track: bool = _key(True, decides="nothing")
+    crop: int = _key(148, "celeba")
+    validation_images: int = _key(5000, "cifar10")
+    download: bool = _key(False, *IMAGE_SETS, decides="nothing")
 
     def __post_init__(self) -> None:
         _require(
@@ -168,7 +180,7 @@ class PrepareConfig:
             f"prepare.name must be a plain file name, got '{self.name}'",
         )
         _require(
-            self.source in ("hcp", "template_cohort", *IMAGE_SETS),
+            self.source in VOLUMES + IMAGE_SETS,
             f"prepare.source must be hcp, template_cohort, celeba or cifar10, got '{self.source}'",
         )
         _require(
@@ -191,11 +203,11 @@ class PrepareConfig:
             self.size in (32, 64, 128, 256),
             f"prepare.size must be 32, 64, 128 or 256, got {self.size}",
         )
-        for key in ("spacing_mm", "slice_spacing_mm"):
-            value = getattr(self, key)
+        for name in ("spacing_mm", "slice_spacing_mm"):
+            value = getattr(self, name)
             _require(
                 math.isfinite(value) and 0 < value <= 100,
-                f"prepare.{key} must be above 0 and at most 100 mm, got {value}",
+                f"prepare.{name} must be above 0 and at most 100 mm, got {value}",
             )
         _require(
             0 < self.min_brain_area <= 1,
@@ -207,23 +219,9 @@ class PrepareConfig:
             "prepare.lower_percentile must be below prepare.upper_percentile,"
             f" both from 0 to 100, got {low} and {high}",
         )
-        for key in ("max_slices", "workers", "max_quarantined"):
-            value = getattr(self, key)
-            _require(value >= 0, f"prepare.{key} must not be negative, got {value}")
-        self._check_image_set()
-
-    def _check_image_set(self) -> None:
-        """Refuse keys that the source does not read: setting one would change nothing."""
-        image_set = self.source in IMAGE_SETS
-        read = (*_EVERYWHERE, *_OWN[self.source]) if image_set else ()
-        for key in fields(self):
-            foreign = key.name not in read if image_set else key.name in _OF_IMAGE_SETS
-            default = key.default if key.default_factory is MISSING else key.default_factory()
-            _require(
-                not foreign or getattr(self, key.name) == default,
-                f"prepare.{key.name} says nothing to the source {self.source}: leave it out"
-                + (" (the splits are the official ones)" if key.name == "split" else ""),
-            )
+        for name in ("max_slices", "workers", "max_quarantined"):
+            value = getattr(self, name)
+            _require(value >= 0, f"prepare.{name} must not be negative, got {value}")
         _require(
             self.source != "cifar10" or self.size == 32,
             f"prepare.size must be 32 for the source cifar10, got {self.size}",
@@ -236,24 +234,24 @@ class PrepareConfig:
             self.validation_images > 0,
             f"prepare.validation_images must be above 0, got {self.validation_images}",
         )
+        for key in fields(self):
+            sources = key.metadata["sources"]
+            default = key.default if key.default_factory is MISSING else key.default_factory()
+            _require(
+                self.source in sources or getattr(self, key.name) == default,
+                f"prepare.{key.name} belongs to source {' or '.join(sources)}, not {self.source}:"
+                " leave it out",
+            )
 
     def recorded(self) -> dict[str, Any]:
         """The keys that decide what the store holds, as the manifest records them."""
         values = asdict(self)
-        if self.source in IMAGE_SETS:
-            kept = ("source", "root", "size", *_OWN[self.source])
-            values = {key: values[key] for key in kept if key != "download"}
-            return values | {"transform_version": TRANSFORM_VERSION}
-        for key in (*_OF_THE_WORK, *_OF_IMAGE_SETS):
-            del values[key]
-        if self.source == "template_cohort":
-            # The simulated files stand at a fixed place in a fixed layout: these keys are not used.
-            for key in ("root", "template", "mask_template", "subjects_table"):
-                del values[key]
-        else:
-            del values["cohort"]
-        values["transform_version"] = TRANSFORM_VERSION
-        return values
+        kept = {
+            key.name: values[key.name]
+            for key in fields(self)
+            if self.source in key.metadata["sources"] and key.metadata["decides"] != "nothing"
+        }
+        return kept | {"transform_version": TRANSFORM_VERSION}
 
     def pixel_keys(self) -> dict[str, Any]:
         """The keys that decide a shard's bytes, given the source file."""
@@ -266,7 +264,8 @@ def pixel_keys(recorded: dict[str, Any]) -> dict[str, Any]:
     Split, families and the number of people are not among them, nor is the folder that the files
     lie in: they change without rewriting a pixel.
     """
-    values = {k: v for k, v in recorded.items() if k not in ("root", "split", "subjects_table")}
+    other = {key.name for key in fields(PrepareConfig) if key.metadata["decides"] == "store"}
+    values = {key: value for key, value in recorded.items() if key not in other}
     if isinstance(values.get("cohort"), dict):
         values["cohort"] = {"seed": values["cohort"].get("seed")}
     return values

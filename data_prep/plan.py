@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.config import IMAGE_SETS, PrepareConfig, pixel_keys
+from data_prep.config import PrepareConfig, pixel_keys
 from data_prep.sources.source import Item, Outcome
 from data_prep.store import OWN_DIGEST, Quarantined, Store, SubjectEntry
 
@@ -96,7 +96,6 @@ def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
     """Why an item's earlier outcomes are not what its files would give, or "" where they are."""
     found = item.fingerprint()
-    volumes = store.manifest["configuration"]["source"] not in IMAGE_SETS
     for outcome in outcomes:
         # An image of a block has names of its own.
         named = () if outcome.subject == item.subject else ("subject", "source")
@@ -110,6 +109,6 @@ def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
                 return "an earlier version of this program refused it"
         elif store.shard_problem(outcome):
             return "its shard is missing or cut"
-        elif volumes and outcome.volume is None:
+        elif not store.image_set and outcome.volume is None:
             return "an earlier version of this program prepared it"
     return ""

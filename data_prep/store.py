@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import CohortConfig, PrepareConfig, SplitConfig
+from data_prep.config import CohortConfig, PrepareConfig, SplitConfig, where_keys
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
 from data_prep.files import atomic_file
@@ -65,9 +65,9 @@ def canonical_digest(value: Any) -> str:
 
 
 def configuration_digest(configuration: dict[str, Any]) -> str:
-    """Digest of the configuration without the keys that only say where this machine keeps files."""
-    places = ("root", "subjects_table")
-    return canonical_digest({k: v for k, v in configuration.items() if k not in places})
+    """Digest of the configuration without the keys that only say where files lie."""
+    where = where_keys(PrepareConfig)
+    return canonical_digest({k: v for k, v in configuration.items() if k not in where})
 
 
 def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") -> dict[str, Any]:
@@ -231,6 +231,11 @@ class Store:
     @property
     def plane(self) -> str:
         return str(self.manifest["plane"])
+
+    @property
+    def image_set(self) -> bool:
+        """Whether it holds blocks of independent images, not subjects' slices."""
+        return self.plane == "image"
 
     @property
     def digest(self) -> str:

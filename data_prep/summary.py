@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.config import IMAGE_SETS
 from data_prep.flags import FORMS_DISAGREE
 from data_prep.report.writing import FOLDER, PAGE
 from data_prep.split import SPLITS
@@ -34,7 +33,7 @@ def counted(counts: Counter[str]) -> str:
 def summary(report: Report, folder: Path) -> list[str]:
     """Lines for people: what is in the store, what is not and why, and where it lies."""
     store = report.store
-    images = store.manifest["configuration"]["source"] in IMAGE_SETS
+    images = store.image_set
     items = "blocks" if images else "subjects"
     lines = []
     if not report.changed:

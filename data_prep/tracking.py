@@ -69,7 +69,7 @@ def counts(store: Store) -> dict[str, int]:
     found = {"quarantined": len(store.quarantined)}
     for reason, number in Counter(q.reason for q in store.quarantined).items():
         found[f"quarantined.{reason}"] = number
-    images = store.plane == "image"
+    images = store.image_set
     for split in SPLITS:
         entries = store.subjects(split)
         found[f"{split}.{'blocks' if images else 'subjects'}"] = len(entries)

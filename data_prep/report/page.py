@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from data_prep.config import IMAGE_SETS
+from data_prep.config import PrepareConfig, where_keys
 from data_prep.report.quality import (
     BINS,
     FEWEST,
@@ -52,7 +52,7 @@ class Page:
 
     @property
     def image_set(self) -> bool:
-        return self.store.manifest["configuration"]["source"] in IMAGE_SETS
+        return self.store.image_set
 
     @property
     def noun(self) -> str:
@@ -312,7 +312,7 @@ def _noun(page: Page) -> Iterator[str]:
 def _settings(page: Page) -> Iterator[str]:
     """The configuration, without what says where this machine keeps files."""
     for key, value in sorted(page.store.manifest["configuration"].items()):
-        if key not in ("root", "subjects_table"):
+        if key not in where_keys(PrepareConfig):
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items() if v != "")
             yield f"<dt>{escape(key)}</dt><dd>{escape(str(value)) or '–'}</dd>\n"

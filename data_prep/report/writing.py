@@ -18,7 +18,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import IMAGE_SETS
 from data_prep.files import atomic_file
 from data_prep.report.page import PIECES, Page
 from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
@@ -103,10 +102,7 @@ def write_report(store: Store) -> None:
     Raises:
         StoreError: a shard does not hold what the manifest says.
     """
-    if store.manifest["configuration"]["source"] in IMAGE_SETS:
-        subjects = sample_of_set(store)
-    else:
-        subjects = compared(measured(store))
+    subjects = sample_of_set(store) if store.image_set else compared(measured(store))
     with atomic_file(store.path / FOLDER / TABLE) as stream:
         for row in _rows(store, subjects):
             line = io.StringIO()

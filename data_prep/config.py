@@ -1,5 +1,7 @@
 """The `prepare` section of a configuration file."""
 
+# ruff: noqa: RUF009 (_key makes a dataclass field)
+
 import math
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields

@@ -12,14 +12,12 @@ piece by piece, and pictures are read as they are written: memory does not grow 
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import atomic_file
-from data_prep.report.page import PIECES, Page
+from data_prep.report.page import Page, render
 from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
 from data_prep.store import Store, canonical_digest
 
@@ -108,15 +106,9 @@ def write_report(store: Store) -> None:
             line = io.StringIO()
             csv.writer(line, lineterminator="\n").writerow(row)
             stream.write(line.getvalue().encode())
-    page = Page(store, subjects, digest(store))
-    template = (
-        resources.files("data_prep.report").joinpath("report.html").read_text(encoding="utf-8")
-    )
     with atomic_file(store.path / FOLDER / PAGE) as stream:
-        # Names of pieces stand at the odd places.
-        for place, text in enumerate(re.split(r"\{\{(\w+)\}\}", template)):
-            for piece in PIECES[text](page) if place % 2 else (text,):
-                stream.write(piece.encode())
+        for piece in render(Page(store, subjects, digest(store))):
+            stream.write(piece.encode())
     lines = [_sum(store.path / FOLDER / name) or b"" for name in (PAGE, TABLE)]
     with atomic_file(store.path / FOLDER / SUMS) as stream:
         stream.write(b"".join(lines))

@@ -1,7 +1,9 @@
 from .config import TRANSFORM_VERSION as TRANSFORM_VERSION
 from .config import PrepareConfig as PrepareConfig
+from .config import where_keys as where_keys
 from .errors import InputError as InputError
 from .errors import VolumeError as VolumeError
+from .executors.local import available_cores as available_cores
 from .files import atomic_file as atomic_file
 from .files import find_folder as find_folder
 from .files import locked as locked
@@ -27,3 +29,4 @@ from .volume.mask_shape import mask_shape as mask_shape
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified
+from .wording import one_line as one_line

@@ -1,7 +1,6 @@
 """Command line: python -m data_prep [verify] --config configs/demo.yaml [--prepare.root DIR] …"""
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from data_prep.config import PLAIN_NAME, PrepareConfig
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.layers import read_layers
+from data_prep.wording import one_line
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (
@@ -138,7 +138,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
             raise InputError("the command line could not be read") from None
         return None
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
-        raise InputError(_readable(str(error))) from None
+        raise InputError(one_line(error)) from None
     if not config.name and files:
         stem = Path(files[-1]).stem
         if not PLAIN_NAME.fullmatch(stem):
@@ -190,19 +190,6 @@ def _nested(section: Any) -> list[tuple[str, Any]]:
     """The sections within `prepare`, as far as the file names them."""
     keys = ("split", "cohort") if isinstance(section, dict) else ()
     return [(f"prepare.{key}", section[key]) for key in keys if key in section]
-
-
-def _readable(message: str) -> str:
-    """The parser's message in our words, where it names Python's types or its own parts."""
-    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    if unknown:
-        return f"unknown key {unknown[1]}.{unknown[2]}"
-    wrong = re.search(r'Parser key "([\w.]+)"[:.] *(.*)', message, re.DOTALL)
-    if not wrong:
-        return message
-    text = re.sub(r"a <class '(\w+)'>", r"\1", wrong[2])
-    text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", text)
-    return f"{wrong[1]}: {text}".replace(". Got value:", ", got")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, Namespace
 
+from data_prep import one_line
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import (
     config_of,
     config_parser,
     load_config,
-    one_line,
     options_parser,
 )
 

@@ -1,6 +1,5 @@
 """A configuration from YAML files and the command line, and errors of both in plain words."""
 
-import re
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,12 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from data_prep import read_layers
+from data_prep import one_line, read_layers
 from pipeline.config import Config
 from pipeline.errors import InputError
 
 # The texts of --help lie under the fields of the dataclasses.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-# jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-         "NoneType": "null"}  # fmt: skip
-WORDING = (
-    (r"Problem with given class_path '[\w.]*': ", ""),
-    (r"the following arguments are required: ", "missing key "),
-    (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
-    (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
-    (r"Option '(.*?)' is not accepted", r"unknown key \1"),
-    (r'Parser key "(.*?)": ', r"\1: "),
-    (r"Does not validate .*?Errors: - (.*) Given value type: .*? Given value:", r"\1. Got value:"),
-    (r" - Expected an?", " or"),
-    (r"Expected an? (.*?)\. Got value: ", r"expected \1, not "),
-    (r"typing\.Literal\[(.*?)\]", r"\1"),
-    (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
-)
 
 
 class _ConfigFile(ActionConfigFile):
@@ -109,16 +91,6 @@ def load_config(path: str | Path, *overrides: str) -> Config:
         return config_of(parser, parser.parse_args(["--config", str(path), *overrides]))
     except ArgumentError as error:
         raise InputError(one_line(error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one plain line: what jsonargparse spreads over several, and colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    text = re.sub(r"\s+", " ", text).strip()
-    if isinstance(error, ArgumentError):
-        for pattern, words in WORDING:
-            text = re.sub(pattern, words, text)
-    return text
 
 
 def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:

@@ -49,10 +49,11 @@ def executor_for(config: PrepareConfig) -> Executor:
         return DaskCluster(config.scheduler)
     if config.workers == 1:
         return ThisProcess()
-    return Processes(config.workers or cores(), () if config.source in IMAGE_SETS else HEAVY)
+    preload = () if config.source in IMAGE_SETS else HEAVY
+    return Processes(config.workers or available_cores(), preload)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """The number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from data_prep import PrepareConfig, where_keys
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
@@ -38,8 +39,6 @@ PARTS = {
 }
 # Metrics that say which of two decoders is better.
 SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
-# Keys of a store's configuration that only say where a machine keeps files.
-PLACES = ("root", "subjects_table")
 # Settings of an evaluation that do the same, or decide its speed; the store's digest says which.
 MACHINES_OWN = ("store", "download", "batch_size")
 
@@ -200,7 +199,11 @@ def package_of_run(
         spacing_mm=store.spacing_mm,
         orientation=store.orientation,
         plane=store.plane,
-        prepare={k: v for k, v in store.manifest["configuration"].items() if k not in PLACES},
+        prepare={
+            key: value
+            for key, value in store.manifest["configuration"].items()
+            if key not in where_keys(PrepareConfig)
+        },
         run={
             "name": run,
             "id": state.tracking_run,

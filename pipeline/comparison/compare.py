@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from data_prep import available_cores
 from pipeline.commands.evaluate import earlier_scores, store_to_score
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
@@ -23,7 +24,7 @@ from pipeline.comparison.leaderboard import (
     runs_csv,
     summary_csv,
 )
-from pipeline.comparison.plan import Entry, available_cores, jobs_at_once, plan
+from pipeline.comparison.plan import Entry, jobs_at_once, plan
 from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, open_store

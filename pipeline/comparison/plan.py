@@ -1,10 +1,10 @@
 """Which runs a comparison consists of."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from data_prep import available_cores
 from pipeline.blur.spectrum import Form
 from pipeline.comparison.leaderboard import at_rate
 from pipeline.config import Config
@@ -145,10 +145,3 @@ def jobs_at_once(config: Config) -> int:
     from pipeline.distributed import choose_device  # torch takes seconds
 
     return available_cores() if choose_device(config.training.device).type == "cpu" else 1
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

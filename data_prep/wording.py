@@ -1,0 +1,31 @@
+"""Errors of a command line or configuration file, in one line of plain words."""
+
+import re
+from argparse import ArgumentError
+
+# jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+         "NoneType": "null"}  # fmt: skip
+WORDING = (
+    (r"Problem with given class_path '[\w.]*': ", ""),
+    (r"the following arguments are required: ", "missing key "),
+    (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
+    (r"Group '(.*)' does not accept option '(.*)'", r"unknown key \1.\2"),
+    (r"Option '(.*?)' is not accepted", r"unknown key \1"),
+    (r'Parser key "(.*?)": ', r"\1: "),
+    (r"Does not validate .*?Errors: - (.*) Given value type: .*? Given value:", r"\1. Got value:"),
+    (r" - Expected an?", " or"),
+    (r"Expected an? (.*?)\. Got value: ", r"expected \1, not "),
+    (r"typing\.Literal\[(.*?)\]", r"\1"),
+    (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
+)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one plain line: jsonargparse spreads its own over several, and colours them."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"\s+", " ", text).strip()
+    if isinstance(error, ArgumentError):
+        for pattern, words in WORDING:
+            text = re.sub(pattern, words, text)
+    return text

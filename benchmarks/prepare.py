@@ -91,12 +91,12 @@ def configuration(folder: Path, kind: str, workers: int = 1) -> Any:
 
 
 def stage(folder: Path, kind: str) -> None:
-    from data_prep.sources import path_template as hcp
+    from data_prep.sources import path_template
     from data_prep.sources.source import Job
     from data_prep.sources.volumes import transform
 
     config = configuration(folder, kind)
-    job = Job(hcp.discover(config)[0], config, folder / "store")
+    job = Job(path_template.discover(config)[0], config, folder / "store")
     transform(job)
     begin = time.process_time()
     transform(job)
@@ -129,11 +129,11 @@ def monai(folder: Path, kind: str) -> None:
 def many(folder: Path, kind: str, workers: int, volumes: int) -> None:
     """Volumes a second, and processor seconds a volume, of workers that have started already."""
     from data_prep.executors.local import Processes
-    from data_prep.sources import path_template as hcp
+    from data_prep.sources import path_template
     from data_prep.sources.source import Job
 
     config = configuration(folder, kind, workers)
-    found = hcp.discover(config)
+    found = path_template.discover(config)
     jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(volumes)]
     # The first result of each worker carries its start and its imports: not counted.
     done = list(Processes(workers).run_all(timed, jobs, lambda job: (0.0, 0.0)))

@@ -17,6 +17,7 @@ from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
 from .preparation import prepare as prepare
+from .progress import Reporter as Reporter
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry

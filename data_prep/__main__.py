@@ -29,8 +29,8 @@ GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the store that the configuration describes.
 
-    Returns the exit code: 0 all good; 2 bad input, told in one line; 3 the store is there, but more
-    subjects than prepare.max_quarantined were not usable; 130 interrupted.
+    Returns the exit code: 0 all good; 2 bad input, in one line; 3 the store is there, but more
+    subjects than prepare.max_quarantined are not usable; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -39,23 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configuration(arguments)
         if config is None:
             return GOOD
-        # Only now: asking for help or making a typing error should not wait for scipy.
+        # Only now: help and a mistyped key should not wait for scipy.
         from data_prep.preparation import list_work, prepare, summary
 
         work = work_folder()
         if config.dry_run:
             print("\n".join(list_work(config, work)))
             return GOOD
-        report = prepare(config, work)
-        print("\n".join(summary(report, work / "stores" / config.name)), flush=True)
+        prepared = prepare(config, work)
+        print("\n".join(summary(prepared, work / "stores" / config.name)), flush=True)
         # There while a change is still to be logged, should MLflow fail or this process be killed.
         pending = work / "stores" / f".{config.name}.untracked"
-        if config.track and report.changed:
+        if config.track and prepared.changed:
             pending.touch()
         if config.track and pending.exists():
             from data_prep import tracking
 
-            tracking.track(report.store, work)
+            tracking.track(prepared.store, work)
             pending.unlink()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    return QUARANTINED if len(report.store.quarantined) > config.max_quarantined else GOOD
+    return QUARANTINED if len(prepared.store.quarantined) > config.max_quarantined else GOOD
 
 
 def _verify(arguments: list[str]) -> int:
     """Compare every byte of a store with its digests; 0 where it is whole, else 2."""
-    from data_prep.integrity import problems, strangers
+    from data_prep.integrity import problems, unlisted_files
     from data_prep.store import MANIFEST
 
     parser = argparse.ArgumentParser(
@@ -99,8 +99,8 @@ def _verify(arguments: list[str]) -> int:
     found = problems(folder, print)
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
-    for name in strangers(folder):
-        print(f"{name} is none of the store's files")
+    for name in unlisted_files(folder):
+        print(f"{name} does not belong to the store")
     if found:
         print(
             f"error: {len(found)} damaged: delete these files and prepare the store again, which "
@@ -123,7 +123,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
     parser = ArgumentParser(
         prog="python -m data_prep",
         description="Raw images become a prepared store. Sections other than `prepare`, and "
-        "overrides of them, are the pipeline's and are passed over. WORK in the environment moves "
+        "overrides of them, are the pipeline's and are ignored. WORK in the environment moves "
         "what is generated (default: work).",
         exit_on_error=False,
     )
@@ -177,7 +177,7 @@ def _prepare_section(path: Path) -> str:
     for section in content:
         if section not in (*OTHER_SECTIONS, "prepare"):
             sections = ", ".join(("prepare", *OTHER_SECTIONS))
-            raise InputError(f"{path}: unknown section '{section}': choose of {sections}")
+            raise InputError(f"{path}: unknown section '{section}'; the sections are {sections}")
     if "prepare" not in content:
         return "{}"
     for key, value in (("prepare", content["prepare"]), *_nested(content["prepare"])):

@@ -110,7 +110,7 @@ class CohortConfig:
 class PrepareConfig:
     """How raw images become a prepared store.
 
-    A key that the source does not read keeps its default: another value is refused.
+    A key that the source does not read keeps its default: any other value is refused.
 
     Args:
         name: the store's name; empty means the name of the configuration file.
@@ -263,8 +263,8 @@ class PrepareConfig:
 def pixel_keys(recorded: dict[str, Any]) -> dict[str, Any]:
     """Of the keys that a manifest records, those that decide a shard's bytes, given its source.
 
-    Split, families and the number of people are not among them, nor is the folder that the files
-    lie in: they change without rewriting a pixel.
+    Not the split, the families, the number of people or the folder of the files: they change
+    without rewriting a pixel.
     """
     other = {key.name for key in fields(PrepareConfig) if key.metadata["decides"] == "store"}
     values = {key: value for key, value in recorded.items() if key not in other}

@@ -1,4 +1,4 @@
-"""What a manifest says of everybody who was found: prepared, or quarantined with a reason."""
+"""A manifest's entry for every subject found: prepared, or quarantined with a reason."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -74,7 +74,7 @@ class Quarantined:
 
 
 def as_item(entry: SubjectEntry) -> dict[str, Any]:
-    """An entry as a manifest item; optional keys are there only where they say something."""
+    """An entry as a manifest item; optional keys are there only where they are not the default."""
     values = asdict(entry)
     return {key: value for key, value in values.items() if value or key not in OPTIONAL}
 

@@ -1,8 +1,8 @@
-"""The two ways in which preparation says no: to the whole input, or to one volume."""
+"""What preparation refuses: the whole input, or one volume."""
 
 
 class InputError(Exception):
-    """A bad input, told in one line that names the file or key and the way out.
+    """A bad input: one line that names the file or key and the way out.
 
     The command line prints the text and exits with code 2; nothing has been half-written.
 
@@ -15,7 +15,7 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # One line whatever the cause's own text looked like: scripts and people read lines.
+        # One line whatever the cause's own text looked like: scripts read lines.
         super().__init__(" ".join(message.encode("utf-8", "replace").decode().split()))
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from data_prep.errors import InputError
 
-# What a network file system without locks answers: better to work without than not at all.
+# What a network file system without locks answers: better to work without locks than not at all.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 

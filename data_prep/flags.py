@@ -1,4 +1,4 @@
-"""Words for what is odd about a usable source, as they stand in the manifest."""
+"""Flags of a usable source, as the manifest records them."""
 
 # A NIfTI's two affines, both given, place a corner of the volume more than a voxel apart.
 FORMS_DISAGREE = "sform_qform"

@@ -18,7 +18,7 @@ from data_prep.store import (
 CHUNK_BYTES = 1 << 20
 
 
-def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
+def problems(folder: Path, notify: Callable[[str], None]) -> list[str]:
     """Read every file of the store and compare digests; what is wrong, a line a file.
 
     Raises:
@@ -35,7 +35,7 @@ def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
     sealed = canonical_digest(manifest) == own
     if not sealed or manifest_bytes(store.manifest) != (folder / MANIFEST).read_bytes():
         found.append(f"{folder / MANIFEST} was changed after it was written")
-    for entry in progress(store.entries, len(store.entries), "verifying", say):
+    for entry in progress(store.entries, len(store.entries), "verifying", notify):
         problem = store.shard_problem(entry)
         if problem is None and _sha256(folder / entry.shard) != entry.shard_sha256:
             problem = f"shard {folder / entry.shard} is damaged: its digest is not the manifest's"
@@ -45,13 +45,13 @@ def problems(folder: Path, say: Callable[[str], None]) -> list[str]:
     return found + [f"{path} is not as {sums} says" for path in report.damage(folder)]
 
 
-def strangers(folder: Path) -> list[str]:
+def unlisted_files(folder: Path) -> list[str]:
     """Files in the store that its manifest does not know, relative to it."""
     store = Store.open(folder, check_shards=False)
-    known = {MANIFEST, *(entry.shard for entry in store.entries)}
-    known |= {f"{report.FOLDER}/{name}" for name in (report.PAGE, report.TABLE, report.SUMS)}
+    listed = {MANIFEST, *(entry.shard for entry in store.entries)}
+    listed |= {f"{report.FOLDER}/{name}" for name in (report.PAGE, report.TABLE, report.SUMS)}
     files = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file())
-    return [name for name in files if name not in known]
+    return [name for name in files if name not in listed]
 
 
 def _sha256(path: Path) -> str:

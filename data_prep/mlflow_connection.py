@@ -13,7 +13,7 @@ from data_prep.files import locked
 
 
 def quieten_mlflow() -> None:
-    """Before MLflow's first import: no telemetry, and nothing said that is raised as well."""
+    """Before MLflow's first import: no telemetry, and no message about what is raised as well."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -29,7 +29,7 @@ def mlflow_address(work: Path) -> str:
 def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
     """A client and the experiment's id. One process at a time creates the database.
 
-    Artifacts lie beside the database; a server knows its own place. Raises what MLflow raises.
+    Artifacts lie beside the database; a server chooses its own. Raises what MLflow raises.
     """
     quieten_mlflow()
     from mlflow import MlflowClient

@@ -35,7 +35,7 @@ class Plan:
         return not self.gone and all(why.startswith(RETRY) for why in self.todo.values())
 
     def lines(self, noun: str, shown: int | None = SHOWN) -> list[str]:
-        """For people: each reason, and whom it concerns; all of them where `shown` is None."""
+        """Each reason with the names of its items; all names where `shown` is None."""
         lines = []
         for reason in dict.fromkeys(self.todo.values()):
             names = [name for name, why in self.todo.items() if why == reason]
@@ -59,26 +59,26 @@ def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig)
     arithmetic changed, where its shard is not as the manifest says, or where it failed for a
     reason that may have passed.
     """
-    known: dict[str, list[Outcome]] = {}
+    earlier: dict[str, list[Outcome]] = {}
     changed = ""
     if store is not None:
         for outcome in store.outcomes:
             # Images missing from a block are BLOCK/FILE and belong to it.
-            known.setdefault(outcome.subject.split("/")[0], []).append(outcome)
+            earlier.setdefault(outcome.subject.split("/")[0], []).append(outcome)
         changed = _changed_keys(store.manifest["configuration"], config.recorded())
     todo: dict[str, str] = {}
     kept: dict[str, list[Outcome]] = {}
     for item in items:
-        outcomes = known.pop(item.subject, [])
+        outcomes = earlier.pop(item.subject, [])
         why = (changed or _why_again(store, outcomes, item)) if store and outcomes else "new"
         if why:
             todo[item.subject] = why
             continue
-        place = item.placed(config)
+        place = item.assignment(config)
         kept[item.subject] = [
             replace(o, **place) if isinstance(o, SubjectEntry) else o for o in outcomes
         ]
-    return Plan(todo, kept, tuple(known))
+    return Plan(todo, kept, tuple(earlier))
 
 
 def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> str:

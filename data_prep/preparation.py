@@ -15,7 +15,7 @@ from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
 from data_prep.files import atomic_file, locked
 from data_prep.plan import make_plan
-from data_prep.progress import progress
+from data_prep.progress import print_line, progress
 from data_prep.report import writing as report
 from data_prep.sources import celeba, cifar10, volumes
 from data_prep.sources.source import Job, Outcome, Source
@@ -31,20 +31,18 @@ from data_prep.store import (
     manifest_bytes,
     write_manifest,
 )
-from data_prep.summary import Report, counted, summary
+from data_prep.summary import Prepared, counted, summary
 
-__all__ = ["Report", "list_work", "prepare", "summary"]
+__all__ = ["Prepared", "list_work", "prepare", "summary"]
 
 # What is done so far, while it is being done: an interrupted run goes on from here.
 PARTIAL = "manifest.partial.json"
 SECONDS_BETWEEN_PARTIALS = 20.0
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # a pipe would hold progress back
-
-
-def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _print) -> Report:
+def prepare(
+    config: PrepareConfig, work: Path, notify: Callable[[str], None] = print_line
+) -> Prepared:
     """Bring the store work/stores/<config.name> up to date with its sources.
 
     Only items (subjects, blocks of images) whose files or relevant keys changed are transformed;
@@ -53,10 +51,10 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     begun.
 
     Raises:
-        InputError: name missing, sources not found, another process at this store, or not one
-            usable subject.
+        InputError: name missing, sources not found, another process at this store, or no usable
+            subject.
     """
-    source = _find(config, work, say)
+    source = _find(config, work, notify)
     folder = work / "stores" / config.name
     lock = folder.with_name(f".{config.name}.lock")
     busy = (
@@ -65,14 +63,14 @@ def prepare(config: PrepareConfig, work: Path, say: Callable[[str], None] = _pri
     )
     with locked(lock, busy):
         if source.begin:
-            source.begin(say)
-        return _Preparation(folder, source, config, say).bring_up_to_date()
+            source.begin(notify)
+        return _Preparation(folder, source, config, notify).bring_up_to_date()
 
 
 def list_work(config: PrepareConfig, work: Path) -> list[str]:
-    """What `prepare` would do and why, for people; writes nothing and downloads nothing."""
+    """Lines on what `prepare` would do and why; writes nothing and downloads nothing."""
     config = replace(config, download=False)
-    source = _find(config, work, _print)
+    source = _find(config, work, print_line)
     folder = work / "stores" / config.name
     before, finished = _existing(folder)
     plan = make_plan(before, source.items, config)
@@ -89,9 +87,9 @@ class _Preparation:
     folder: Path
     source: Source
     config: PrepareConfig
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
 
-    def bring_up_to_date(self) -> Report:
+    def bring_up_to_date(self) -> Prepared:
         before, finished = _existing(self.folder)
         _remove_unfinished(self.folder, partial=finished)
         plan = make_plan(before, self.source.items, self.config)
@@ -99,12 +97,12 @@ class _Preparation:
         if not plan.todo and finished and before and _unchanged(before, outcomes, self.config):
             if not report.is_current(before):
                 report.write_report(before)
-            return Report(before, 0, False)
+            return Prepared(before, 0, False)
         if before is None and (self.folder / MANIFEST).exists():
-            self.say(f"{self.folder / MANIFEST} is damaged: everything is prepared again")
+            self.notify(f"{self.folder / MANIFEST} is damaged: everything is prepared again")
         if before is not None:
             for line in plan.lines(self.source.noun):
-                self.say(line)
+                self.notify(line)
         with _named_run(self.folder) as run:
             # Absolute, as workers may stand elsewhere.
             jobs = [
@@ -117,7 +115,7 @@ class _Preparation:
                 for found in self._transformed(jobs):
                     outcomes |= {outcome.subject: outcome for outcome in found}
                 if _unchanged(before, outcomes, self.config):
-                    return Report(before, 0, False)
+                    return Prepared(before, 0, False)
                 jobs = []
             return self._redo(jobs, outcomes, before if finished else None)
 
@@ -125,17 +123,17 @@ class _Preparation:
         transform = partial(_at_store, self.source.transform)
         return executor_for(self.config).run_all(transform, jobs, _died)
 
-    def _redo(self, jobs: list[Job], outcomes: dict[str, Outcome], whole: Store | None) -> Report:
+    def _redo(self, jobs: list[Job], outcomes: dict[str, Outcome], whole: Store | None) -> Prepared:
         """Do the jobs, add what they give to the outcomes, and write the store. whole: what was
         there before, if that was finished."""
-        # From here to the end there is no manifest.json: nobody reads a store that is half old.
+        # From here to the end there is no manifest.json: a store that is half old cannot be read.
         self._save(outcomes, PARTIAL)
         sealed = (self.folder / MANIFEST).read_bytes() if whole else b""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         report.remove(self.folder)
         saved = time.monotonic()
         try:
-            for found in progress(self._transformed(jobs), len(jobs), "preparing", self.say):
+            for found in progress(self._transformed(jobs), len(jobs), "preparing", self.notify):
                 outcomes |= {outcome.subject: outcome for outcome in found}
                 if time.monotonic() - saved > SECONDS_BETWEEN_PARTIALS:
                     self._save(outcomes, PARTIAL)
@@ -151,7 +149,7 @@ class _Preparation:
                     stream.write(sealed)
                 report.write_report(whole)
             (self.folder / PARTIAL).unlink()
-            raise InputError(self._nobody(outcomes))
+            raise InputError(self._none_usable(outcomes))
         for file in (self.folder / "slices").glob("*.npy"):
             if f"slices/{file.name}" not in shards:
                 file.unlink()
@@ -159,7 +157,7 @@ class _Preparation:
         (self.folder / PARTIAL).unlink()
         store = Store.open(self.folder)
         report.write_report(store)
-        return Report(store, len(jobs), True)
+        return Prepared(store, len(jobs), True)
 
     def _save(self, outcomes: dict[str, Outcome], filename: str) -> None:
         results = outcomes.values()
@@ -177,7 +175,7 @@ class _Preparation:
             filename=filename,
         )
 
-    def _nobody(self, outcomes: dict[str, Outcome]) -> str:
+    def _none_usable(self, outcomes: dict[str, Outcome]) -> str:
         refused = [o for o in outcomes.values() if isinstance(o, Quarantined)]
         return (
             f"not one of {len(outcomes)} {self.source.noun} could be prepared "
@@ -208,14 +206,14 @@ def _at_store(transform: Callable[[Job], list[Outcome]], job: Job) -> list[Outco
     return transform(job)
 
 
-def _find(config: PrepareConfig, work: Path, say: Callable[[str], None]) -> Source:
+def _find(config: PrepareConfig, work: Path, notify: Callable[[str], None]) -> Source:
     """What there is to prepare. Raises InputError where there is nothing, or no name for it."""
     if not config.name:
         raise InputError("prepare.name is not set: name the store, or give --config FILE")
     if config.source == "celeba":
-        return celeba.find(config, say)
+        return celeba.find(config, notify)
     if config.source == "cifar10":
-        return cifar10.find(config, say)
+        return cifar10.find(config, notify)
     return volumes.find(config, work / "raw" / config.name)
 
 

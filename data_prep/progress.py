@@ -1,29 +1,89 @@
-"""A bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
 
-def progress(
-    items: Iterable[Item], total: int, what: str, say: Callable[[str], None]
-) -> Iterator[Item]:
-    """Yield `items` and show how many of `total` are done: a line each tenth without a terminal."""
-    if not total:
-        return
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
+def print_line(line: str) -> None:
+    """Print at once: a pipe would hold progress back."""
+    print(line, flush=True)
 
-        console = Console(stderr=True)
-        yield from track(items, what, total, console=console, transient=True)
-        return
-    shown = 0
-    for count, item in enumerate(items, 1):
-        tenth = 10 * count // total
-        if tenth > shown:
-            shown = tenth
-            say(f"{what}: {count} of {total}")
-        yield item
+
+def progress(
+    items: Iterable[Item], total: int, what: str, notify: Callable[[str], None]
+) -> Iterator[Item]:
+    """Yield `items` and show how many of `total` are done."""
+    with Reporter(notify=notify) as reporter:
+        for count, item in enumerate(items, 1):
+            reporter.update(count / total, f"{what}: {count} of {total}")
+            yield item
+
+
+class Reporter:
+    """Shows how far some work is, how it goes and how long it will take.
+
+    Without a terminal a line goes to `notify` at most every `seconds`.
+    """
+
+    def __init__(
+        self,
+        shown: bool = True,
+        seconds: float = 10.0,
+        notify: Callable[[str], None] = print_line,
+    ) -> None:
+        self._shown = shown
+        self._seconds = seconds
+        self._notify = notify
+        self._printed = time.monotonic()
+        self._first: tuple[float, float] | None = None
+        self._bar: Progress | None = None
+        if shown and sys.stdout.isatty():
+            from rich import progress as rich
+
+            self._bar = rich.Progress(
+                rich.BarColumn(bar_width=24),
+                rich.TaskProgressColumn(),
+                rich.TextColumn("{task.fields[left]} left", markup=False),
+                rich.TextColumn("{task.fields[note]}"),
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task("", total=1.0, note="", left="?")
+
+    def __enter__(self) -> "Reporter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, note: str, elapsed: float | None = None) -> None:
+        """done: share of the work in [0,1]; note: how it goes; elapsed: seconds, by own clock."""
+        if not self._shown:
+            return
+        left = self._left(done, time.monotonic() if elapsed is None else elapsed)
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note, left=left)
+            return
+        now = time.monotonic()
+        if now - self._printed >= self._seconds:
+            self._printed = now
+            self._notify(f"{100 * done:3.0f}%  {left} left  {note}".rstrip())
+
+    def _left(self, done: float, elapsed: float) -> str:
+        """Time left at the pace since this program began, not at that of an earlier machine."""
+        if self._first is None:
+            self._first = (done, elapsed)
+        gained, spent = done - self._first[0], elapsed - self._first[1]
+        if gained <= 0:
+            return "?"
+        seconds = round(spent * (1 - done) / gained)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -14,9 +14,9 @@ def uniform(family: str, salt: str = "") -> float:
 
 
 def split_of(family: str, config: SplitConfig) -> str:
-    """The split ("train", "validation" or "test") of everybody in `family`.
+    """The split ("train", "validation" or "test") of all subjects of `family`.
 
-    No other family has a say, so nobody moves when people are added or taken away. The price is
+    It depends on no other family: no subject moves when others are added or removed. The price is
     that the shares hold on average only: a small cohort may come out uneven, and another
     `config.salt` draws again.
     """

@@ -73,7 +73,7 @@ def configuration_digest(configuration: dict[str, Any]) -> str:
 def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") -> dict[str, Any]:
     """Write (n, C, H, W) as a shard, atomically: intensities in [0, 1], or uint8.
 
-    run: name of the run that the shard is for, as in the store's RUNNING; "" asks no such thing.
+    run: name of the run that the shard is for, as in the store's RUNNING; "" does not check.
 
     255 x 257 is 65535, so bytes come back exactly: as the shard's numbers over 257.
 
@@ -200,7 +200,7 @@ class Store:
 
     @property
     def outcomes(self) -> tuple[SubjectEntry | Quarantined, ...]:
-        """Everybody who was found: the entries, then the quarantined."""
+        """All subjects found: the entries, then the quarantined."""
         return (*self.entries, *self.quarantined)
 
     @property
@@ -209,7 +209,7 @@ class Store:
 
     @property
     def simulated(self) -> bool:
-        """Whether the people in it are made up."""
+        """Whether its subjects are simulated people."""
         return bool(self.manifest["simulated"])
 
     @property
@@ -240,8 +240,8 @@ class Store:
     @property
     def digest(self) -> str:
         """SHA-256 that identifies the data: configuration, and every subject's split and pixels."""
-        people = [[e.subject, e.family, e.split, e.shard_sha256] for e in self.entries]
-        return canonical_digest([self.manifest["configuration_digest"], people])
+        subjects = [[e.subject, e.family, e.split, e.shard_sha256] for e in self.entries]
+        return canonical_digest([self.manifest["configuration_digest"], subjects])
 
     def subjects(self, split: str = "all") -> list[SubjectEntry]:
         """The entries of "train", "validation", "test" or "all", sorted by subject."""

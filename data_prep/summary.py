@@ -1,4 +1,4 @@
-"""What a preparation tells people at its end."""
+"""What a preparation prints at its end."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ SHOWN_FLAGGED = 10
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a run did: the finished store, how many items were made anew, and if any change."""
+class Prepared:
+    """What a preparation did: the store, how many items were made anew, and whether it changed."""
 
     store: Store
     made: int
@@ -30,17 +30,17 @@ def counted(counts: Counter[str]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
 
 
-def summary(report: Report, folder: Path) -> list[str]:
-    """Lines for people: what is in the store, what is not and why, and where it lies."""
-    store = report.store
+def summary(prepared: Prepared, folder: Path) -> list[str]:
+    """Lines on what is in the store, what is not and why, and where it lies."""
+    store = prepared.store
     images = store.image_set
     items = "blocks" if images else "subjects"
     lines = []
-    if not report.changed:
+    if not prepared.changed:
         lines.append(f"nothing to do: {store.name} is up to date")
-    elif report.made < _items(store):
-        lines.append(f"{report.made} {items} prepared, the others kept as they were")
-    lines += _of_image_set(store) if images else _of_people(store)
+    elif prepared.made < _items(store):
+        lines.append(f"{prepared.made} {items} prepared, the others kept as they were")
+    lines += _image_set_lines(store) if images else _subject_lines(store)
     reasons = Counter(q.reason for q in store.quarantined)
     lines.append(
         f"quarantined: {len(store.quarantined)}" + (f" ({counted(reasons)})" if reasons else "")
@@ -56,7 +56,7 @@ def summary(report: Report, folder: Path) -> list[str]:
     return lines
 
 
-def _of_people(store: Store) -> list[str]:
+def _subject_lines(store: Store) -> list[str]:
     lines = []
     for split in SPLITS:
         entries = store.subjects(split)
@@ -64,7 +64,9 @@ def _of_people(store: Store) -> list[str]:
         families = len({entry.family for entry in entries})
         lines.append(f"{split}: {len(entries)} subjects of {families} families, {slices} slices")
         if not entries and store.manifest["configuration"]["split"][split] > 0:
-            lines.append("  nobody fell here: another prepare.split.salt draws again")
+            lines.append(
+                "  no subject is in this split: another prepare.split.salt draws another one"
+            )
     cropped = sum(entry.cropped for entry in store.entries)
     if cropped:
         height, width = (n * store.spacing_mm for n in store.image_shape[1:])
@@ -81,7 +83,7 @@ def _of_people(store: Store) -> list[str]:
     return lines
 
 
-def _of_image_set(store: Store) -> list[str]:
+def _image_set_lines(store: Store) -> list[str]:
     counts = {split: [len(e.slice_indices) for e in store.subjects(split)] for split in SPLITS}
     return [f"{split}: {sum(n)} images in {len(n)} blocks" for split, n in counts.items()]
 

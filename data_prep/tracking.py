@@ -1,7 +1,4 @@
-"""All of the preparation that touches MLflow: one run per change of a store, with its report.
-
-It shows up in one interface with the pipeline's runs.
-"""
+"""What preparation logs to MLflow: one run per change of a store, with its report."""
 
 from collections import Counter
 from pathlib import Path
@@ -36,8 +33,8 @@ def track(store: Store, work: Path) -> None:
         reason = next((line for line in lines if "Error" in line), lines[0])[:200]
         raise InputError(
             f"the store {store.name} is finished, but MLflow can't be used at {uri} "
-            f"({reason or type(error).__name__}): see that it can be written or is there; "
-            "prepare.track false does without"
+            f"({reason or type(error).__name__}): check that it exists and can be written; "
+            "prepare.track false skips it"
         ) from error
 
 

@@ -29,10 +29,10 @@ class Executor(Protocol):
         items: Sequence[Item],
         died: Callable[[Item], Result],
     ) -> Iterator[Result]:
-        """Yield `function(item)` for every item, in the order in which they finish.
+        """Yield `function(item)` forevery item, in the order in which they finish.
 
         function and items must pickle. An item whose process dies (killed for memory, a crash in
-        compiled code) runs again apart from the others; one that kills that too yields
+        compiled code) runs again apart from the others; one that kills that process too yields
         `died(item)`. Exceptions of `function` are raised here: catch what is expected there.
         """
 
@@ -97,7 +97,7 @@ class Processes:
             running: dict[Future[Result], Item] = {}
             with self._pool(workers) as pool:
                 while (waiting or running) and not suspects:
-                    # No more in flight than workers, so that a death accuses few.
+                    # No more in flight than workers, so that few are suspects when one dies.
                     while waiting and len(running) < workers and not suspects:
                         item = waiting.popleft()
                         try:
@@ -128,10 +128,10 @@ class Processes:
 
 def _begin_worker() -> None:
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)  # there is a worker for every core
-    # Ctrl-C reaches every process of a terminal; a worker finishes its item and says nothing.
+        torch.set_num_threads(1)  # there is a worker forevery core
+    # Ctrl-C reaches every process of a terminal; a worker finishes its item silently.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A pool's workers do not notice when their parent is killed. They would wait for ever, or
+    # A pool's workers do not notice when their parent is killed. They would wait forever, or
     # write what they still have into a store that a later run is working on.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Numbers that tell how good a subject's pictures are, and who is unlike the others.
+"""Numbers that say how good a subject's pictures are, and which subjects are outliers.
 
 They are taken from the store's own shards, so they judge what a model is trained on; what the
 volume was like before comes from the manifest.
@@ -15,14 +15,14 @@ from scipy import ndimage
 from data_prep.flags import WORDS
 from data_prep.store import SCALE, Store, SubjectEntry
 
-# Beyond this many robust standard deviations a number is told as an outlier (Iglewicz and Hoaglin,
-# How to Detect and Handle Outliers, 1993).
+# Beyond this many robust standard deviations a number is an outlier (Iglewicz and Hoaglin, How to
+# Detect and Handle Outliers, 1993).
 THRESHOLD = 3.5
 
-# Fewer subjects have no middle that is worth the name: they are sorted, but nobody is judged.
+# Fewer subjects have no reliable median: they are sorted, but none is called an outlier.
 FEWEST = 8
 
-# A value that this share of the subjects has in common is the rule, and others are told.
+# A value that this share of the subjects has in common is the rule, and others are reported.
 COMMON = 0.8
 
 BINS = 32
@@ -192,11 +192,11 @@ def robust_scores(values: Sequence[float | None], floor: float) -> list[float]:
 
     What is not known scores 0.
     """
-    known = np.array([v for v in values if v is not None], float)
-    if not len(known):
+    given = np.array([v for v in values if v is not None], float)
+    if not len(given):
         return [0.0] * len(values)
-    median = float(np.median(known))
-    deviation = max(1.4826 * float(np.median(np.abs(known - median))), floor)
+    median = float(np.median(given))
+    deviation = max(1.4826 * float(np.median(np.abs(given - median))), floor)
     return [0.0 if v is None else (v - median) / deviation for v in values]
 
 
@@ -207,15 +207,15 @@ def measured(store: Store) -> list[Subject]:
 
 
 def compared(subjects: Sequence[Subject]) -> list[Subject]:
-    """The subjects with scores and reasons: who is most unlike the others comes first.
+    """The subjects with scores and reasons: the most unlike the others first.
 
-    Something that is told in words alone (stored another way round, cut off, flagged) counts as
+    Something that has words and no number (stored another way round, cut off, flagged) counts as
     much as the threshold.
     """
     columns, medians = [], []
     for one in MEASURES:
-        known = [v for s in subjects if (v := one.of(s)) is not None]
-        medians.append(float(np.median(known)) if known else 0.0)
+        given = [v for s in subjects if (v := one.of(s)) is not None]
+        medians.append(float(np.median(given)) if given else 0.0)
         columns.append(robust_scores([one.compared(s) for s in subjects], one.floor))
     judged = len(subjects) >= FEWEST
     rules = _rules(subjects) if judged else []
@@ -270,7 +270,7 @@ def orientation(subject: Subject) -> str | None:
 
 
 def _rules(subjects: Sequence[Subject]) -> list[Callable[[Subject], str]]:
-    """Per property that nearly all share, what to say of a subject with another one."""
+    """Per property that nearly all share, the words for a subject with another one."""
     rules: list[Callable[[Subject], str]] = []
     for label, unit, of in (
         ("voxels of", " mm", voxel),
@@ -301,8 +301,8 @@ def _rules(subjects: Sequence[Subject]) -> list[Callable[[Subject], str]]:
 def sample_of_set(store: Store) -> list[Subject]:
     """The blocks of an image set, in their order, with numbers of up to SAMPLE images of each.
 
-    All pixels count, as a photograph has no background; nobody is compared, as every block is a
-    mixture of independent images.
+    All pixels count, as a photograph has no background; blocks are not compared, as
+    each is a mixture of independent images.
     """
     found = []
     for entry in store.entries:

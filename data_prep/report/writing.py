@@ -1,12 +1,13 @@
 """The quality report: one HTML page and a csv, made of the manifest and the shards alone.
 
-    work/stores/<name>/report/index.html     for people: everything is in the one file
+    work/stores/<name>/report/index.html     to look at: everything is in the one file
     work/stores/<name>/report/subjects.csv   the same numbers, for programs
     work/stores/<name>/report/SHA256SUMS     of the two, as sha256sum writes and checks them
 
 They depend on nothing but the store: no time, no path of this machine. The page carries a digest
 of what it was made from, so that a report of an older store is known as such. The page is written
-piece by piece, and pictures are read as they are written: memory does not grow with people.
+piece by piece, and pictures are read as they are written: memory does not grow with the
+number of subjects.
 """
 
 import csv

@@ -50,11 +50,15 @@ def source(blocks: Sequence[Item], transform: Callable[[Job], list[Outcome]], si
 
 
 def locate(
-    config: PrepareConfig, folder: str, files: Sequence[str], page: str, say: Callable[[str], None]
+    config: PrepareConfig,
+    folder: str,
+    files: Sequence[str],
+    page: str,
+    notify: Callable[[str], None],
 ) -> Path:
     """The folder that holds the set: prepare.root, or its `folder`; downloaded if asked for.
 
-    files: names of which at least one tells the folder. page: where people get the set.
+    files: names of which at least one marks the folder. page: where the set is published.
 
     Raises:
         InputError: root is not set, holds nothing of the set, or the download failed.
@@ -70,7 +74,7 @@ def locate(
 
     place = found()
     if config.download and not (place and all((place / name).exists() for name in files)):
-        say(f"downloading {config.source} into {root}")
+        notify(f"downloading {config.source} into {root}")
         try:
             _download(config.source, root)
         except Exception as error:  # no network, no gdown, a quota: whatever it is, say so

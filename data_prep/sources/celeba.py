@@ -35,7 +35,7 @@ class Block:
     def subject(self) -> str:
         return blocks.block_name(self.split, self.rows[0])
 
-    def placed(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
         return {"family": self.subject, "split": self.split}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -63,13 +63,13 @@ def _status(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def find(config: PrepareConfig, say: Callable[[str], None]) -> Source:
+def find(config: PrepareConfig, notify: Callable[[str], None]) -> Source:
     """All blocks of the set.
 
     Raises:
         InputError: partition file or image folder missing, or a line that is not one.
     """
-    root = blocks.locate(config, FOLDER, [PARTITION, IMAGES], PAGE, say)
+    root = blocks.locate(config, FOLDER, [PARTITION, IMAGES], PAGE, notify)
     partition = read_partition(root / PARTITION)
     if not (root / IMAGES).is_dir():
         raise InputError(
@@ -140,7 +140,7 @@ def transform(job: Job) -> list[Outcome]:
             SubjectEntry(
                 **found,
                 **shard,
-                **block.placed(config),
+                **block.assignment(config),
                 source_sha256=digest.hexdigest(),
                 slice_indices=tuple(rows),
                 affine=blocks.IDENTITY,
@@ -178,13 +178,13 @@ def decode(raw: bytes, name: str, crop: int, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(raw), formats=["JPEG"]) as image:
             shape = image.size
             # Asked before decoding: a header can claim a size that no memory holds.
-            colour = image.convert("RGB") if shape == CELEBA_SHAPE else None
+            rgb = image.convert("RGB") if shape == CELEBA_SHAPE else None
     except Exception as error:  # whatever one file provokes must not cost the others
         raise VolumeError("corrupt", f"{name} is no readable JPEG: {error}") from None
-    if colour is None:
+    if rgb is None:
         raise VolumeError("wrong_size", f"{name} has {shape[0]} x {shape[1]} pixels, not 178 x 218")
     side = crop or min(CELEBA_SHAPE)
     left, top = ((n - side) // 2 for n in CELEBA_SHAPE)
-    square = colour.crop((left, top, left + side, top + side))
+    square = rgb.crop((left, top, left + side, top + side))
     resized = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized, np.uint8).transpose(2, 0, 1))

@@ -55,7 +55,7 @@ class Block:
     def subject(self) -> str:
         return blocks.block_name(self.split, self.first)
 
-    def placed(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
         return {"family": self.subject, "split": self.split}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -75,17 +75,17 @@ class Block:
         }
 
 
-def find(config: PrepareConfig, say: Callable[[str], None]) -> Source:
+def find(config: PrepareConfig, notify: Callable[[str], None]) -> Source:
     """All blocks of the set. The last `config.validation_images` for training are validation.
 
     Raises:
         InputError: a batch is missing or is not one, or nothing would be left for training.
     """
-    root = blocks.locate(config, FOLDER, [*TRAINING, *TEST], PAGE, say)
+    root = blocks.locate(config, FOLDER, [*TRAINING, *TEST], PAGE, notify)
     missing = [name for name in (*TRAINING, *TEST) if not (root / name).is_file()]
     if missing:
         raise InputError(f"prepare.root: {root} lacks {', '.join(missing)}: get them from {PAGE}")
-    counts = {name: _count(root / name, md5, say) for name, md5 in (TRAINING | TEST).items()}
+    counts = {name: _count(root / name, md5, notify) for name, md5 in (TRAINING | TEST).items()}
     training = sum(counts[name] for name in TRAINING)
     border = training - config.validation_images
     if border <= 0:
@@ -109,12 +109,12 @@ def find(config: PrepareConfig, say: Callable[[str], None]) -> Source:
     return blocks.source(found, transform, SIDE)
 
 
-def _count(path: Path, md5: str, say: Callable[[str], None]) -> int:
+def _count(path: Path, md5: str, notify: Callable[[str], None]) -> int:
     """How many images a batch holds; says so where it is not the published file."""
     raw = _content(path)
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != md5:
-        say(f"warning: {path.name} is not the published file: its MD5 is {found}, not {md5}")
+        notify(f"warning: {path.name} is not the published file: its MD5 is {found}, not {md5}")
     return len(parse_batch(raw, path)[1])
 
 
@@ -138,7 +138,7 @@ def transform(job: Job) -> list[Outcome]:
         SubjectEntry(
             **found,
             **write_shard(job.store, block.subject, images, job.run),
-            **block.placed(job.config),
+            **block.assignment(job.config),
             source_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
             slice_indices=tuple(range(block.first, block.first + len(images))),
             affine=blocks.IDENTITY,
@@ -150,7 +150,7 @@ def transform(job: Job) -> list[Outcome]:
 
 @lru_cache(maxsize=1)
 def _batch(path: Path, size: int, time: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """`parse_batch` of a file, kept for its next block; size and time tell a changed one."""
+    """`parse_batch` of a file, kept for its next block; size and time show that it changed."""
     return parse_batch(_content(path), path)
 
 

@@ -15,7 +15,7 @@ from data_prep.split import split_of
 
 @dataclass(frozen=True)
 class Subject:
-    """One image to prepare: whose it is, the family, and where image and mask lie under `root`."""
+    """One image to prepare: its subject, the family, and where image and mask lie under `root`."""
 
     subject: str
     family: str
@@ -23,7 +23,7 @@ class Subject:
     source: str
     mask: str = ""
 
-    def placed(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
         """The entry's keys that can change without rewriting a pixel: family and split."""
         return {"family": self.family, "split": split_of(self.family, config.split)}
 
@@ -58,11 +58,11 @@ def _status(path: Path | None) -> tuple[int, int]:
 
 
 def discover(config: PrepareConfig) -> list[Subject]:
-    """Everybody whose image exists under `config.root`, sorted by identifier.
+    """Every subject whose image exists under `config.root`, sorted by identifier.
 
     Raises:
         InputError: root missing or without a match; a subject's mask is looked for later, so that
-            one missing mask costs one subject. A bad subjects table is told with its row.
+            one missing mask costs one subject. An error in the subjects table names its row.
     """
     if not config.root:
         raise InputError("prepare.root is not set: give the folder that holds the subjects")
@@ -77,17 +77,17 @@ def discover(config: PrepareConfig) -> list[Subject]:
         raise InputError(
             f"prepare.root: nothing under {root} matches prepare.template '{config.template}'"
         )
-    persons = sorted({person for person, _ in names})
-    families = read_families(root, config, persons) if config.subjects_table else {}
+    subjects = sorted({subject for subject, _ in names})
+    families = read_families(root, config, subjects) if config.subjects_table else {}
     found: dict[str, Subject] = {}
-    for person, session in names:
-        name = f"{person}_{session}" if session else person
-        # All sessions of a person are one family, as the split must not tear a person apart.
+    for owner, session in names:
+        name = f"{owner}_{session}" if session else owner
+        # All sessions of a subject are one family, so that they are in one split.
         subject = Subject(
             name,
-            families.get(person) or person,
+            families.get(owner) or owner,
             root,
-            *(_filled(t, person, session) for t in (config.template, config.mask_template)),
+            *(_filled(t, owner, session) for t in (config.template, config.mask_template)),
         )
         if name in found:
             raise InputError(
@@ -98,15 +98,15 @@ def discover(config: PrepareConfig) -> list[Subject]:
     return [found[name] for name in sorted(found)]
 
 
-def _filled(template: str, person: str, session: str) -> str:
-    return template.replace("{subject}", person).replace("{session}", session)
+def _filled(template: str, subject: str, session: str) -> str:
+    return template.replace("{subject}", subject).replace("{session}", session)
 
 
 def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
     """(subject, session), sorted, for which `template` names something; session "" without one.
 
     Each {subject} must be the same, and each {session}. Folders and links that lead nowhere are
-    listed too: they are to be told, not passed over.
+    listed too: they are reported, not skipped.
     """
     pieces = re.split(r"(\{subject\}|\{session\})", template)
     keys = ("{subject}", "{session}")
@@ -129,8 +129,8 @@ def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
             other = re.fullmatch(lazy, path.replace(os.sep, "/"))
             if "_ses-" in groups["subject"] or other is None or other.groupdict() != groups:
                 raise InputError(
-                    f"prepare.template: where do subject and session part in {path}? Sessions of "
-                    "one person would count as people: write {session} where the session stands, "
+                    f"prepare.template: where does the session begin in {path}? Sessions "
+                    "of one subject would count as several: write {session} where the session is, "
                     "with a folder or ses- before it"
                 )
     return sorted(found)
@@ -139,15 +139,15 @@ def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
 def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[str, str]:
     """Family per subject from a csv with the columns Subject and Family_ID; blank: not known.
 
-    A subject that is not among `names` is an error, or passed over where
-    prepare.subjects_table_extra says so, as a study's table may list more people than have images;
-    a table that knows nobody here is a mistake in any case.
+    A subject that is not among `names` is an error, or skipped where
+    prepare.subjects_table_extra says so, as a study's table may list more subjects than have
+    images; a table with none of them is an error in any case.
 
     Raises:
         InputError: no such table, a column missing, a row without, with a repeated or with an
             unknown subject, or one of `names` missing in the table.
     """
-    table, known = config.subjects_table, set(names)
+    table, with_image = config.subjects_table, set(names)
     unknown = ""
     path = root / table
     families: dict[str, str] = {}
@@ -169,18 +169,18 @@ def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[s
                 if name in families:
                     raise InputError(f"{place} names subject {name} a second time")
                 families[name] = (row["Family_ID"] or "").strip()
-                if name not in known and not unknown:
-                    unknown = f"{place} names subject {name}, of whom there is no image"
+                if name not in with_image and not unknown:
+                    unknown = f"{place} names subject {name}, which has no image"
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"prepare.subjects_table: {path} cannot be read: {error}") from None
-    if not families.keys() & known:
+    if not families.keys() & with_image:
         raise InputError(
             f"prepare.subjects_table: {path} names none of the {len(names)} subjects found, "
             f"the first of which is {names[0]}"
         )
     if unknown and config.subjects_table_extra == "refuse":
         raise InputError(
-            f"{unknown}: take the row out, mend prepare.template, or set "
+            f"{unknown}: remove the row, correct prepare.template, or set "
             "prepare.subjects_table_extra to ignore"
         )
     absent = [name for name in names if name not in families]
@@ -188,6 +188,6 @@ def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[s
         raise InputError(
             f"prepare.subjects_table: {path} has no row for {len(absent)} of the subjects found, "
             f"the first of which is {absent[0]}: add them, with a blank Family_ID where the family "
-            "is not known, as siblings could be torn apart otherwise"
+            "is not known, as siblings could end up in different splits otherwise"
         )
     return families

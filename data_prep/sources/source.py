@@ -12,13 +12,13 @@ Outcome = SubjectEntry | Quarantined
 
 
 class Item(Protocol):
-    """What becomes one shard: a person's volume, or a block of images."""
+    """What becomes one shard: a subject's volume, or a block of images."""
 
     @property
     def subject(self) -> str:
         """Its name in the store."""
 
-    def placed(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
         """The entry's keys that can change without rewriting a pixel: family and split."""
 
     def fingerprint(self) -> dict[str, Any]:
@@ -41,8 +41,9 @@ class Source:
 
     items have names of their own. transform makes an item's shard in a worker process, so it is a
     function of a module; it returns the entry, and a Quarantined for whatever is not usable.
-    image_shape is (C, H, W); spacing_mm is between pixels; noun is what people call what can fail.
-    begin makes the files that are not there yet (simulated people), told to the function it gets.
+    image_shape is (C, H, W); spacing_mm is between pixels; noun names what can fail.
+    begin makes the files that are not there yet (simulated people), reporting to the
+    function it gets.
     """
 
     items: Sequence[Item]

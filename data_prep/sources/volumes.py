@@ -1,12 +1,12 @@
-"""People's volumes as a source: those of a path template, or simulated ones."""
+"""Volumes as a source: those of a path template, or of simulated people."""
 
 from functools import partial
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError, VolumeError
-from data_prep.sources import path_template as hcp
-from data_prep.sources.simulated import cohort as template_cohort
+from data_prep.sources import path_template
+from data_prep.sources.simulated import cohort
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import Quarantined, SubjectEntry, write_shard
 from data_prep.volume.bias_field import require_n4
@@ -14,23 +14,23 @@ from data_prep.volume.slices import ORIENTATIONS
 
 
 def find(config: PrepareConfig, raw: Path) -> Source:
-    """Everybody there is, or is to be simulated. raw: folder for simulated files.
+    """All subjects there are, or are to be simulated. raw: folder for simulated files.
 
     Raises:
-        InputError: nobody there, or the optional package for N4 is missing.
+        InputError: no subject found, or the optional package for N4 is missing.
     """
     if config.n4:
         require_n4()
     simulated = config.source == "template_cohort"
     return Source(
-        template_cohort.people(config, raw) if simulated else hcp.discover(config),
+        cohort.people(config, raw) if simulated else path_template.discover(config),
         transform,
         image_shape=(1, config.size, config.size),
         spacing_mm=config.spacing_mm,
         orientation=ORIENTATIONS[config.plane],
         plane=config.plane,
         simulated=simulated,
-        begin=partial(template_cohort.make, config, raw) if simulated else None,
+        begin=partial(cohort.make, config, raw) if simulated else None,
     )
 
 
@@ -58,13 +58,13 @@ def transform(job: Job) -> list[Outcome]:
     except Exception as error:  # whatever one file provokes must not cost the others
         message = f"{type(error).__name__}: {error}"
         return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
-    # Outside the try: a full disk is nobody's bad scan and ends the run.
+    # Outside the try: a full disk is no fault of a scan and ends the run.
     shard = write_shard(job.store, subject.subject, slices.images, job.run)
     return [
         SubjectEntry(
             **found,
             **shard,
-            **subject.placed(config),
+            **subject.assignment(config),
             source_sha256=image.meta["sha256"],
             slice_indices=slices.indices,
             affine=tuple(tuple(float(v) for v in row) for row in slices.affine),

@@ -1,4 +1,4 @@
-"""What the first bytes of a NIfTI or MGH file say about the volume behind them."""
+"""What the header of a NIfTI or MGH file says about its volume."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ HEADER_BYTES = 540
 # An MGH header, as far as it stands before the voxels.
 MGH_BYTES = 284
 
-# First bytes of files that people mistake for images.
+# First bytes of files that are mistaken for images.
 _OTHERS = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",

@@ -7,7 +7,7 @@
 
 Keys are "image" and "mask"; values are paths first, then channel-first MetaTensors (1, X, Y, Z) in
 RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. MONAI does the reorientation and the scaling;
-the other steps are what it has none of, and can stand in anybody's chain.
+the other steps have no counterpart there, and can stand in any chain.
 """
 
 from collections.abc import Hashable, Mapping

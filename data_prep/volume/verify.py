@@ -74,7 +74,7 @@ def read_verified(
 
 
 def _opened(path: Path) -> BinaryIO:
-    # Asked first, because opening a pipe would wait for somebody to write into it.
+    # Asked first, because opening a pipe would wait for a writer.
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise VolumeError("not_a_file", f"{path.name} is a device or a pipe, not a file")
@@ -139,7 +139,7 @@ class _Content:
     """The voxels as they arrive.
 
     problem: what is wrong with the header. It waits until the stream has been read to its checksum,
-    for a damaged byte may be the cause and is then what should be told.
+    for a damaged byte may be the cause and should then be reported.
     """
 
     def __init__(self, name: str, most_bytes: int, flat_allowed: bool) -> None:
@@ -201,14 +201,14 @@ class _Content:
             return  # behind the last voxel
         part = self.data[self.filled : self.filled + len(values)]
         slope, intercept = self.header.slope, self.header.intercept
-        with np.errstate(over="ignore", invalid="ignore"):  # told below, as infinite or NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, as infinite or NaN
             if (slope, intercept) == (1.0, 0.0):
                 part[...] = values
             else:
                 # In float64 and in this order, as nibabel does it.
                 part[...] = values.astype(np.float64) * slope + intercept
         self.filled += len(values)
-        # NaN wins in both, so that two numbers tell whether all are finite.
+        # NaN wins in both, so two numbers show whether all are finite.
         low, high = self.range
         self.range = (np.minimum(low, part.min()), np.maximum(high, part.max()))
 

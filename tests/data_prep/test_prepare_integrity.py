@@ -76,7 +76,7 @@ def test_every_damaged_file_is_named_and_strangers_are_mentioned(
     assert "slices/1.npy is missing" in told.err
     assert "slices/2.npy has the wrong length" in told.err
     assert "2 damaged: delete these files" in told.err
-    assert "notes.txt is none of the store's files" in told.out
+    assert "notes.txt does not belong to the store" in told.out
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_families_stay_together(root: Path, work: Path, tmp_path: Path) -> None:
             "no row for 5 of the subjects found, the first of which is 202",
         ),
         ("Subject,Family_ID\n201,\n202,\n201,\n", "row 4 names subject 201 a second time"),
-        ("Subject,Family_ID\n201,\n777,\n", "row 3 names subject 777, of whom there is no image"),
+        ("Subject,Family_ID\n201,\n777,\n", "row 3 names subject 777, which has no image"),
         ("Subject,Family_ID\n201,\n777,\n", "subjects_table_extra"),
         ("Subject,Family_ID\n201,a\n,b\n", "row 3 has no Subject"),
         ("Subject,Family_ID\nx,\ny,\n", "names none of the 6 subjects"),
@@ -232,7 +232,7 @@ def test_sessions_are_never_taken_for_people(
         write_nifti(tmp_path / "flat" / name, brain())
     assert main(configured(tmp_path, tmp_path / "flat", template=template)) == 2
     told = capsys.readouterr().err
-    assert "Sessions of one person would count as people" in told
+    assert "Sessions of one subject would count as several" in told
     assert told.count("\n") == 1
 
 

@@ -1,6 +1,6 @@
 """The embedded cohort: simulated people, written as files in the HCP layout.
 
-From there on they are read as real data is, by `sources/hcp.py`.
+From there on they are read as real data is, by `sources/path_template.py`.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
 from data_prep.files import atomic_file
 from data_prep.progress import progress
-from data_prep.sources import path_template as hcp
+from data_prep.sources import path_template
 from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling
 from data_prep.sources.simulated.template import load_template
 
@@ -45,10 +45,10 @@ def subject_name(person: int) -> str:
     return f"sim{person + 1:04d}"
 
 
-def people(config: PrepareConfig, folder: Path) -> list[hcp.Subject]:
+def people(config: PrepareConfig, folder: Path) -> list[path_template.Subject]:
     """Everybody in the cohort, whether or not their files are in `folder` yet."""
     return [
-        hcp.Subject(name, family, folder, LAYOUT.replace("{subject}", name))
+        path_template.Subject(name, family, folder, LAYOUT.replace("{subject}", name))
         for name, family in _families(config).items()
     ]
 
@@ -58,7 +58,7 @@ def _families(config: PrepareConfig) -> dict[str, str]:
     return {subject_name(n): f"family-{subject_name(family_head(n))}" for n in numbers}
 
 
-def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> None:
+def make(config: PrepareConfig, folder: Path, notify: Callable[[str], None]) -> None:
     """Make whoever of the cohort is missing in `folder`, and take away who is too many.
 
     A person depends on the seed and their own number only, so more people change nobody.
@@ -81,9 +81,9 @@ def make(config: PrepareConfig, folder: Path, say: Callable[[str], None]) -> Non
     ]
     if missing:
         load_template()  # says in this process what is wrong with it, if anything
-        say(f"simulating {len(missing)} people (these are not real scans)")
+        notify(f"simulating {len(missing)} people (these are not real scans)")
     made = executor_for(config).run_all(write_person, missing, _died)
-    for problem in progress(made, len(missing), "simulating", say):
+    for problem in progress(made, len(missing), "simulating", notify):
         if problem:
             raise InputError(problem)
 

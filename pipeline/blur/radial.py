@@ -21,7 +21,7 @@ class RadialBins(nn.Module):
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        # In numpy: a model whose shapes alone are asked for is built without values.
+        # In numpy: torch's meta device builds a model without values, and these are needed.
         frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
         _, bins = np.unique((frequency * max(height, width)).round(), return_inverse=True)
         index = torch.from_numpy(bins.reshape(frequency.shape))

@@ -15,8 +15,8 @@ UNIT = 0.05
 class FocalFrequency(ReconstructionTerm):
     """Σ_ω w|E|² / (2 · 0.05²), a distance without unit; E the residual's orthonormal transform.
 
-    w = |E|^α / max_ω |E|^α with α = 1, for each image and channel, without gradient: what is badly
-    reconstructed counts most. Jiang, Dai, Wu, Loy, Focal Frequency Loss for Image Reconstruction
+    w = |E|^α / max_ω |E|^α with α = 1, for each image and channel, without gradient: the worst
+    frequencies count most. Jiang, Dai, Wu, Loy, Focal Frequency Loss for Image Reconstruction
     and Synthesis, ICCV 2021, arXiv 2012.12821. The published loss is Σ w|E|² / D; the constant
     brings it to the order of the number of pixel values.
     """

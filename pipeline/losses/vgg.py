@@ -13,8 +13,8 @@ from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.shapes import Images, Shape, Transfer
 
-# Convolutions up to relu3_1 by their index in torchvision's `features`; what is compared; where
-# 2×2 pixels become their maximum first.
+# Indices in torchvision's `features`: convolutions up to relu3_1, those whose output is compared,
+# those before which 2×2 pixels are max-pooled.
 CONVOLUTIONS = (0, 2, 5, 7, 10)
 COMPARED = (0, 5, 10)
 POOLED = (5, 10)

@@ -35,8 +35,8 @@ class WatsonDft(ReconstructionTerm):
     Based on Watson's Perceptual Model, NeurIPS 2020, arXiv 2006.15057. The published sum is of the
     order of the number of pixel values at 32² and 64², and grows faster than it (p < 1).
 
-    As published, training shifts the grid of blocks, replicating the border; by what is a function
-    of the number of batches seen, so that a repeat or a resumed run has the same shifts.
+    As published, training shifts the grid of blocks, replicating the border, by an amount that is a
+    function of the number of batches seen: a repeat or a resumed run has the same shifts.
     """
 
     density: ClassVar[bool] = False

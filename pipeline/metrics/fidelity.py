@@ -106,5 +106,5 @@ def ssim(
     similarity = structural_similarity_index_measure(
         reconstruction.float(), image.float(), sigma=1.5, data_range=1.0, reduction="none"
     )
-    assert isinstance(similarity, Tensor)  # the full map comes only when asked for
+    assert isinstance(similarity, Tensor)  # the full map comes only on request
     return similarity.reshape(image.shape[0]).double()

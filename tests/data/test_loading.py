@@ -1,4 +1,4 @@
-"""Batches: in an order that can be known, the same whoever reads them, and never kept."""
+"""Batches: their order is known, every way of reading gives the same, none is kept in memory."""
 
 import contextlib
 import ctypes
@@ -223,12 +223,12 @@ def test_slices_stay_in_a_device_s_memory_where_they_fit(
 # ------------------------------------------------------------------ memory
 
 
-def _big_store(work: Path, people: int, slices: int, side: int) -> Store:
+def _big_store(work: Path, subjects: int, slices: int, side: int) -> Store:
     """A store of random bits: what matters is that there are many."""
     path, generator = work / "stores/big", np.random.default_rng(0)
     (path / "slices").mkdir(parents=True)
     entries = []
-    for number in range(people):
+    for number in range(subjects):
         shard = path / f"slices/p{number}.npy"
         np.save(shard, generator.integers(0, 65536, (slices, 1, side, side), np.uint16))
         digest = hashlib.sha256(str(number).encode()).hexdigest()  # of no consequence here
@@ -276,9 +276,9 @@ def _in_a_child(measure: Callable[[], float]) -> float:
     return float(said)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_what_is_read(work: Path) -> None:
-    store = _big_store(work, people=8, slices=100, side=256)
+    store = _big_store(work, subjects=8, slices=100, side=256)
     data = SliceDataset(store, store.subjects())
     assert data.bytes > 100e6
     sampler = EpochSampler(len(data), 16, seed=0)
@@ -305,10 +305,10 @@ def test_memory_does_not_grow_with_what_is_read(work: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_a_large_store_keeps_its_memory(work: Path, workers: int) -> None:
-    store = _big_store(work, people=8, slices=100, side=256)
+    store = _big_store(work, subjects=8, slices=100, side=256)
     config = Config(
         data=DataConfig(workers=workers, augmentation=AugmentationConfig(enabled=False)),
         model=ModelConfig(levels=[Level(32, 4)], width=4, max_width=8, kernel_hidden=8),

@@ -31,7 +31,7 @@ def _vae(levels: Sequence[Level], side: int = 32, channels: int = 1, blocks: int
 
 
 def _lively(vae: VAE) -> VAE:
-    """Weights as after a training: what is small or the identity at first is neither."""
+    """Weights as after a training: no layer is small or the identity, as at first."""
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -4,14 +4,23 @@ Sections of rooms below this floor are defined beside their component; `training
 `evaluation`, whose rooms lie above, are defined here, so that imports run downwards only.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from pipeline.data.slices import DataConfig, PrepareConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.models.prior import PriorConfig
 from pipeline.tracking.runs import TrackingConfig
+
+
+def work_keys(section: Any) -> frozenset[str]:
+    """Fields of a section that say how the work is done, and decide nothing of what comes out.
+
+    They bear the metadata {"decides": "nothing"}. Those that only say where files lie bear
+    {"where": True}: data_prep.where_keys.
+    """
+    return frozenset(f.name for f in fields(section) if f.metadata.get("decides") == "nothing")
 
 
 @dataclass(frozen=True)
@@ -42,23 +51,23 @@ class TrainingConfig:
     rate_target: float | None = None
     """Rate in nats that the controller holds by moving β."""
     seed: int = 0
-    threads: int = 0
+    threads: int = field(default=0, metadata={"decides": "nothing"})
     """Threads torch may use; 0 = its own choice."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata={"decides": "nothing"})
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: convolutions in bfloat16 where the device has it; likelihood and FFTs stay float32."""
     accumulation: int = 1
     """Pieces in which a process takes its share of a batch, to save memory."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata={"decides": "nothing"})
     """Whether torch.compile compiles the VAE; takes minutes at first."""
-    max_skipped: int = 20
+    max_skipped: int = field(default=20, metadata={"decides": "nothing"})
     """Batches in a row that may be skipped because loss or gradient is not finite."""
-    checkpoint_every: int = 1
+    checkpoint_every: int = field(default=1, metadata={"decides": "nothing"})
     """Epochs between checkpoints."""
-    checkpoint_minutes: float = 15.0
+    checkpoint_minutes: float = field(default=15.0, metadata={"decides": "nothing"})
     """Minutes between checkpoints within an epoch; 0 = none."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = field(default=2, metadata={"decides": "nothing"})
     """How many of the latest checkpoints are kept, beside the best."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
@@ -87,13 +96,13 @@ class TrainingConfig:
 class EvaluationConfig:
     """What is scored and with what."""
 
-    store: str = ""
+    store: str = field(default="", metadata={"where": True})
     """Another prepared store, by name or path: external validation."""
     split: Literal["test", "validation", "all"] = "test"
     checkpoint: Literal["best", "last"] = "best"
-    device: str = "auto"
+    device: str = field(default="auto", metadata={"decides": "nothing"})
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …, whatever the run was trained on."""
-    threads: int = 0
+    threads: int = field(default=0, metadata={"decides": "nothing"})
     """Threads torch may use; 0 = training.threads."""
     batch_size: int = 64
     max_slices: int = 0
@@ -102,15 +111,15 @@ class EvaluationConfig:
     """Draws from the prior that are scored."""
     bootstrap: int = 2000
     """Resamplings of subjects for the 95% intervals."""
-    lpips_alex_weights: str = ""
+    lpips_alex_weights: str = field(default="", metadata={"where": True})
     """AlexNet weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
-    lpips_vgg_weights: str = ""
+    lpips_vgg_weights: str = field(default="", metadata={"where": True})
     """VGG16 weights for LPIPS, KID and the Fréchet distance (torchvision's state dict); "" = look
     in the usual places."""
-    inception_weights: str = ""
+    inception_weights: str = field(default="", metadata={"where": True})
     """InceptionV3 weights for FID (weights-inception-2015-12-05-6726825d.pth, or the folder it lies
     in); "" = look in torch's hub cache."""
-    download: bool = False
+    download: bool = field(default=False, metadata={"where": True})
     """Whether backbones (LPIPS, FID) may be downloaded where none are found."""
     seed: int = 0
 

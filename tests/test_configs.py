@@ -15,7 +15,9 @@ from data_prep import InputError, flat_keys, read_layers
 from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
 from pipeline.__main__ import main as pipeline
-from pipeline.config import Config
+from pipeline.commands.export import MACHINES_OWN
+from pipeline.commands.train import INDIFFERENT
+from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.parsing import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +151,18 @@ def test_a_layer_that_cannot_be_read_is_one_line_and_exit_code_2(
         assert told.count("\n") == 1 and all(word in told for word in words)
     with pytest.raises(InputError):
         read_layers(tmp_path / "top.yaml")
+
+
+def test_keys_that_decide_nothing_of_a_run_are_marked_beside_their_fields() -> None:
+    """Changing one of these must never ask for another training, and no other key may join them."""
+    assert {
+        "data.store", "data.workers", "data.on_device", "training.threads", "training.device",
+        "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
+        "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
+        "likelihood.residual", "likelihood.residual_floor", "likelihood.residual_steps",
+    } == INDIFFERENT  # fmt: skip
+    assert work_keys(EvaluationConfig) == {"device", "threads"}
+    assert {
+        "device", "threads", "batch_size", "store", "download", "lpips_alex_weights",
+        "lpips_vgg_weights", "inception_weights",
+    } == MACHINES_OWN  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep import PrepareConfig, where_keys
-from pipeline.config import Config, TrainingConfig
+from pipeline.config import Config, EvaluationConfig, TrainingConfig, work_keys
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
@@ -39,8 +39,8 @@ PARTS = {
 }
 # Metrics that say which of two decoders is better.
 SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
-# Settings of an evaluation that do the same, or decide its speed; the store's digest says which.
-MACHINES_OWN = ("store", "download", "batch_size")
+# Settings of an evaluation that are a machine's own, not part of what was scored.
+MACHINES_OWN = where_keys(EvaluationConfig) | work_keys(EvaluationConfig) | {"batch_size"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def scored_on(evaluation: dict[str, Any]) -> str:
 def portable(inputs: dict[str, Any]) -> dict[str, Any]:
     """What an evaluation was made from, less the settings that are a machine's own."""
     settings = inputs.get("evaluation", {})
-    kept = {k: v for k, v in settings.items() if k not in MACHINES_OWN and "weights" not in k}
+    kept = {key: value for key, value in settings.items() if key not in MACHINES_OWN}
     return {**inputs, "evaluation": kept}
 
 

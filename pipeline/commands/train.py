@@ -8,12 +8,14 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.config import Config
-from pipeline.data.slices import Store, open_store
+from data_prep import where_keys
+from pipeline.config import Config, TrainingConfig, work_keys
+from pipeline.data.slices import DataConfig, Store, open_store
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.files import run_folder, work_folder, write_text
-from pipeline.losses.config import RESIDUAL_KEYS
+from pipeline.losses.config import RESIDUAL_KEYS, LikelihoodConfig
+from pipeline.models.config import ModelConfig
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
     Checkpoint,
@@ -30,13 +32,13 @@ from pipeline.training.signals import StopSignals
 from pipeline.training.summary import levels_of, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
-DECISIVE = ("data", "model", "likelihood", "training")
-INDIFFERENT = {
-    "data.store", "data.workers", "data.on_device", "training.threads", "training.device",
-    "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
-    "training.keep_checkpoints", "training.max_skipped", "likelihood.vgg_weights",
-    *(f"likelihood.{key}" for key in RESIDUAL_KEYS),
+DECISIVE = {
+    "data": DataConfig, "model": ModelConfig, "likelihood": LikelihoodConfig,
+    "training": TrainingConfig,
 }  # fmt: skip
+INDIFFERENT = {
+    f"{name}.{key}" for name, kind in DECISIVE.items() for key in where_keys(kind) | work_keys(kind)
+} | {f"likelihood.{key}" for key in RESIDUAL_KEYS}
 # Nats of a whole level below which no information has ever reached it.
 LEAST_RATE = 0.5
 

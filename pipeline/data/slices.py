@@ -24,14 +24,16 @@ __all__ = ["DataConfig", "PrepareConfig", "SliceDataset", "Store", "SubjectEntry
 class DataConfig:
     """The `data` section."""
 
-    store: str = ""
+    store: str = field(default="", metadata={"where": True})
     """Name of a prepared store under WORK/stores, or a path; "" = prepare.name."""
     flip: bool = True
     """Mirror left and right in augmentation; never done to sagittal slices."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    workers: int = 0
+    workers: int = field(default=0, metadata={"decides": "nothing"})
     """Processes that read slices ahead; 0 = read in the training process."""
-    on_device: Literal["auto", "always", "never"] = "auto"
+    on_device: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"decides": "nothing"}
+    )
     """Whether training slices are kept in the device's memory; auto: on a GPU where they fit."""
 
     def __post_init__(self) -> None:

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import WeightsNotFound, inception_weights
-from pipeline.config import Config
+from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.slices import Store
 from pipeline.files import atomic_file, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.training.checkpoint import Checkpoint
-
-# Where and how fast a run is scored: the numbers are the same within rounding.
-MACHINES_OWN = ("device", "threads")
 
 
 @dataclass
@@ -39,10 +36,11 @@ class Evaluation:
 def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[str, Any]:
     """What an evaluation depends on; the same again gives the same result."""
     settings = asdict(config.evaluation)
+    machines_own = work_keys(EvaluationConfig)  # the numbers are the same within rounding
     return {
         "checkpoint": checkpoint.digest,
         "store": store.digest,
-        "evaluation": {key: value for key, value in settings.items() if key not in MACHINES_OWN},
+        "evaluation": {key: value for key, value in settings.items() if key not in machines_own},
         "prior": asdict(config.prior),
         "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
     }

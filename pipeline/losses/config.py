@@ -1,6 +1,6 @@
 """The `likelihood` section of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.blur.spectrum import Form
@@ -43,7 +43,7 @@ class LikelihoodConfig:
     images are constant. Bounds under the law depend on it."""
     residual_steps: int = 200
     """Steps of that fit, batches of 16 validation slices."""
-    vgg_weights: str = ""
+    vgg_weights: str = field(default="", metadata={"where": True})
     """VGG16 weights of the vgg term (torchvision's state dict); "" = look in the usual places."""
 
     def __post_init__(self) -> None:

@@ -9,13 +9,12 @@ import torch
 import yaml
 
 from data_prep import where_keys
-from pipeline.config import Config, TrainingConfig, work_keys
-from pipeline.data.slices import DataConfig, Store, open_store
+from pipeline.config import Config, work_keys
+from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.files import run_folder, work_folder, write_text
-from pipeline.losses.config import RESIDUAL_KEYS, LikelihoodConfig
-from pipeline.models.config import ModelConfig
+from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
     Checkpoint,
@@ -32,12 +31,12 @@ from pipeline.training.signals import StopSignals
 from pipeline.training.summary import levels_of, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
-DECISIVE = {
-    "data": DataConfig, "model": ModelConfig, "likelihood": LikelihoodConfig,
-    "training": TrainingConfig,
-}  # fmt: skip
+DECISIVE = ("data", "model", "likelihood", "training")
+DEFAULTS = Config()
 INDIFFERENT = {
-    f"{name}.{key}" for name, kind in DECISIVE.items() for key in where_keys(kind) | work_keys(kind)
+    f"{section}.{key}"
+    for section in DECISIVE
+    for key in where_keys(getattr(DEFAULTS, section)) | work_keys(getattr(DEFAULTS, section))
 } | {f"likelihood.{key}" for key in RESIDUAL_KEYS}
 # Nats of a whole level below which no information has ever reached it.
 LEAST_RATE = 0.5
@@ -121,7 +120,7 @@ def _nothing(_: str) -> None: ...
 
 def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:
     """Raise InputError where a checkpoint's run was made with another configuration or store."""
-    defaults = asdict(Config())  # of keys that are younger than the run
+    defaults = asdict(DEFAULTS)  # of keys that are younger than the run
     old = {key: defaults[key] | state.config.get(key, {}) for key in DECISIVE}
     changed = differences(old, asdict(config))
     if state.store["digest"] != store.digest:

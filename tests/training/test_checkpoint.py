@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import (
+    SCHEMA_VERSION,
     TrainingState,
     best_step,
     find_checkpoint,
@@ -51,9 +52,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert torch.equal(found.weights[name], value + 3)
 
 
-# state.pt of schema version 2, key by key: files that exist hold these.
+# state.pt of this schema version, key by key: files that exist hold these.
 WRITTEN = {
-    "schema_version": 2, "step": 7, "epoch": 2, "batch": 1, "images": 16, "seconds": 1.5,
+    "schema_version": SCHEMA_VERSION, "step": 7, "epoch": 2, "batch": 1, "images": 16, "seconds": 1.5,
     "sums": {"rate": 3.0}, "finished": False, "best": {"step": 6, "psnr": 20.0},
     "controller": {"beta": 1.0, "target": None}, "optimizer": {"state": {}, "param_groups": []},
     "kernel_optimizer": None, "averaged_steps": 7, "skipped": 1, "skipped_in_a_row": 0,
@@ -64,14 +65,14 @@ WRITTEN = {
 }  # fmt: skip
 
 
-def test_files_of_schema_version_2_stay_readable(tmp_path: Path) -> None:
+def test_files_that_exist_stay_readable(tmp_path: Path) -> None:
     path = _save(tmp_path, 7)
     torch.save(WRITTEN, path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["sha256"]["state.pt"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
     (path / "manifest.json").write_text(json.dumps(manifest))
     found = load_checkpoint(path)
-    assert {"schema_version": 2, **vars(found.state)} == WRITTEN
+    assert {"schema_version": SCHEMA_VERSION, **vars(found.state)} == WRITTEN
     assert found.digest == hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
     again = torch.load(save_checkpoint(tmp_path / "b", {}, found.state) / "state.pt")
     assert again.keys() == WRITTEN.keys()

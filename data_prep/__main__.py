@@ -12,6 +12,7 @@ import yaml
 from data_prep.config import PLAIN_NAME, PrepareConfig
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
+from data_prep.invocation import program
 from data_prep.layers import read_layers
 from data_prep.wording import one_line
 
@@ -76,7 +77,7 @@ def _verify(arguments: list[str]) -> int:
     from data_prep.store import MANIFEST
 
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep verify",
+        prog=f"{program('data_prep')} verify",
         description="Read a prepared store and compare every file with the manifest's digests.",
         exit_on_error=False,
     )
@@ -121,7 +122,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
     from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
     parser = ArgumentParser(
-        prog="python -m data_prep",
+        prog=program("data_prep"),
         description="Raw images become a prepared store. Sections other than `prepare`, and "
         "overrides of them, are the pipeline's and are ignored. WORK in the environment moves "
         "what is generated (default: work).",

@@ -25,6 +25,7 @@ from data_prep.config import CohortConfig, PrepareConfig, SplitConfig, where_key
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
 from data_prep.files import atomic_file
+from data_prep.invocation import command
 from data_prep.split import SPLITS
 
 __all__ = [
@@ -305,7 +306,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(
-            f"there is no prepared store at {path.parent}: run data_prep first"
+            f"there is no prepared store at {path.parent}: prepare it first ({command('prepare')})"
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}): prepare it again") from None

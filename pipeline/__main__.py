@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, Namespace
 
-from data_prep import one_line
+from data_prep import command as typed
+from data_prep import one_line, program
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import (
@@ -21,7 +22,7 @@ from pipeline.parsing import (
     options_parser,
 )
 
-USAGE = """usage: python -m pipeline COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
+USAGE = """usage: {program} COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 
 commands:
   train       train a VAE on a prepared store                       -> WORK/runs/RUN
@@ -35,7 +36,7 @@ commands:
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
   lesions     insert lesions into healthy slices, and find them     -> WORK/lesions
 
-python -m pipeline COMMAND --help lists every key and option."""
+{program} COMMAND --help lists every key and option."""
 
 
 DESCRIPTIONS = {
@@ -65,7 +66,7 @@ def _named(config: Config, stem: str) -> Config:
 def _run_config(path: Path) -> Config:
     """The resolved configuration that a run keeps beside its results."""
     if not path.exists():
-        raise InputError(f"no run at {path.parent}: train it first (make train)")
+        raise InputError(f"no run at {path.parent}: train it first ({typed('train')})")
     return load_config(path)
 
 
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(USAGE.format(program=program("pipeline")))
         return 0 if argv else 2
     command = COMMANDS.get(argv[0])
     try:

@@ -13,7 +13,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from data_prep import one_line, read_layers
+from data_prep import one_line, program, read_layers
 from pipeline.config import Config
 from pipeline.errors import InputError
 
@@ -37,7 +37,7 @@ class _ConfigFile(ActionConfigFile):
 def options_parser(command: str, description: str) -> ArgumentParser:
     """A parser of a command's options, whose errors are exceptions."""
     return ArgumentParser(
-        prog=f"python -m pipeline {command}",
+        prog=f"{program('pipeline')} {command}",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep import command, invocation, run_option
 from data_prep.store import Store
 from pipeline.__main__ import COMMANDS, MODULES, main
 from pipeline.training.checkpoint import TrainingState, mark_best, save_checkpoint
@@ -133,8 +134,48 @@ def test_no_configuration_at_all(fail: Fail) -> None:
 
 def test_no_store(fail: Fail, config: Callable[[str], Path]) -> None:
     said = fail("train", "--config", config("training: {epochs: 1}"))
-    assert "stores/mine" in said and "data_prep" in said
+    assert "stores/mine" in said and "make prepare" in said
     assert "stores/other" in fail("train", "--data.store", "other")
+
+
+@pytest.mark.parametrize(
+    ("started", "makefile", "told"),
+    [
+        ("pipeline/__main__.py", True, ["make train", "make export RUN=a", "make prepare", "RUN="]),
+        ("bin/sharp-vae", True, None),
+        ("Scripts/sharp-vae.exe", False, None),
+        ("bin/sharp-vae-prepare", False, None),
+        ("ipykernel_launcher.py", False, None),
+    ],
+)
+def test_messages_name_the_command_in_use(
+    started: str, makefile: bool, told: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not makefile:
+        monkeypatch.setattr(invocation, "MAKEFILE", Path("no/Makefile"))
+    monkeypatch.setattr(sys, "argv", [started])
+    installed = ["sharp-vae train", "sharp-vae export --run a", "sharp-vae-prepare", "--run "]
+    found = [command("train"), command("export", run="a"), command("prepare"), run_option()]
+    assert found == (told or installed)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("make", "make train"), ("bin/sharp-vae", "sharp-vae train")]
+)
+def test_a_message_tells_the_installed_from_the_checkout(
+    fail: Fail, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    assert words in fail("export", "--run", "nobody")
+
+
+def test_help_names_the_program_in_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for started, name in (("bin/sharp-vae", "sharp-vae"), ("x", "python -m pipeline")):
+        monkeypatch.setattr(sys, "argv", [started])
+        main([])
+        assert capsys.readouterr().out.startswith(f"usage: {name} COMMAND")
 
 
 def test_a_store_of_another_schema_version(

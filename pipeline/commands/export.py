@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import PrepareConfig, where_keys
+from data_prep import PrepareConfig, command, where_keys
 from pipeline.config import Config, EvaluationConfig, TrainingConfig, work_keys
 from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
@@ -185,7 +185,7 @@ def package_of_run(
     """
     folder = run_folder(run)
     if not folder.is_dir():
-        raise InputError(f"no run at {folder}: train it first (make train)")
+        raise InputError(f"no run at {folder}: train it first ({command('train')})")
     checkpoint = find_checkpoint(folder / "checkpoints", which)
     state = checkpoint.state
     store = _store(state, run)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep import where_keys
+from data_prep import run_option, where_keys
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
@@ -128,7 +128,7 @@ def check_unchanged(state: TrainingState, config: Config, store: Store, run: str
     if changed:
         raise InputError(
             f"run {run} was trained with another {', '.join(changed)}: choose another name "
-            f"(RUN= or --run), or train it anew with --restart true"
+            f"({run_option()}…), or train it anew with --restart true"
         )
 
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from data_prep import command
 from pipeline.decoder_package.metadata import (
     FORMAT,
     INTENSITY_RANGE,
@@ -32,7 +33,6 @@ PARTS = {
     "prior": "prior",
     "residual": "residual",
 }
-AGAIN = "export it again (make export RUN=…)"
 
 
 class Damaged(ValueError):
@@ -55,7 +55,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> DecoderPacka
     try:
         package = _filled(folder, metadata)
     except Damaged as error:
-        raise InputError(f"{error}: {AGAIN}") from error
+        raise InputError(f"{error}: {_again()}") from error
     try:
         return package.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -80,16 +80,18 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         metadata = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"there is no decoder package at {folder}: write one with make export RUN=…"
+            f"there is no decoder package at {folder}: write one with {command('export', run='…')}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read ({_reason(error)}): {AGAIN}") from error
+        raise InputError(f"{path} can't be read ({_reason(error)}): {_again()}") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is not that of a decoder package: write one with make export")
+        raise InputError(
+            f"{path} is not that of a decoder package: write one with {command('export', run='…')}"
+        )
     if metadata.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema version {metadata.get('schema_version')}, this program reads "
-            f"{SCHEMA_VERSION}: {AGAIN}"
+            f"{SCHEMA_VERSION}: {_again()}"
         )
     return metadata
 
@@ -179,3 +181,7 @@ def _difference(left: dict[str, Any], right: dict[str, Any]) -> str:
 def _reason(error: BaseException) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
+def _again() -> str:
+    return f"export it again ({command('export', run='…')})"

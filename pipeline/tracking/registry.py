@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import mlflow_address, quieten_mlflow
+from data_prep import command, mlflow_address, quieten_mlflow
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.tracking.runs import TrackingConfig, connect, known, telling
@@ -183,11 +183,13 @@ def fetch(source: str) -> Path:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"{source} can't be had from MLflow at {uri} ({lines[0][:160]}): register it with "
-            "make export RUN=…, or set MLFLOW_TRACKING_URI"
+            f"{command('export', run='…')}, or set MLFLOW_TRACKING_URI"
         ) from error
     found = sorted(Path(place).glob("**/metadata.json"))
     if not found:
-        raise InputError(f"{source} holds no decoder package: register one with make export RUN=…")
+        raise InputError(
+            f"{source} holds no decoder package: register one with {command('export', run='…')}"
+        )
     return found[0].parent
 
 
@@ -205,7 +207,8 @@ def _location(client: Any, source: str) -> str:
             if model.name == model_name:
                 return str(model.artifact_location)
         raise InputError(
-            f"{source}: that run has no model {model_name!r}: register one with make export RUN=…"
+            f"{source}: that run has no model {model_name!r}: register one with "
+            f"{command('export', run='…')}"
         )
     name, at, alias = rest.rpartition("@")
     if at:

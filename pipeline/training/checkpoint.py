@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from data_prep import command, run_option
 from pipeline.errors import InputError
 from pipeline.files import atomic_file, sync_folder, write_text
 
@@ -164,7 +165,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     if not paths and list(folder.glob("*.pt")):
         raise InputError(
             f"checkpoints in {folder} are of an older version of this program: choose another "
-            "name (RUN= or --run), or train anew with --restart true"
+            f"name ({run_option()}…), or train anew with --restart true"
         )
     for path in reversed(paths):
         try:
@@ -186,7 +187,7 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
         return load_checkpoint(path_of(folder, step))
     found = latest_checkpoint(folder)
     if found is None:
-        raise InputError(f"no checkpoint in {folder}: train first (make train)")
+        raise InputError(f"no checkpoint in {folder}: train first ({command('train')})")
     return found
 
 

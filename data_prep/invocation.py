@@ -1,0 +1,36 @@
+"""How the user starts this program's commands, for messages that say what to do next."""
+
+import sys
+from pathlib import Path
+
+CONSOLE_SCRIPTS = ("sharp-vae", "sharp-vae-prepare")
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+
+
+def uses_make() -> bool:
+    """Whether this is a checkout with its Makefile, and no console script was started."""
+    return MAKEFILE.is_file() and Path(sys.argv[0]).stem not in CONSOLE_SCRIPTS
+
+
+def program(package: str) -> str:
+    """What runs a package's command line: `python -m pipeline`, or the installed `sharp-vae`."""
+    script = "sharp-vae" if package == "pipeline" else "sharp-vae-prepare"
+    return script if Path(sys.argv[0]).stem == script else f"python -m {package}"
+
+
+def command(name: str, run: str = "") -> str:
+    """A command as the user types it: `make train`, or `sharp-vae train` where it is installed.
+
+    Args:
+        name: prepare, train, evaluate, export, …: a target of the Makefile.
+        run: shown as the name of the run, if given.
+    """
+    start = f"make {name}" if uses_make() else f"sharp-vae {name}"
+    if start == "sharp-vae prepare":
+        start = "sharp-vae-prepare"
+    return f"{start} {run_option()}{run}" if run else start
+
+
+def run_option() -> str:
+    """What names a run, up to the name: `RUN=` or `--run `."""
+    return "RUN=" if uses_make() else "--run "

@@ -11,7 +11,7 @@ class InputError(Exception):
         ...     load_config("missing.yaml")
         ... except InputError as error:
         ...     print(error)
-        there is no configuration file missing.yaml
+        configuration file missing.yaml can't be read: No such file or directory
     """
 
     def __init__(self, message: str) -> None:

@@ -106,7 +106,9 @@ def test_the_band_of_high_frequencies_begins_at_a_quarter_of_a_cycle_a_pixel(
         assert found == pytest.approx(power if counted else 0, abs=1e-9)
 
 
-def test_a_diagonal_of_just_a_quarter_counts() -> None:
+def test_a_diagonal_of_just_a_quarter_counts_and_no_wave_just_below() -> None:
+    assert high_frequency_power(wave((101, 20), 25, 0)).item() == pytest.approx(0, abs=1e-9)
+    assert high_frequency_power(wave((101, 20), 26, 0)).item() == pytest.approx(0.03125 * 2020)
     assert high_frequency_power(wave((20, 20), 3, 4)).item() == pytest.approx(0.03125 * 400)
 
 
@@ -216,7 +218,7 @@ def test_the_rim_is_two_pixels_wide_and_thirds_are_by_intensity() -> None:
 
 
 def test_intensities_go_back_to_the_scanner_s_unit_and_dark_is_0() -> None:
-    image = np.array([0.0, 0.001, 0.01, 0.5, 1.0])  # half a level of 256 is 0.00196
-    np.testing.assert_allclose(to_scanner(image, 100, 900), [0, 0, 108, 500, 900])
+    image = np.array([0.0, 0.001, 0.003, 0.5, 1.0])  # half a level of 256 is 0.00196
+    np.testing.assert_allclose(to_scanner(image, 100, 900), [0, 0, 102.4, 500, 900])
     found = to_scanner(torch.from_numpy(image), 100, 900)
-    np.testing.assert_allclose(found, [0, 0, 108, 500, 900])
+    np.testing.assert_allclose(found, [0, 0, 102.4, 500, 900])

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data_prep.sources.celeba import decode
 from pipeline.analysis.anomaly.detection import best_dice, detect
 from pipeline.analysis.anomaly.inserted import Lesion, insert, sensitivity, share, threshold_at
-from pipeline.analysis.anomaly.maps import one_sided
+from pipeline.analysis.anomaly.maps import one_sided, slice_maps
 from pipeline.analysis.geometry import intensity_unit, regular_choice
 from pipeline.evaluation.samples import coarse, nearest
 from pipeline.losses.base import Scale
+from pipeline.losses.law import GaussianLaw
+from pipeline.models.vae import Posterior
 
 
 def test_a_disc_has_its_area_about_the_middle_of_a_pixel() -> None:
@@ -44,6 +47,28 @@ def test_dark_is_below_what_was_expected_and_bright_above() -> None:
     assert one_sided(signed, "both").tolist() == [2, 0, 3]
     assert one_sided(signed, "dark").tolist() == [2, 0, 0]
     assert one_sided(signed, "bright").tolist() == [0, 0, 3]
+
+
+class Half:
+    """Expects 0.5 everywhere, with a deviation of 0.1."""
+
+    def encode(self, image: Tensor) -> Posterior:
+        return Posterior(torch.zeros(len(image), 3), torch.zeros(len(image), 3))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return torch.full((len(latent), 1, 6, 8), 0.5)
+
+    def up_to(self, latent: Tensor, side: int) -> Tensor:
+        return latent
+
+    def law(self, latent: Tensor, decoded: Tensor | None = None) -> GaussianLaw:
+        return GaussianLaw(torch.tensor(0.1), torch.ones(1, 1, 6, 5))
+
+
+def test_a_residual_is_the_image_less_what_was_expected_in_deviations() -> None:
+    maps = slice_maps(Half(), torch.full((3, 1, 6, 8), 0.2), 2, lambda _, __: None)
+    torch.testing.assert_close(maps.residual, torch.full((3, 1, 6, 8), -0.3))
+    torch.testing.assert_close(maps.whitened, torch.full((3, 1, 6, 8), -3.0))
 
 
 def test_a_threshold_leaves_one_piece_in_two_slices_and_corners_touch() -> None:
@@ -94,8 +119,9 @@ def test_a_photograph_is_cropped_about_its_middle_and_red_comes_first() -> None:
         assert found.shape == (3, 32, 32)
         places = (np.arange(32) + 0.5) * side / 32 - 0.5
         inner = slice(2, -2)
-        np.testing.assert_allclose(found[0, 5, inner], (left + places)[inner], atol=2)
-        np.testing.assert_allclose(found[1, inner, 5], (top + places)[inner], atol=2)
+        for ramp, first in ((found[0, 5], left), (found[1, :, 5], top)):
+            off = (ramp - (first + places))[inner]
+            assert np.abs(off).max() < 2 and abs(off.mean()) < 0.3  # of whole levels, after JPEG
         assert found[2].max() < 4
 
 

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def command(arguments: list[str], work: Path, **options: object) -> "subprocess.Popen[str]":
+def command(arguments: list[str], work: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "data_prep", *arguments],
         cwd=HERE.parents[1],
@@ -49,17 +50,17 @@ def command(arguments: list[str], work: Path, **options: object) -> "subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,  # type: ignore[call-overload]
     )
 
 
-def test_after_thirty_kills_the_store_is_what_an_uninterrupted_run_makes(
-    root: Path, tmp_path: Path, work: Path
+@pytest.mark.parametrize("kills", [10, pytest.param(30, marks=pytest.mark.slow)])
+def test_after_many_kills_the_store_is_what_an_uninterrupted_run_makes(
+    root: Path, tmp_path: Path, work: Path, kills: int
 ) -> None:
     arguments = accepting(tmp_path, root)
     assert main(arguments) == 0
     done = subprocess.run(
-        [sys.executable, HERE / "killing.py", arguments[1], tmp_path / "killed", "30", "1"],
+        [sys.executable, HERE / "killing.py", arguments[1], tmp_path / "killed", str(kills), "1"],
         capture_output=True,
         text=True,
         cwd=HERE.parents[1],
@@ -67,7 +68,7 @@ def test_after_thirty_kills_the_store_is_what_an_uninterrupted_run_makes(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) == 30
+    assert int(done.stdout.split()[-1]) == kills
     assert content(tmp_path / "killed/stores/study") == content(work / "stores/study")
 
 
@@ -122,18 +123,28 @@ def test_workers_do_not_outlive_a_killed_preparation(
     assert content(work / "stores/study") == content(whole / "stores/study")
 
 
-def limited() -> None:
-    """A limit on the size of a file stands for the full disk: a write fails in the middle."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, resource.RLIM_INFINITY))
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """A limit on the size of a file stands for it: a write fails in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_told_and_the_same_command_goes_on(
-    root: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tmp_path: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = accepting(tmp_path, root)
-    process = command(arguments, work, preexec_fn=limited)
-    _, told = process.communicate()
-    assert process.returncode == 2
+    with full_disk():
+        assert main(arguments) == 2
+    told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     left = content(work / "stores/study")
@@ -153,9 +164,8 @@ def test_a_disk_that_fills_when_a_finished_store_is_redone_costs_no_sound_shard(
     assert main(arguments) == 0
     before = content(work / "stores/study")
     write_nifti(root / LAYOUT.replace("{subject}", "305"), brain(seed=9))
-    process = command(arguments, work, preexec_fn=limited)
-    process.communicate()
-    assert process.returncode == 2
+    with full_disk():
+        assert main(arguments) == 2
     assert content(work / "stores/study") == before  # not even begun: its list found no room
     assert main(arguments) == 0
     assert problems(work / "stores/study", print) == []

@@ -229,7 +229,7 @@ def test_another_refusal_of_the_file_system_is_unreadable(
     assert reason_of(tmp_path / "image.nii.gz") == "unreadable"
 
 
-@pytest.mark.parametrize("mask", [0xFF, 1, 2, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("mask", [0xFF, 1, 8, 128])
 def test_no_changed_byte_changes_a_voxel_unnoticed(
     tmp_path: Path, inflater: None, mask: int
 ) -> None:

@@ -171,22 +171,29 @@ def test_too_many_nats_make_the_rate_dearer() -> None:
     assert RateController(beta=0.7).update(1e6) == 0.7
 
 
-def test_a_factor_holds_the_share_that_split_conformal_asks_for() -> None:
+def test_a_factor_holds_the_share_that_split_conformal_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of n residuals the ⌈(n + 1)·0.9⌉-th smallest: the 9th of 9, 18th of 19, 90th of 99."""
     quantile = stats.norm.ppf(0.95)
     for count, place in [(9, 9), (19, 18), (99, 90), (8, 8)]:
-        law = ResidualLaw((1, 8, 8), 0.01)
-        sizes = torch.arange(1, count + 1, dtype=torch.float64)
+        law = ResidualLaw((1, 8, 16), 0.01)
+        monkeypatch.setattr(law, "unscaled", lambda images: torch.full_like(images, 0.5))
+        sizes = torch.arange(1, count + 1, dtype=torch.float32)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(count)[:count]
-        law.calibrate((signs * sizes)[order], torch.full((count,), 0.5).double(), 0.9)
-        assert law.factor.item() == pytest.approx((place / quantile - 0.01) / 0.5, rel=1e-6)
+        signs = torch.tensor([1.0, -1.0]).repeat(count)[:count]
+        residual = torch.full((128,), 1e6)
+        residual[:count] = (signs * sizes)[order]
+        chosen = (residual < 1e6).view(1, 1, 8, 16)
+        law.calibrate(torch.full((1, 1, 8, 16), 0.5), residual.view(1, 1, 8, 16), chosen, 0.9)
+        expected = (place / quantile - 0.01) / 0.5
+        assert law.factors.tolist() == pytest.approx([expected] * 2, rel=1e-6)
 
 
 def test_the_fitted_law_s_deviation_is_floor_and_factor_times_the_network_s() -> None:
     law = ResidualLaw((1, 8, 8), 0.02)
-    law.factor.fill_(3.0)
-    reconstruction = torch.rand(2, 1, 8, 8)
+    law.factors.copy_(torch.tensor([3.0, 9.0]))
+    reconstruction = 0.5 + 0.5 * torch.rand(2, 1, 8, 8)
     found = law(reconstruction).standard_deviation(reconstruction.shape)
     torch.testing.assert_close(found, 0.02 + 3 * law.unscaled(reconstruction))
     assert law.unscaled(reconstruction).mean().item() == pytest.approx(0.05, rel=0.05)  # START

@@ -86,10 +86,10 @@ REFUSED = [
     (["--data.augmentation.gamma", "0.3"], "data.augmentation.gamma", "", ANOTHER_RUN),
     (["--prepare.size", "64"], "prepare.size", "trained with 32;", ANOTHER_RUN),
     (["--training.seed", "9"], "training.seed", "trained with 0;", ANOTHER_RUN),
-    (["--training.device", "cpu"], "training.device", "'auto'", "say evaluation.device"),
-    (["--training.threads", "2"], "training.threads", "with 1;", "say evaluation.threads"),
-    (["--training.batch_size", "4"], "training.batch_size", "with 6;", "say evaluation.batch_size"),
-    (["--data.store", "elsewhere"], "data.store", "'tiny'", "say evaluation.store"),
+    (["--training.device", "cpu"], "training.device", "'auto'", "use evaluation.device"),
+    (["--training.threads", "2"], "training.threads", "with 1;", "use evaluation.threads"),
+    (["--training.batch_size", "4"], "training.batch_size", "with 6;", "use evaluation.batch_size"),
+    (["--data.store", "elsewhere"], "data.store", "'tiny'", "use evaluation.store"),
 ]
 
 

@@ -375,7 +375,7 @@ def test_an_empty_split_is_refused(
 ) -> None:
     store_writer(trained.work, "nobody", prefix="n", seed=71, splits=("train",))
     said = refused("evaluate", "--run", "tiny", "--evaluation.store", "nobody")
-    assert "nobody in split test" in said
+    assert "no subjects in split test" in said
 
 
 def test_without_weights_lpips_is_absent_and_the_reason_is_logged(

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
 from data_prep import flat_keys
 from pipeline.config import Config
 from pipeline.data.slices import Store, open_store
-from pipeline.distributed import choose_device
 from pipeline.errors import InputError
 from pipeline.evaluation.record import (
+    Evaluation,
     describe,
     fingerprint,
     read_evaluation,
@@ -19,20 +20,17 @@ from pipeline.evaluation.record import (
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
-from pipeline.tracking.runs import track
-from pipeline.training.checkpoint import TrainingState, find_checkpoint
-from pipeline.training.loop import load_objective
-from pipeline.training.prior import prior_of
-from pipeline.training.residual import residual_law_of
+from pipeline.tracking.runs import NoTracker, track
+from pipeline.training.checkpoint import find_checkpoint
 
-# Sections whose keys evaluation takes; and what it has in place of a key of another.
+# Sections, or beginnings of keys, that evaluation takes anew; and its own key in place of another.
 HONOURED = ("evaluation.", "tracking.", "prior.", "likelihood.residual")
 ELSEWHERE = {
-    "training.device": "say evaluation.device",
-    "training.threads": "say evaluation.threads",
-    "training.batch_size": "say evaluation.batch_size",
-    "data.store": "say evaluation.store",
-    "prepare.name": "say evaluation.store",
+    "training.device": "use evaluation.device",
+    "training.threads": "use evaluation.threads",
+    "training.batch_size": "use evaluation.batch_size",
+    "data.store": "use evaluation.store",
+    "prepare.name": "use evaluation.store",
 }
 
 
@@ -58,74 +56,71 @@ def _evaluation_folder(config: Config, store: Store) -> str:
 def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     """Score a run; what was scored before from the same inputs is only shown again.
 
-    `config` is the run's own but for the sections evaluation and tracking. Returns the metrics.
+    Args:
+        config: the run's own but for what evaluation takes anew, see `with_run_config`.
+        run: its name.
+
+    Returns:
+        The metrics.
     """
     settings = config.evaluation
-    folder = run_folder(run)
-    checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
-    objective, state = load_objective(checkpoint, config), checkpoint.state
+    checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
-    elsewhere = _evaluation_folder(config, store)
+    folder = run_folder(run) / _evaluation_folder(config, store)
     inputs = fingerprint(checkpoint, store, config)
-    metrics = read_evaluation(folder / elsewhere, inputs)
+    metrics = read_evaluation(folder, inputs)
     if metrics is not None:
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
-        from pipeline.evaluation.evaluate import evaluate, people_to_score, training_slices
+        from pipeline.evaluation.evaluate import evaluate
         from pipeline.evaluation.networks import load_networks
+        from pipeline.evaluation.trained_run import load_trained_run, subjects_to_score
 
-        threads = settings.threads or config.training.threads
-        if threads:
+        if threads := settings.threads or config.training.threads:
             torch.set_num_threads(threads)
-        entries = people_to_score(state, store, settings)
+        entries = subjects_to_score(checkpoint.state, store, settings)
         networks = load_networks(settings)
-        objective = objective.to(choose_device(settings.device, "evaluation.device"))
-        trained = _trained_store(state)
-        prior = prior_of(checkpoint, objective.vae, config, trained)
-        law = residual_law_of(checkpoint, objective.vae, config, trained)
-        name = f"{run} {elsewhere}"
-        with track(config.tracking, work_folder(), name, parent=state.tracking_run) as tracker:
-            found = evaluate(
-                objective, prior, state, store, entries, networks, config,
-                training_slices(trained) if trained else None, law,
-            )  # fmt: skip
+        trained = load_trained_run(checkpoint, config)
+        name, parent = f"{run} {folder.name}", checkpoint.state.tracking_run
+        with track(config.tracking, work_folder(), name, parent=parent) as tracker:
+            found = evaluate(trained, store, entries, networks)
             metrics = found.metrics
-            write_evaluation(folder / elsewhere, found, inputs)
+            write_evaluation(folder, found, inputs)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
-            for name, figure in found.figures.items():
-                tracker.figure(figure, f"figures/{name}")
-            tracker.text((folder / elsewhere / "per_subject.csv").read_text(), "per_subject.csv")
-            tracker.text((folder / elsewhere / "metrics.json").read_text(), "metrics.json")
-            for key, interval in metrics.items():
-                suffixes = {"mean": "", "low": "_low", "high": "_high"}
-                values = {key + suffixes[part]: value for part, value in interval.items()}
-                tracker.metrics({k: v for k, v in values.items() if v is not None})
-            for key, reason in found.absent.items():
-                tracker.tag(f"absent.{key}", reason)
+            _track_results(tracker, found, folder)
     print(describe(metrics))
-    print(f"scores, tables and figures: {folder / elsewhere}")
+    print(f"scores, tables and figures: {folder}")
     return metrics
 
 
-def _trained_store(state: TrainingState) -> Store | None:
-    """The store a checkpoint was trained on, where it is still there as it was."""
-    try:
-        store = open_store(state.config["data"]["store"], work_folder())
-    except InputError:
-        return None
-    return store if store.digest == state.store["digest"] else None
+def _track_results(tracker: NoTracker, found: Evaluation, folder: Path) -> None:
+    for name, figure in found.figures.items():
+        tracker.figure(figure, f"figures/{name}")
+    for name in ("per_subject.csv", "metrics.json"):
+        tracker.text((folder / name).read_text(), name)
+    for key, interval in found.metrics.items():
+        suffixes = {"mean": "", "low": "_low", "high": "_high"}
+        values = {key + suffixes[part]: value for part, value in interval.items()}
+        tracker.metrics({k: v for k, v in values.items() if v is not None})
+    for key, reason in found.absent.items():
+        tracker.tag(f"absent.{key}", reason)
 
 
-def with_run_config(config: Config, run_config: Config, said: Iterable[str]) -> Config:
+def with_run_config(config: Config, run_config: Config, given: Iterable[str]) -> Config:
     """The configuration to evaluate with: the run's, but for what evaluation takes anew (HONOURED).
 
-    said: dotted keys or sections that were given on the command line. Raises InputError where one
-    of another section is to be changed: the run is as it was trained.
+    Args:
+        config: what the command line asks for.
+        run_config: what the run was trained with.
+        given: dotted keys or sections that the command line gives.
+
+    Raises:
+        InputError: a key of another section is to be changed: the run is as it was trained.
     """
     old, new = (dict(flat_keys(asdict(c))) for c in (run_config, config))
-    given = tuple(f"{key}." for key in said)
-    changed = [key for key in new if f"{key}.".startswith(given) and new[key] != old.get(key)]
+    prefixes = tuple(f"{key}." for key in given)
+    changed = [key for key in new if f"{key}.".startswith(prefixes) and new[key] != old.get(key)]
     refused = [key for key in changed if not key.startswith(HONOURED)]
     if refused:
         key = refused[0]

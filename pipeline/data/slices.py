@@ -62,6 +62,11 @@ def open_store(name: str, work: Path) -> Store:
         raise InputError(str(error)) from error
 
 
+def evenly_spread(count: int, most: int) -> list[int]:
+    """Numbers of at most `most` of `count` items, ascending, first and last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 class SliceDataset(Dataset[Tensor]):
     """All slices of some subjects, each read from its memory-mapped shard when it is used.
 
@@ -131,5 +136,5 @@ class SliceDataset(Dataset[Tensor]):
     def of_subject(self, subject: int, limit: int = 0) -> Float[Tensor, "n C H W"]:
         """Slices of one subject: at most `limit`, evenly spread; 0 = all."""
         start, stop = (int(first) for first in self.first[subject : subject + 2])
-        count = min(limit, stop - start) if limit else stop - start
-        return self.__getitems__(np.linspace(start, stop - 1, count).round().astype(int).tolist())
+        chosen = evenly_spread(stop - start, limit or stop - start)
+        return self.__getitems__([start + number for number in chosen])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,13 +19,10 @@ from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.errors import InputError
-from pipeline.evaluation import figures
 from pipeline.evaluation.networks import load_networks
-from pipeline.evaluation.pairs import mean_of, slice_scores, subject_scores
+from pipeline.evaluation.pairs import Tally, mean_of
 from pipeline.evaluation.record import Evaluation, describe, write_evaluation
 from pipeline.files import work_folder, writable
-from pipeline.metrics import sharpness
-from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")
@@ -102,46 +99,18 @@ def score(
     pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool = False
 ) -> Evaluation:
     """The table of `evaluate` less what needs a model: rate, bound, calibration, samples."""
-    first = next(pairs)  # what is wrong with it is told before networks are loaded
-    networks = load_networks(settings)
-    sets = networks.image_sets()
-    rows: list[dict[str, Any]] = []
-    powers: list[tuple[Tensor, Tensor]] = []
-    shown: list[tuple[str, Tensor, Tensor]] = []
+    first = next(pairs)  # a mistake in it shows before networks are loaded
+    tally = Tally(load_networks(settings))
     with Reporter() as reporter:
-        for number, (subject, images, reconstructions) in enumerate(chain([first], pairs)):
-            parts = []
+        for number, (subject, images, reconstructions) in enumerate(chain([first], pairs), 1):
             batches = (x.split(settings.batch_size) for x in (images, reconstructions))
-            for batch, made in zip(*batches, strict=True):
-                parts.append(slice_scores(batch, made, networks.distances))
-                for compared in sets:
-                    compared.add("data", batch)
-                    compared.add("reconstruction", made)
-            whole, power = subject_scores(images, reconstructions)
-            powers.append((power[0].mean(dim=0), power[1].mean(dim=0)))
-            rows.append({"subject": subject, "slices": len(images), **mean_of(parts), **whole})
-            if len(shown) < 8:
-                middle = len(images) // 2
-                shown.append((subject, images[middle], reconstructions[middle]))
-            reporter.update((number + 1) / count, f"subject {number + 1}/{count}")
-    scored = [key for key in rows[0] if key not in ("subject", "slices")]
-    values = {key: np.array([row[key] for row in rows]) for key in scored}
-    metrics = aggregate(values, settings.bootstrap, settings.seed)
-    for compared in sets:
-        metrics |= compared.scores(settings.seed)
-    names, originals, made = zip(*shown, strict=True)
-    data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*powers, strict=True))
+            parts = [tally.slice_scores(*batch) for batch in zip(*batches, strict=True)]
+            tally.add({"subject": subject}, mean_of(parts), images, reconstructions)
+            reporter.update(number / count, f"subject {number}/{count}")
     title = "Reconstructions of another program" + (" (simulated people)" if simulated else "")
-    drawn = {
-        "reconstructions.png": figures.reconstructions(
-            torch.stack(originals), torch.stack(made), list(names), title=title
-        ),
-        "spectra.png": figures.spectra(
-            sharpness.frequencies(*originals[0].shape[-2:]),
-            {"data": data, "reconstruction": reconstruction},
-        ),
-    }
-    return Evaluation(metrics, rows, drawn, networks.absent)
+    return Evaluation(
+        tally.metrics(settings), tally.rows, tally.figures(title), tally.networks.absent
+    )
 
 
 def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:

@@ -1,13 +1,27 @@
 """Scores of pairs of an image and its reconstruction, wherever the reconstruction came from."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from pipeline.config import EvaluationConfig
+from pipeline.data.slices import evenly_spread
+from pipeline.evaluation import figures
+from pipeline.evaluation.networks import Networks
 from pipeline.metrics import sharpness
+from pipeline.metrics.aggregate import Interval, aggregate
+from pipeline.metrics.distribution import ImageSets, Kind
 from pipeline.metrics.fidelity import psnr, ssim
 from pipeline.metrics.perceptual import PerceptualDistance
+
+# Columns of the table that are no scores.
+LABELS = ("subject", "family", "split", "slices")
+SHOWN_SUBJECTS = 8
 
 
 def slice_scores(
@@ -23,19 +37,102 @@ def slice_scores(
     }
 
 
-def subject_scores(
-    images: Tensor, reconstructions: Tensor
-) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-    """Scores of all slices (n,C,H,W) of a subject together, and the mean radial power of both."""
-    row = {
-        key: sharpness.ratio_of_means(measure(images), measure(reconstructions))
-        for key, measure in sharpness.RATIOS.items()
-    }
-    power, reconstructed = (sharpness.radial_power(x) for x in (images, reconstructions))
-    row["spectrum_error"] = sharpness.spectrum_error(power, reconstructed)
-    return row, (power, reconstructed)
-
-
-def mean_of(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+def mean_of(batches: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means over a subject's slices of scores that were taken batch by batch."""
-    return {key: float(torch.cat([part[key] for part in parts]).mean()) for key in parts[0]}
+    return {
+        key: float(torch.cat([one[key] for one in batches]).double().mean()) for key in batches[0]
+    }
+
+
+@dataclass
+class Tally:
+    """What was scored so far, a subject at a time.
+
+    rows: each subject's labels and scores; powers: mean radial power (n_bins,) of its images and
+    of their reconstructions; shown: its middle slice and the reconstruction, (C,H,W); sets: all
+    images, for the metrics that compare sets.
+    """
+
+    networks: Networks
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    powers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    shown: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    sets: list[ImageSets] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sets = self.networks.image_sets()
+
+    def compare(self, kind: Kind, images: Tensor) -> None:
+        """Add images (B,C,H,W) of one kind to the sets."""
+        for compared in self.sets:
+            compared.add(kind, images)
+
+    def slice_scores(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+        """`slice_scores` of a batch (B,C,H,W), which is added to the sets."""
+        self.compare("data", images)
+        self.compare("reconstruction", reconstructions)
+        return slice_scores(images, reconstructions, self.networks.distances)
+
+    def add(
+        self,
+        labels: Mapping[str, object],
+        scores: Mapping[str, float],
+        images: Tensor,
+        reconstructions: Tensor,
+    ) -> dict[str, Any]:
+        """Add a subject's row and return it, which may get more scores.
+
+        Args:
+            labels: the subject's name and what else is of LABELS.
+            scores: those that were taken slice by slice.
+            images: (n,C,H,W), all slices of the subject, on the CPU.
+            reconstructions: of the same shape.
+        """
+        row = {**labels, "slices": len(images), **scores}
+        for key, measure in sharpness.RATIOS.items():
+            row[key] = sharpness.ratio_of_means(measure(images), measure(reconstructions))
+        power, reconstructed = (sharpness.radial_power(x) for x in (images, reconstructions))
+        row["spectrum_error"] = sharpness.spectrum_error(power, reconstructed)
+        self.powers.append((power.mean(dim=0), reconstructed.mean(dim=0)))
+        middle = len(images) // 2
+        self.shown.append((images[middle].clone(), reconstructions[middle].clone()))
+        self.rows.append(row)
+        return row
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names, in the order in which they were added."""
+        return [row["subject"] for row in self.rows]
+
+    def metrics(self, settings: EvaluationConfig) -> dict[str, Interval]:
+        """Means over subjects with their intervals, and the distances between sets of images."""
+        scored = [key for key in self.rows[0] if key not in LABELS]
+        values = {key: np.array([row[key] for row in self.rows]) for key in scored}
+        metrics = aggregate(values, settings.bootstrap, settings.seed)
+        for compared in self.sets:
+            metrics |= compared.scores(settings.seed)
+        return metrics
+
+    def figures(self, title: str, **powers: Tensor) -> dict[str, Figure]:
+        """Reconstructions of at most eight subjects, evenly spread, and spectra of all.
+
+        powers: name to radial power (n_bins,) to draw beside, "_" for a space.
+        """
+        chosen = evenly_spread(len(self.shown), SHOWN_SUBJECTS)
+        images, made = self.pictures(chosen)
+        data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*self.powers, strict=True))
+        more = {name.replace("_", " "): power for name, power in powers.items()}
+        return {
+            "reconstructions.png": figures.reconstructions(
+                images, made, [self.subjects[number] for number in chosen], title
+            ),
+            "spectra.png": figures.spectra(
+                sharpness.frequencies(*images.shape[-2:]),
+                {"data": data, "reconstruction": reconstruction, **more},
+            ),
+        }
+
+    def pictures(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """The middle slices of subjects by their number, and the reconstructions: (n,C,H,W)."""
+        images, made = zip(*(self.shown[number] for number in chosen), strict=True)
+        return torch.stack(images), torch.stack(made)

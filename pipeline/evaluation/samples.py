@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.metrics import sharpness
 from pipeline.metrics.aggregate import Interval, single
 from pipeline.metrics.distribution import FeatureNetwork, kernel_distance
 
@@ -15,6 +16,27 @@ FACTOR = 4
 # VGG16 needs 32 pixels, and more than the averaged images have: they are enlarged smoothly.
 SEEN_SIDE = 32
 BATCH = 64
+
+
+class PriorSamples:
+    """Images drawn from the prior, (n,C,H,W) on the CPU, and how sharp they are.
+
+    power: mean radial power (n_bins,).
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.power = sharpness.radial_power(images).mean(dim=0)
+        self._detail = {key: measure(images) for key, measure in sharpness.RATIOS.items()}
+
+    def beside(self, images: Tensor, power: Tensor) -> dict[str, float]:
+        """Their sharpness by that of a subject's images (n,C,H,W), of mean radial power `power`."""
+        found = {
+            f"sample_{key}": sharpness.ratio_of_means(measure(images), self._detail[key])
+            for key, measure in sharpness.RATIOS.items()
+        }
+        error = sharpness.spectrum_error(power[None], self.power[None])
+        return found | {"sample_spectrum_error": error}
 
 
 def coarse(images: Tensor) -> Tensor:
@@ -27,9 +49,9 @@ def nearest(images: Tensor, training: Tensor) -> Tensor:
 
     Both (·,C,H,W), the training's as they are and mirrored left to right.
     """
-    known = torch.cat([training, training.flip(-1)]).flatten(1)
-    pixels = known.shape[1] ** 0.5
-    parts = [torch.cdist(part.flatten(1), known).amin(dim=1) for part in images.split(BATCH)]
+    both = torch.cat([training, training.flip(-1)]).flatten(1)
+    pixels = both.shape[1] ** 0.5
+    parts = [torch.cdist(part.flatten(1), both).amin(dim=1) for part in images.split(BATCH)]
     return torch.cat(parts) / pixels
 
 

@@ -8,7 +8,7 @@ from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
 from pipeline.errors import InputError
-from pipeline.evaluation.evaluate import score_slices
+from pipeline.evaluation.evaluate import model_scores
 from pipeline.losses.registry import TERMS
 from pipeline.training.loop import Trainer
 
@@ -34,7 +34,7 @@ def test_a_short_training_lowers_the_loss(tiny_store: Store, tmp_path: Path, nam
     for old, new in zip(before, trainer.objective.term.parameters(), strict=True):
         assert not torch.equal(old, new), "a term's parameters are trained, too"
     images = torch.rand(2, 1, 32, 32)
-    scores = score_slices(trainer.smoothed.eval(), images, {}, torch.Generator())
+    scores, _ = model_scores(trainer.smoothed.eval(), images, torch.Generator())
     assert ("elbo_bits_per_dim" in scores) == TERMS[name].density
     assert all(value.isfinite().all() for value in scores.values())
 

@@ -39,6 +39,18 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.90 <= hits / 300 <= 0.98
 
 
+def test_the_interval_is_between_quantiles_of_means_of_subjects_drawn_with_replacement() -> None:
+    values, random = np.random.default_rng(3).gamma(2.0, size=25), np.random.default_rng(9)
+    means = values[random.integers(25, size=(20_000, 25))].mean(axis=1)
+    found = bootstrap(values, samples=20_000, seed=4)
+    assert [found["low"], found["high"]] == pytest.approx(
+        np.quantile(means, [0.025, 0.975]), rel=0.01
+    )
+    assert bootstrap(values, samples=20_000, seed=9) == pytest.approx(
+        {"mean": values.mean(), "low": np.quantile(means, 0.025), "high": np.quantile(means, 0.975)}
+    )
+
+
 def test_a_higher_level_is_wider() -> None:
     values = np.random.default_rng(0).normal(size=30)
     narrow, wide = bootstrap(values, level=0.5), bootstrap(values, level=0.99)

@@ -1,6 +1,15 @@
-"""Where the files of runs lie; files that are there whole or not at all are data_prep's."""
+"""Where the files of runs lie, and how tables, figures, images and JSON are written.
 
+Files that are there whole or not at all are data_prep's.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep import (
     atomic_file,
@@ -15,12 +24,16 @@ from pipeline.errors import InputError
 
 __all__ = [
     "atomic_file",
+    "csv_text",
     "find_folder",
     "locked",
     "run_folder",
     "sync_folder",
     "work_folder",
     "writable",
+    "write_figure",
+    "write_json",
+    "write_nifti",
     "write_text",
 ]
 
@@ -30,3 +43,33 @@ def run_folder(run: str) -> Path:
     if not run or run in (".", "..") or "/" in run or "\\" in run:
         raise InputError(f"--run must be a plain name, not {run!r}")
     return work_folder() / "runs" / run
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """A table with a header; None is an empty cell.
+
+    columns: their names, where there may be no rows; else those of the first row. Raises
+    ValueError for a row with another column.
+    """
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def write_nifti(path: Path, image: Any) -> None:
+    """Write a nibabel NIfTI image as .nii.gz, atomically; equal images give equal bytes."""
+    with atomic_file(path) as stream:
+        stream.write(gzip.compress(image.to_bytes(), 6, mtime=0))
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as PNG, atomically; the same figure gives the same bytes."""
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+
+
+def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
+    """Write JSON atomically, indented by a space a level."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=sort_keys) + "\n")

@@ -5,8 +5,6 @@ a NIfTI slice may be stored in any order of axes. What was turned is turned back
 written, so that the output lies over the input.
 """
 
-import gzip
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from nibabel.orientations import (
 
 from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
-from pipeline.files import atomic_file
+from pipeline.files import write_nifti
 
 # Of the pixel size: further away a decoder has never seen such a brain.
 TOLERANCE = 0.05
@@ -105,10 +103,7 @@ def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    stream = io.BytesIO()
-    image.to_stream(stream)
-    with atomic_file(path) as file:  # mtime 0: equal content, equal bytes
-        file.write(gzip.compress(stream.getvalue(), mtime=0))
+    write_nifti(path, image)
 
 
 def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray | None:

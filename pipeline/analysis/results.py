@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pipeline.files import atomic_file, writable, write_text
+from pipeline.files import writable, write_text
 
 # Patterns of the files that the last run in a folder may have written, a line each.
 LIST = ".results"
@@ -27,9 +26,3 @@ def begin(output: Path, patterns: Iterable[str]) -> None:
             if path.is_file() and path.resolve().is_relative_to(home):
                 path.unlink()
     write_text(kept, "".join(f"{pattern}\n" for pattern in patterns))
-
-
-def write_figure(path: Path, figure: Any) -> None:
-    """A matplotlib figure as PNG, atomically."""
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import atomic_file, work_folder, writable
+from pipeline.files import work_folder, writable, write_figure
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,21 @@ def run(options: Options) -> None:
             laws = json.loads(path.read_text())
         except (OSError, ValueError):
             raise InputError(
-                f"run {run_name} has no {path}: score it (make evaluate); a run has none where "
-                "its term has no interval and likelihood.residual is none"
+                f"run {run_name} has no {path}: score it (make evaluate). There is none where "
+                "the term has no interval and likelihood.residual is none"
             ) from None
         try:
-            calibration(laws)  # the one who draws knows what it needs
+            calibration(laws)  # finds out whether the file holds all that it needs
             found |= {f"{name or run_name}, {law}": curves for law, curves in laws.items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 f"{path} is damaged: remove {path.parent} and score the run again"
             ) from None
     if not found:
-        raise InputError("say which runs to draw: --runs RUN,RUN")
+        raise InputError("no runs to draw: give --runs RUN,RUN")
     output = Path(options.output or work_folder() / "calibration.png")
     if output.is_dir():
         raise InputError(f"{output} is a folder: name the file, --output {output}/calibration.png")
     writable(output.parent)
-
-    with atomic_file(output) as stream:
-        calibration(found).savefig(stream, format="png", dpi=110)
+    write_figure(output, calibration(found))
     print(f"calibration of {'; '.join(found)}: {output}")

@@ -30,7 +30,7 @@ from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
-from pipeline.files import atomic_file, locked, run_folder, work_folder, write_text
+from pipeline.files import locked, run_folder, work_folder, write_figure, write_text
 from pipeline.models.config import describe_levels
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
@@ -90,8 +90,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         tables = {"leaderboard.csv": summary_csv(results), "runs.csv": runs_csv(results),
                   "leaderboard.md": page}  # fmt: skip
         for file, figure in figures.items():
-            with atomic_file(folder / "figures" / file) as stream:
-                figure.savefig(stream, format="png", dpi=150)
+            write_figure(folder / "figures" / file, figure)
         for file, text in tables.items():
             write_text(folder / file, text)
         _track(config, title, folder, tables, figures, made, results)

@@ -1,12 +1,11 @@
 """From the runs' scores to a table with a row a term: csv, and Markdown for people."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from pipeline.files import csv_text
 from pipeline.losses.registry import TERMS
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, Metric, loss
 
@@ -237,13 +236,13 @@ def summary_csv(results: Sequence[Result]) -> str:
         for key in keys:
             line[key], line[f"{key}_sd"] = _number(row.mean(key)), _number(row.spread(key))
         lines.append(line)
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def runs_csv(results: Sequence[Result]) -> str:
     """A line a run."""
     keys = sorted({key for result in results for key in result.scores})
-    return _csv(
+    return csv_text(
         [
             {
                 "term": r.row,
@@ -260,11 +259,3 @@ def runs_csv(results: Sequence[Result]) -> str:
 
 def _number(value: float | None) -> float | str:
     return "" if value is None or math.isnan(value) else value
-
-
-def _csv(lines: Sequence[dict[str, object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()

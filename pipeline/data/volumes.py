@@ -1,6 +1,5 @@
 """A NIfTI volume as a trained model wants to see it, and results back in the volume's own space."""
 
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from data_prep import (
     read_verified,
 )
 from pipeline.errors import InputError
-from pipeline.files import atomic_file
+from pipeline.files import write_nifti
 
 # Keys of the preparation that decide an image's pixels; all others choose people and slices.
 PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
@@ -41,7 +40,8 @@ LEAST_EXTENT = 0.25
 class PreparedVolume:
     """A volume cut as a store's were, but into every slice that shows brain.
 
-    path: the file; shape, storage: of its voxels as stored, and (4, 4) to RAS mm.
+    path: the file; shape, storage: of its voxels as stored, and (4, 4) to RAS mm; stored: the file
+    as nibabel has it, its header alone read.
     data: (X, Y, Z) float32 in [0, 1] on the canonical RAS grid; brain: (X, Y, Z) bool, the mask
     with its holes filled; affine: (4, 4) of that grid, to RAS mm.
     slices: images (n, 1, H, W) float32 in [0, 1], their numbers and affine.
@@ -62,6 +62,7 @@ class PreparedVolume:
     sha256: str
     low: float
     high: float
+    stored: Any
 
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
@@ -81,11 +82,14 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
     with the files, and for a store that was not cut from volumes.
     """
     config = _config(keys)
-    _check_affine(path)
+    stored = _header_of(path)
+    _check_affine(path, stored)
     try:
         volume = load_volume(path, mask, config)
     except VolumeError as error:
         raise InputError(str(error)) from error
+    if stored is None:
+        raise InputError(f"{path.name} has a header that nibabel can't read: convert it again")
     _check_extent(path, volume.mask, volume.spacing, config)
     slices = volume.slices(config)
     areas = volume.mask.transpose(PLANES[config.plane]).sum(axis=(1, 2))
@@ -103,6 +107,7 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
         volume.source_sha256,
         volume.native.low,
         volume.native.high,
+        stored,
     )
     covered = float(seen(prepared)[prepared.brain].mean())
     if covered < LEAST_COVERED:
@@ -137,18 +142,23 @@ def read_values(path: Path, *, placed: bool) -> tuple[np.ndarray, np.ndarray]:
     except VolumeError as error:
         raise InputError(str(error)) from error
     if placed:
-        _check_affine(path)
+        _check_affine(path, _header_of(path))
     return found.data, found.affine
 
 
-def _check_affine(path: Path) -> None:
-    """Raise InputError where the header places the image nowhere: left and right are unknown."""
+def _header_of(path: Path) -> Any:
+    """The file as nibabel has it, no voxel read; None where nibabel can't read its header."""
     try:
-        header: Any = nib.load(path).header
-        codes = int(header["sform_code"]), int(header["qform_code"])
-    except Exception:  # what is wrong with the file, `read_verified` says best
+        return nib.load(path)
+    except Exception:  # `read_verified` has the best message for what is wrong with the file
+        return None
+
+
+def _check_affine(path: Path, stored: Any) -> None:
+    """Raise InputError where the header places the image nowhere: left and right are unknown."""
+    if not isinstance(stored, nib.Nifti1Image):  # MGH files always have an affine
         return
-    if codes == (0, 0):
+    if int(stored.header["sform_code"]) == int(stored.header["qform_code"]) == 0:
         raise InputError(
             f"{path.name} has no affine (its sform and qform codes are 0): set one, or convert "
             "the image again from its source"
@@ -236,7 +246,7 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     data (X, Y, Z), written as float32 in the image's own shape, axis order and header. The same
     values give the same bytes, and the file is there whole or not at all.
     """
-    like: Any = nib.load(image.path)
+    like = image.stored
     if not isinstance(like, nib.Nifti1Image):  # an MGH file, whose header has no such fields
         like = nib.Nifti1Image(np.empty(like.shape, np.float32), like.affine)
     header = like.header.copy()
@@ -245,6 +255,4 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     header["cal_min"], header["cal_max"] = 0, float(np.quantile(data[image.brain], 0.999))
     header["descrip"] = description.encode()[:79]
     stored = in_storage_order(data.astype(np.float32), image.storage).reshape(like.shape)
-    content = type(like)(stored, like.affine, header).to_bytes()
-    with atomic_file(path) as stream:
-        stream.write(gzip.compress(content, 6, mtime=0))
+    write_nifti(path, type(like)(stored, like.affine, header))

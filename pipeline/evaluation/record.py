@@ -4,8 +4,6 @@ Light to import: whether there is anything to do is known before the metrics' li
 which takes many seconds.
 """
 
-import csv
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.slices import Store
-from pipeline.files import atomic_file, write_text
+from pipeline.files import csv_text, write_figure, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.training.checkpoint import Checkpoint
@@ -50,19 +48,13 @@ def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any
     """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
     (folder / "metrics.json").unlink(missing_ok=True)
     for name, figure in evaluation.figures.items():
-        with atomic_file(folder / "figures" / name) as stream:
-            figure.savefig(stream, format="png", dpi=150)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(evaluation.per_subject[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(evaluation.per_subject)
-    write_text(folder / "per_subject.csv", table.getvalue())
+        write_figure(folder / "figures" / name, figure)
+    write_text(folder / "per_subject.csv", csv_text(evaluation.per_subject))
     (folder / "calibration.json").unlink(missing_ok=True)
     if evaluation.calibration is not None:
-        text = json.dumps(evaluation.calibration, indent=1)
-        write_text(folder / "calibration.json", text + "\n")
-    write_text(folder / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True) + "\n")
-    write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+        write_json(folder / "calibration.json", evaluation.calibration)
+    write_json(folder / "inputs.json", inputs, sort_keys=True)
+    write_json(folder / "metrics.json", evaluation.metrics)
 
 
 def describe(metrics: dict[str, Interval]) -> str:

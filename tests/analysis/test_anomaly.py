@@ -13,12 +13,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from data_prep.config import PrepareConfig
+from data_prep.volume import transforms
 from pipeline.__main__ import main
 from pipeline.analysis.anomaly import anomaly
 from pipeline.analysis.anomaly.detection import best_dice, detect
 from pipeline.analysis.anomaly.figures import slices_to_show
 from pipeline.analysis.anomaly.maps import one_sided, slice_maps
 from pipeline.analysis.anomaly.restoration import restore, total_variation
+from pipeline.data import volumes
 from pipeline.errors import InputError
 from pipeline.losses.law import GaussianLaw
 from pipeline.models.vae import Posterior
@@ -112,6 +114,27 @@ def test_a_lesion_is_found_where_it_is(patient: dict[str, Path], tmp_path: Path)
     assert [path.name for path in out.glob("*.nii.gz")] == ["anomaly.nii.gz"]  # no map of before
 
 
+def test_the_volume_is_opened_once_however_many_maps_are_written(
+    patient: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read = [], []
+    for module, name, calls in ((volumes.nib, "load", opened), (transforms, "read_verified", read)):
+        real = getattr(module, name)
+
+        def counted(
+            path: Path, *words: Any, real: Any = real, calls: Any = calls, **keys: Any
+        ) -> Any:
+            calls.append(Path(path).name)
+            return real(path, *words, **keys)
+
+        monkeypatch.setattr(module, name, counted)
+    words = ["anomaly", "--package", "p", "--image", str(patient["t1"]), "--all_maps", "true",
+             "--output", str(tmp_path / "out")]  # fmt: skip
+    assert main(words) == 0
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+    assert opened == ["t1.nii.gz"] == read  # the header by nibabel, the voxels by our reader
+
+
 def test_an_image_that_was_trained_on_is_mapped_but_not_scored(
     patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -140,7 +163,7 @@ def test_maps_of_one_person_are_not_replaced_by_those_of_another(
     written = {p: p.read_bytes() for p in (tmp_path / "work" / "anomaly" / "t1").iterdir()}
     capsys.readouterr()
     assert main([*words, str(other)]) == 2
-    assert "another image of this name: say with --output" in capsys.readouterr().err
+    assert "another image of this name: choose another folder" in capsys.readouterr().err
     assert written == {p: p.read_bytes() for p in written}
     assert main([*words, str(patient["t1"])]) == 0
     assert main([*words, str(other), "--output", str(tmp_path / "second")]) == 0

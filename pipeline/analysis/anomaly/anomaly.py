@@ -4,11 +4,9 @@ OUTPUT/anomaly.nii.gz     the whitened residual (or the restoration's change), o
 OUTPUT/methods.csv        every map's size in the brain and, with lesions, how it finds them
 OUTPUT/slices.csv         a row a slice
 OUTPUT/overlay.png        some slices with the maps over them
-OUTPUT/summary.json       what was done to what, written last
+OUTPUT/summary.json       options, image and all scores, written last
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -43,7 +41,7 @@ from pipeline.data.volumes import (
 )
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import atomic_file, work_folder, write_text
+from pipeline.files import csv_text, work_folder, write_figure, write_json, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")
@@ -68,20 +66,19 @@ class Options:
     """Options of the command.
 
     Args:
-        package: the decoder package to expect with: its folder, its name under WORK/packages, or
-            its address in MLflow.
+        package: the decoder package that models healthy anatomy: its folder, its name under
+            WORK/packages, or its address in MLflow.
         image: the volume, .nii or .nii.gz, skull-stripped or with a mask.
         output: folder of the results; WORK/anomaly/NAME of the image where empty.
         mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
         lesions: mask of lesions on the image's grid, to score the maps against.
         beside: other contrasts of the same head on the image's grid, such as FLAIR, with commas
-            between: what their intensity alone finds is scored beside.
-        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is
-            scored beside.
+            between: their intensity alone is scored, too.
+        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is scored, too.
         law: of the decoder's residuals, in whose standard deviations the maps are: fitted, term,
             or best: fitted where the package has it.
         finest: side of the finest level whose latents the reconstructions use, the baseline's, too;
-            0 = all. The finer ones draw a lesion as they draw anatomy.
+            0 = all. Finer levels draw a lesion as they draw anatomy.
         tail: deviations that anomaly.nii.gz shows: both, only dark, or only bright ones.
         restore_steps: steps of gradient ascent on the posterior, 100 or so: a step changes a pixel
             by at most about 0.01; 0 leaves the restoration out. With it anomaly.nii.gz is what
@@ -128,10 +125,45 @@ class Options:
         return work_folder() / "anomaly" / name
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads.
+
+    lesions: (X,Y,Z) bool on the volume's canonical grid; beside: other contrasts (X,Y,Z) by name,
+    in their file's unit.
+    """
+
+    model: DecoderPackage
+    baseline: DecoderPackage | None
+    volume: PreparedVolume
+    lesions: np.ndarray | None
+    beside: dict[str, np.ndarray]
+
+    @property
+    def trained_on(self) -> dict[str, bool]:
+        """Which of package and baseline were trained on the volume's file."""
+        packages = {"package": self.model, "baseline": self.baseline}
+        return {
+            name: package is not None and package.trained_on(source_sha256=self.volume.sha256)
+            for name, package in packages.items()
+        }
+
+
 def run(options: Options) -> None:
     """Map one volume and write the results. Raises InputError, in one line, for bad input."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    inputs = _read(options)
+    _check_unseen(inputs)
+    summary = options.folder / "summary.json"
+    if not options.output and summary.exists():
+        _check_same_image(summary, inputs.volume.sha256)
+    begin(options.folder, FILES)
+    maps, signed = _map(inputs, options)
+    _write(options, inputs, maps, signed)
+
+
+def _read(options: Options) -> Inputs:
     model = open_prior(options.package, options.law, options.device)
     volume = prepare_volume(
         Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
@@ -145,53 +177,31 @@ def run(options: Options) -> None:
             check_finest(used, options.finest)
     if baseline is not None:
         _check_alike(model, baseline)
-    known = {
-        name: package is not None and package.trained_on(source_sha256=volume.sha256)
-        for name, package in (("package", model), ("baseline", baseline))
-    }
-    if any(known.values()):
-        seen_by = " and ".join(name for name, seen in known.items() if seen)
-        if lesions is not None:
+    return Inputs(model, baseline, volume, lesions, beside)
+
+
+def _check_unseen(inputs: Inputs) -> None:
+    """Say that the image was trained on; raise InputError where it is to be scored."""
+    name = inputs.volume.path.name
+    if seen_by := " and ".join(package for package, seen in inputs.trained_on.items() if seen):
+        if inputs.lesions is not None:
             raise InputError(
-                f"{volume.path.name} was trained on by the {seen_by}: score an image of somebody "
-                "else, or map this one without --lesions"
+                f"{name} was trained on by the {seen_by}: score an image of another subject, or "
+                "map this one without --lesions"
             )
-        print(f"note: {volume.path.name} is an image that the {seen_by} was trained on")
-    summary = options.folder / "summary.json"
-    if not options.output and summary.exists():
-        _check_same_image(summary, volume.sha256)
-    begin(options.folder, FILES)
-    images = torch.from_numpy(volume.slices.images).to(options.device)
-    with Reporter() as reporter:
-        finest = options.finest
-        maps = slice_maps(model, images, options.batch_size, reporter.update, finest)
-        signed = {"whitened": maps.whitened, "residual": maps.residual}
-        if options.restore_steps:
-            restored = restore(
-                model,
-                images,
-                steps=options.restore_steps,
-                tv=options.restore_tv,
-                batch_size=options.batch_size,
-                progress=reporter.update,
-            )
-            signed = {"restoration": images.cpu() - restored, **signed}
-        if baseline is not None:
-            other = reconstructions(baseline, images, options.batch_size, reporter.update, finest)
-            signed["baseline_residual"] = images.cpu() - other
-    _write(options, model, volume, lesions, signed, maps, known, beside)
+        print(f"note: the {seen_by} was trained on {name}")
 
 
 def _check_same_image(summary: Path, sha256: str) -> None:
-    """Raise InputError where `summary` tells of another image: HCP gives all people's one name."""
+    """Raise InputError where `summary` is of another image: HCP's files share their names."""
     try:
         found = json.loads(summary.read_text())["image_sha256"]
     except (ValueError, KeyError, TypeError):
         return  # cut off, so no result
     if found != sha256:
         raise InputError(
-            f"{summary.parent} holds the maps of another image of this name: say with --output "
-            "where to write"
+            f"{summary.parent} holds the maps of another image of this name: choose another folder "
+            "with --output"
         )
 
 
@@ -201,17 +211,33 @@ def _check_alike(model: DecoderPackage, baseline: DecoderPackage) -> None:
         raise InputError(f"the baseline's images were prepared with another {', '.join(other)}")
 
 
+def _map(inputs: Inputs, options: Options) -> tuple[SliceMaps, dict[str, torch.Tensor]]:
+    """The model's maps, and signed deviations (n,1,H,W) by method, the chief one first."""
+    images = torch.from_numpy(inputs.volume.slices.images).to(options.device)
+    size, finest = options.batch_size, options.finest
+    with Reporter() as reporter:
+        maps = slice_maps(inputs.model, images, size, reporter.update, finest)
+        signed = {"whitened": maps.whitened, "residual": maps.residual}
+        if options.restore_steps:
+            restored = restore(
+                inputs.model,
+                images,
+                steps=options.restore_steps,
+                tv=options.restore_tv,
+                batch_size=size,
+                progress=reporter.update,
+            )
+            signed = {"restoration": images.cpu() - restored, **signed}
+        if inputs.baseline is not None:
+            other = reconstructions(inputs.baseline, images, size, reporter.update, finest)
+            signed["baseline_residual"] = images.cpu() - other
+    return maps, signed
+
+
 def _write(
-    options: Options,
-    model: DecoderPackage,
-    volume: PreparedVolume,
-    lesions: np.ndarray | None,
-    signed: dict[str, torch.Tensor],
-    maps: SliceMaps,
-    known: dict[str, bool],
-    beside: dict[str, np.ndarray],
+    options: Options, inputs: Inputs, maps: SliceMaps, signed: dict[str, torch.Tensor]
 ) -> None:
-    folder = options.folder
+    folder, volume, lesions = options.folder, inputs.volume, inputs.lesions
     inside = volume.brain & seen(volume)
     rows, shown = [], {}
     for name, values in signed.items():
@@ -220,8 +246,9 @@ def _write(
             rows.append(_row(name, tail, mapped, inside, lesions))
             if tail == options.tail:
                 shown[name] = mapped
-    # Intensity needs no model, nor has it lost detail to the slices' pixels: the bar to clear.
-    bars = {"intensity": volume.data} | {f"intensity of {k}": v for k, v in beside.items()}
+    # Intensity needs no model and keeps the volume's own pixels: it is the bar to clear.
+    bars = {"intensity": volume.data}
+    bars |= {f"intensity of {name}": contrast for name, contrast in inputs.beside.items()}
     for name, contrast in bars.items():
         deviation = torch.from_numpy(contrast - np.median(contrast[inside]))
         for tail in TAILS:
@@ -236,16 +263,14 @@ def _write(
         back = put_back(maps.reconstruction[:, 0].numpy(), volume)
         back = to_scanner(back, volume.low, volume.high)
         write_like(folder / "reconstruction.nii.gz", back, volume, "reconstruction, file's unit")
-    figure = _figure(volume, shown, inside, lesions, options)
-    with atomic_file(folder / "overlay.png") as stream:
-        figure.savefig(stream, format="png", dpi=150)
-    write_text(folder / "methods.csv", _table(rows))
-    write_text(folder / "slices.csv", _table(_slice_rows(volume, maps, lesions)))
+    write_figure(folder / "overlay.png", _figure(volume, shown, inside, lesions, options))
+    write_text(folder / "methods.csv", csv_text(rows))
+    write_text(folder / "slices.csv", csv_text(_slice_rows(volume, maps, lesions)))
     summary: dict[str, Any] = {
         "options": asdict(options),
         "image_sha256": volume.sha256,
-        "trained_on": known,
-        "law": model.which,
+        "trained_on": inputs.trained_on,
+        "law": inputs.model.which,
         "map": what,
         "slices": len(volume.slices.indices),
         "slices_like_training": int(volume.like_training.sum()),
@@ -258,8 +283,9 @@ def _write(
             "lesion_voxels_seen": int((lesions & inside).sum()),
             "lesion_share": float(lesions[inside].mean()),
         }
-    write_text(folder / "summary.json", json.dumps(summary | {"methods": rows}, indent=1) + "\n")
-    print(_table([{k: _short(v) for k, v in row.items()} for row in rows]).replace(",", "\t"))
+    write_json(folder / "summary.json", summary | {"methods": rows})
+    short = [{key: _short(value) for key, value in row.items()} for row in rows]
+    print(csv_text(short).replace(",", "\t"))
     print(f"maps, tables and figure: {folder}")
 
 
@@ -331,14 +357,6 @@ def _figure(
 def _axes(volume: PreparedVolume) -> Sequence[int]:
     """The canonical axes of rows and of columns."""
     return [int(np.argmax(np.abs(volume.slices.affine[:3, k]))) for k in (0, 1)]
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _short(value: Any) -> Any:

@@ -3,10 +3,7 @@
 python -m pipeline lesions --package DIR --store STORE                    -> WORK/lesions
 """
 
-import csv
-import io
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +24,11 @@ from pipeline.analysis.packages import (
     package_record,
     people,
 )
-from pipeline.analysis.results import begin, write_figure
+from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import work_folder, write_text
+from pipeline.files import csv_text, work_folder, write_figure, write_json, write_text
 from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
@@ -137,7 +134,7 @@ def run(options: Options) -> None:
                 done = number + (place + 1) / len(kinds)
                 reporter.update(done / len(entries), f"subject {number + 1}/{len(entries)}")
     summary = _summary(rows, kinds)
-    write_text(output / "lesions.csv", _table(rows))
+    write_text(output / "lesions.csv", csv_text(rows))
     record = {
         "decoder": package_record(model, options.package),
         "baseline": package_record(baseline, options.baseline) if baseline else None,
@@ -148,7 +145,7 @@ def run(options: Options) -> None:
         "slices": sum(map(len, slices)),
         "kinds": summary,
     }
-    write_text(output / "lesions.json", json.dumps(record, indent=1) + "\n")
+    write_json(output / "lesions.json", record)
     from pipeline.analysis.anomaly.lesion_figures import (  # matplotlib takes a second
         curves,
         examples,
@@ -231,14 +228,6 @@ def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, 
         values = {key: np.array([row[key] for row in mine]) for key in ("sensitivity", "auroc")}
         found.append({"method": name, **asdict(kind), **aggregate(values)})
     return found
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return stream.getvalue()
 
 
 def _described(summary: list[dict[str, Any]], false_positives: float) -> str:

@@ -20,10 +20,10 @@ from pipeline.analysis.inverse.study import (
     write_scores,
 )
 from pipeline.analysis.packages import Choice, package_record, people
-from pipeline.analysis.results import begin, write_figure
+from pipeline.analysis.results import begin
 from pipeline.data.slices import open_store
 from pipeline.decoder_package import DecoderPackage
-from pipeline.files import work_folder
+from pipeline.files import work_folder, write_figure
 from pipeline.progress import Reporter
 
 

@@ -1,9 +1,6 @@
 """Methods compared on the subjects of a store: tables and NIfTI files."""
 
-import csv
 import glob
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +25,7 @@ from pipeline.data.intensity import to_scanner
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.files import csv_text, write_json, write_text
 from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
@@ -152,26 +149,24 @@ def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) ->
 
     record: what else scores.json says. Returns the methods' means.
     """
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["subject", "method", "slices", *METRICS])
+    columns, rows = ["subject", "method", "slices", *METRICS], []
     values: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         for method, scores in case.scores.items():
-            row = [scores[metric] for metric in METRICS]
-            table.writerow([case.name, method, len(case.images[method]), *row])
+            row = {"subject": case.name, "method": method, "slices": len(case.images[method])}
+            rows.append(row | scores)
             for metric, value in scores.items():
                 values.setdefault(method, {}).setdefault(metric, []).append(value)
     methods = {
         method: aggregate({metric: np.array(found) for metric, found in metrics.items()})
         for method, metrics in values.items()
     }
-    write_text(output / "scores.csv", stream.getvalue())
+    write_text(output / "scores.csv", csv_text(rows, columns))
     content = {**record, "subjects": len(cases), "methods": methods}
     coverage = [case.coverage for case in cases if case.coverage is not None]
     if coverage:
         content |= {"error_bars": aggregate({"coverage_90": np.array(coverage)})}
-    write_text(output / "scores.json", json.dumps(content, indent=1) + "\n")
+    write_json(output / "scores.json", content)
     return methods
 
 

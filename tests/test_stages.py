@@ -515,7 +515,7 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(
 def test_a_gaussian_run_of_colour_images_passes_the_same_way(
     work: Path, store_writer: Callable[..., Store], tmp_path: Path, without_weights: None
 ) -> None:
-    store_writer(work, channels=3, splits=("train", "test"))  # nobody to validate on
+    store_writer(work, channels=3, splits=("train", "test"))  # no subjects to validate on
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({**CONFIG, "tracking": {"enabled": False}}))
     _run(work, "train", "--config", config, "--likelihood.term", "gaussian")

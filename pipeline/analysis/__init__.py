@@ -1,1 +1,1 @@
-"""What a trained decoder is for: analyses that know its package and nothing of its training."""
+"""Analyses with a trained decoder: they use its package, and nothing of its training."""

@@ -1,8 +1,8 @@
 """Slices as NIfTI files: read into the decoder's grid, written back with the affine they came with.
 
 A decoder's picture has rows and columns of known direction ("rows A>P, columns L>R") and spacing;
-a NIfTI slice may be stored in any order of axes. What was turned is turned back before it is
-written, so that the output lies over the input.
+a NIfTI slice may be stored in any order of axes. Results are turned back before they
+are written, so that they lie over the input.
 """
 
 import re
@@ -25,7 +25,7 @@ from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
 
-# Of the pixel size: further away a decoder has never seen such a brain.
+# Of the pixel size: further away, brains have another size than in the training.
 TOLERANCE = 0.05
 
 
@@ -45,9 +45,14 @@ class Picture:
 def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Picture:
     """Read a NIfTI file of one slice, turned to `orientation`.
 
-    spacing_mm: the pixel size that is demanded; None = any. Raises InputError where the file can't
-    be read to its end, has no affine, more than one slice, values that are not finite, or another
-    spacing.
+    Args:
+        path: the file.
+        orientation: of the picture, such as "rows A>P, columns L>R".
+        spacing_mm: the pixel size that it must have; None = any.
+
+    Raises:
+        InputError: the file can't be read to its end, has no affine, more than one slice, values
+            that are not finite, another plane, or another spacing.
     """
     read, affine = read_values(path, placed=True)
     values = read.astype(np.float64)
@@ -83,9 +88,13 @@ def _axes(orientation: str) -> tuple[str, str, str]:
 
 
 def write_picture(path: Path, image: np.ndarray, affine: np.ndarray, like: Picture | None) -> None:
-    """Write a picture (H,W) in the axes of the file that `like` came from, atomically.
+    """Write a picture as a NIfTI file, atomically.
 
-    affine: of the picture, (row, column, 0, 1) -> RAS mm. Without `like` it is stored as it is.
+    Args:
+        path: ends in .nii.gz.
+        image: (H,W).
+        affine: (4,4), (row, column, 0, 1) to RAS mm.
+        like: the file is written in the axes of the file that this came from; None = as it is.
     """
     values = np.asarray(image, np.float64)[:, :, None]
     if like is not None:
@@ -107,10 +116,15 @@ def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
 
 
 def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray | None:
-    """The affine of a stack of slices, (row, column, place in the stack, 1) -> RAS mm.
+    """The affine of a stack of slices.
 
-    affine: a shard's, of (row, column, slice number); indices: the slices' numbers, ascending.
-    None where they are not evenly spaced: no affine says where such a stack lies.
+    Args:
+        affine: (4,4) of a shard, (row, column, slice number, 1) to RAS mm.
+        indices: the slices' numbers, ascending.
+
+    Returns:
+        (4,4), (row, column, place in the stack, 1) to RAS mm; None where the slices are not evenly
+        spaced, as no affine describes such a stack.
     """
     steps = np.diff(indices)
     if len(steps) and (steps != steps[0]).any():
@@ -129,7 +143,7 @@ def finer_affine(affine: np.ndarray, factor: int) -> np.ndarray:
 
 
 def regular_choice(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` places, evenly spaced about the middle; 0 = all."""
+    """At most `limit` of `count` places, in equal steps about the middle; 0 = all."""
     if not limit or limit >= count:
         return list(range(count))
     step = max(1, count // limit)
@@ -138,7 +152,10 @@ def regular_choice(count: int, limit: int) -> list[int]:
 
 
 def intensity_unit(image: np.ndarray, scale: float) -> float:
-    """What is intensity 1: `scale`, or the 99.5th percentile of |image| above 5% of its largest."""
+    """The value that becomes intensity 1.
+
+    `scale`, or where it is 0 the 99.5th percentile of those |image| that exceed 5% of the largest.
+    """
     size = np.abs(image)
     if scale or not size.max() > 0:
         return scale or 1.0

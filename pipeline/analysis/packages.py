@@ -1,4 +1,4 @@
-"""The decoder package of an analysis, and whose images it may be tried on."""
+"""The decoder package of an analysis, and the subjects it may be applied to."""
 
 from typing import Any, Literal
 
@@ -30,16 +30,22 @@ def open_package(source: str, device: str = "cpu") -> DecoderPackage:
 
 
 def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> DecoderPackage:
-    """A package to use under a Gaussian law of its residuals; without one InputError, at once.
+    """A package with a Gaussian law of its residuals.
 
-    law: best is the fitted one where the package has it, else that of its term.
+    Args:
+        source: as for `open_package`.
+        law: "best" is the fitted one where the package has it, else that of its term.
+        device: where the decoder runs.
+
+    Raises:
+        InputError: there is no such package, or the law is not Gaussian.
     """
     package = open_package(source, device)
     if law != "best":
         package.which = law
     if not isinstance(package.law(torch.zeros(1, package.latent_size, device=device)), GaussianLaw):
         raise InputError(
-            f"the likelihood {package.term} is no Gaussian: use the fitted law (--law fitted), or "
+            f"the likelihood {package.term} is not Gaussian: use the fitted law (--law fitted), or "
             "a decoder of likelihood.term blur, gaussian or fourier_gaussian"
         )
     return package
@@ -54,11 +60,14 @@ def check_finest(package: DecoderPackage, finest: int) -> None:
         raise InputError(f"--finest {finest}: {error}") from error
 
 
-def people(store: Store, package: DecoderPackage, split: str, subject: str) -> list[SubjectEntry]:
-    """Whom to score: a split's people, or one subject of the store.
+def unseen_subjects(
+    store: Store, package: DecoderPackage, split: str, subject: str = ""
+) -> list[SubjectEntry]:
+    """The subjects of a split, or the one that is named.
 
-    Raises InputError where there is nobody, the images have another shape than the decoder's or
-    were cut in another way, or a person was trained on.
+    Raises:
+        InputError: there is none, the images have another shape than the decoder's or were prepared
+            in another way, or the decoder was trained on a subject.
     """
     if tuple(store.image_shape) != tuple(package.image_shape):
         raise InputError(
@@ -74,7 +83,7 @@ def people(store: Store, package: DecoderPackage, split: str, subject: str) -> l
     entries = [e for e in store.subjects("all" if subject else split)
                if subject in ("", e.subject)]  # fmt: skip
     if not entries:
-        raise InputError(f"store {store.name} has nobody in split {split}" if not subject else
+        raise InputError(f"store {store.name} has no subjects in split {split}" if not subject else
                          f"store {store.name} has no subject {subject}")  # fmt: skip
     seen = [
         e.subject
@@ -84,7 +93,7 @@ def people(store: Store, package: DecoderPackage, split: str, subject: str) -> l
     if seen:
         raise InputError(
             f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
-            f"({', '.join(seen[:5])}): score the split test, or a store of other people"
+            f"({', '.join(seen[:5])}): score the split test, or a store of other subjects"
         )
     return entries
 

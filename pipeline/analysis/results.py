@@ -1,4 +1,4 @@
-"""The folder of an analysis' results: begun anew without touching what is not the analysis' own."""
+"""The folder of an analysis's results: earlier results are removed, other files are left alone."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +10,15 @@ LIST = ".results"
 
 
 def begin(output: Path, patterns: Iterable[str]) -> None:
-    """Make the folder and try it; what an earlier run left there goes, whole or cut off.
+    """Make the folder, check that it can be written to, and remove an earlier run's results.
 
-    patterns: relative paths of all files that this run may write, `*` allowed. They are kept in
-    the folder, so that the next run knows which files are results; nothing else is removed.
-    Raises OSError.
+    Args:
+        output: the folder.
+        patterns: relative paths of all files that this run may write, `*` allowed. They are kept in
+            the folder, so that the next run removes these and nothing else.
+
+    Raises:
+        OSError: it can't be written to.
     """
     writable(output)
     home, kept = output.resolve(), output / LIST

@@ -6,6 +6,7 @@ circulant inverse covariance. All are dimensionless. FFTs follow torch's `rfft2`
 spectrum has W//2+1 columns, half_W in the signatures.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -49,6 +50,11 @@ def transfer_function(
     padded = torch.nn.functional.pad(kernel, (0, width - side, 0, height - side))
     centred = torch.roll(padded, shifts=(-(side // 2), -(side // 2)), dims=(-2, -1))
     return torch.fft.rfft2(centred)
+
+
+def transfer_of(kernel: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """`transfer_function` for images (...,H,W) of this shape; None where there is no kernel."""
+    return None if kernel is None else transfer_function(kernel, (shape[-2], shape[-1]))
 
 
 def precision(

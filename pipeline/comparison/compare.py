@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -27,7 +26,7 @@ from pipeline.comparison.leaderboard import (
 from pipeline.comparison.plan import Entry, jobs_at_once, plan
 from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
-from pipeline.data.slices import SliceDataset, Store, open_store
+from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
 from pipeline.files import locked, run_folder, work_folder, write_figure, write_text
@@ -37,7 +36,7 @@ from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
 from pipeline.training.loop import load_objective
 from pipeline.training.rate import RateController
 
-SHOWN_PEOPLE = 6
+SHOWN_SUBJECTS = 6
 # The scores of the figures, and the axes' labels.
 PERCEPTUAL = {"lpips_alex": "LPIPS alex", "lpips_vgg": "LPIPS vgg", "kid_vgg16": "KID vgg16"}
 
@@ -47,14 +46,17 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
 
     WORK/comparisons/NAME/ then holds leaderboard.md, leaderboard.csv, runs.csv, figures/ and logs/;
     the runs are WORK/runs/NAME-TERM-rRATE-sSEED. Runs that were interrupted go on; ones that fail
-    are named in the leaderboard. Raises InputError for terms that can't be had, runs of these names
-    made with another configuration (unless `restart`), and where nothing succeeded.
+    are named in the leaderboard.
+
+    Raises:
+        InputError: terms can't be built, runs of these names were made with another configuration
+            (unless `restart`), or a run failed.
     """
-    run_folder(name)  # refuses what is no plain name
+    run_folder(name)  # refuses names that are no plain folder names
     work = work_folder()
     store, scored = open_store(config.data.store, work), store_to_score(config)
     if not scored.subjects(config.evaluation.split):
-        raise InputError(f"store {scored.name} has nobody in split {config.evaluation.split}")
+        raise InputError(f"store {scored.name} has no subjects in split {config.evaluation.split}")
     entries, absent = plan(config, name, store.image_shape)
     title = f"{name}-quick" if config.compare.quick else name
     folder = work / "comparisons" / title
@@ -65,20 +67,18 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         for row, reason in absent.items():
             print(f"{row} is left out: {reason}")
         if todo:
-            load_networks(config.evaluation)  # what is amiss there is known before hours are spent
+            load_networks(config.evaluation)  # fails now, not after hours
             print(
                 f"comparison {title}: {len(todo)} of {len(entries)} runs to do, {jobs} at once; "
                 f"logs: {folder / 'logs'}",
                 flush=True,
             )
-        failed = run_entries(
-            todo, jobs, folder, done=len(entries) - len(todo), restart=restart, say=_say
-        )
+        failed = run_entries(todo, jobs, folder, done=len(entries) - len(todo), restart=restart)
         made = [entry for entry in entries if entry.run not in failed]
         first = next(iter(failed.items()), None)
         if not made:
             raise InputError(
-                f"no run of {title} came to its end; the first: {': '.join(first or ('none',))}"
+                f"no run of {title} was completed; the first: {': '.join(first or ('none',))}"
             )
         results = [_result(entry, store) for entry in made]
         rows = rows_of(results)
@@ -104,10 +104,6 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
     return folder
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _finished(entry: Entry, store: Store) -> bool:
     """Whether a run is trained and scored. Raises InputError where it was made otherwise."""
     folder = run_folder(entry.run)
@@ -118,7 +114,7 @@ def _finished(entry: Entry, store: Store) -> bool:
         check_unchanged(found.state, entry.config, store, entry.run)
     except InputError as error:
         raise InputError(
-            f"{error}; or remove {folder}, and it alone is made anew by the same command"
+            f"{error}; or remove {folder}, and the same command makes it anew"
         ) from error
     return found.state.finished and earlier_scores(entry.config, entry.run) is not None
 
@@ -140,16 +136,16 @@ def _result(entry: Entry, store: Store) -> Result:
 
 
 def _counted(store: Store, split: str) -> str:
-    people = store.subjects(split)
-    noun = "blocks" if store.plane == "image" else "people"
-    images = sum(len(entry.slice_indices) for entry in people)
-    return f"{images} images of {len(people)} {noun} of store {store.name}"
+    entries = store.subjects(split)
+    noun = "blocks" if store.plane == "image" else "subjects"
+    images = sum(len(entry.slice_indices) for entry in entries)
+    return f"{images} images of {len(entries)} {noun} of store {store.name}"
 
 
 def _conditions(
     config: Config, entries: Sequence[Entry], store: Store, scored: Store
 ) -> list[tuple[str, str]]:
-    """What all runs have in common, as a reader needs it to judge or to repeat them."""
+    """What all runs have in common, as a reader needs to judge or to repeat them."""
     form, config = config.likelihood.form, entries[0].config
     training, likelihood, model = config.training, config.likelihood, config.model
     steps = f", of at most {training.epoch_steps} steps" if training.epoch_steps else ""
@@ -176,11 +172,11 @@ def _conditions(
 
 @torch.no_grad()
 def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[str, Figure]:
-    """A picture a rate of the same slices under every term, and the trades between scores."""
+    """For each rate the same slices under every term, and plots of scores against each other."""
     config = made[0].config
-    people = store.subjects(config.evaluation.split)
-    chosen = np.unique(np.linspace(0, len(people) - 1, min(SHOWN_PEOPLE, len(people))).round())
-    data = SliceDataset(store, [people[int(index)] for index in chosen])
+    entries = store.subjects(config.evaluation.split)
+    chosen = evenly_spread(len(entries), SHOWN_SUBJECTS)
+    data = SliceDataset(store, [entries[number] for number in chosen])
     middle = [(a + b) // 2 for a, b in zip(data.first[:-1], data.first[1:], strict=True)]
     images = torch.stack([data[int(index)] for index in middle])
     subjects = [entry.subject for entry in data.subjects]

@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^")
 def side_by_side(
     images: Tensor, reconstructed: Mapping[str, Tensor], subjects: Sequence[str], title: str
 ) -> Figure:
-    """Originals above, then a row a term, the same slices in every row.
+    """Originals above, then a row per term, the same slices in every row.
 
     Args:
         images: (N,C,H,W) in [0,1].
@@ -53,7 +53,7 @@ def side_by_side(
 
 
 def perception_distortion(rows: Sequence[Row], key: str, label: str, title: str) -> Figure:
-    """PSNR against a perceptual score, a point a term with its spread between seeds.
+    """PSNR against a perceptual score, a point per term with its spread between seeds.
 
     Blau, Michaeli, The Perception-Distortion Tradeoff, CVPR 2018. rows: of one rate.
     """
@@ -79,7 +79,7 @@ def perception_distortion(rows: Sequence[Row], key: str, label: str, title: str)
 
 
 def rate_distortion(rows: Sequence[Row], keys: Mapping[str, str], title: str) -> Figure:
-    """Scores against the rate that was really spent, a line a term.
+    """Scores against the rate that was really spent, a line per term.
 
     rows: of several rates; keys: metric to the axis's label. Bars: spread between seeds.
     """
@@ -97,7 +97,7 @@ def rate_distortion(rows: Sequence[Row], keys: Mapping[str, str], title: str) ->
                 yerr=_bars(line, key),
                 color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name,
             )  # fmt: skip
-        panel.set_xlabel("rate on test people (nats)")
+        panel.set_xlabel("rate on test subjects (nats)")
         panel.set_ylabel(label)
         panel.grid(alpha=0.25)
     panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

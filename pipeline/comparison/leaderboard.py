@@ -1,4 +1,4 @@
-"""From the runs' scores to a table with a row a term: csv, and Markdown for people."""
+"""From the runs' scores to a table with a row per term: csv and Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Scores = dict[str, float | None]
 
 LPIPS = {"lpips_alex", "lpips_vgg"}
 VGG16 = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
-# Metrics that judge by what a term was trained on, and why.
+# Metrics that favour a term, as it was trained on the same, and why.
 FAVOURED: dict[str, tuple[set[str], str]] = {
     "gaussian": ({"psnr"}, "PSNR is the mean squared error that it minimises"),
     "ssim": ({"ssim"}, "it is trained on SSIM"),
@@ -29,7 +29,7 @@ FAVOURED: dict[str, tuple[set[str], str]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to. `scores`: means over people; `settled`: whether the rate was held."""
+    """A run's outcome. `scores`: means over subjects; `settled`: whether the rate was held."""
 
     row: str
     rate_target: float
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """A term at one rate: its runs, one a seed."""
+    """A term at one rate: its runs, one per seed."""
 
     results: tuple[Result, ...]
 
@@ -86,7 +86,7 @@ class Row:
         return metric.key in FAVOURED.get(self.term, (set(), ""))[0]
 
     def loss(self, metric: Metric) -> float:
-        """What is to be small for a row to be the best."""
+        """The smaller, the better."""
         return loss(metric, self.mean(metric.key), self.mean("blur_effect_data"))
 
 
@@ -114,7 +114,7 @@ def _seeds(rows: Sequence[Row]) -> int:
 
 
 def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> str:
-    """Markdown: a row a term, mean ± standard deviation between seeds.
+    """Markdown: a row per term, mean ± standard deviation between seeds.
 
     Bold is the best of a column; italic the best of the terms that the metric does not favour,
     where that is another one. Columns that no run has are left out.
@@ -178,7 +178,7 @@ def markdown(
 
 
 def at_rate(target: float) -> str:
-    """What was held, in words: a rate in nats, or for 0 none."""
+    """What was held, in words: a rate in nats, or β for 0."""
     return f"{target:g} nats" if target else "fixed β"
 
 
@@ -192,7 +192,7 @@ def _order(row: Row) -> float:
 def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:
     spread = "mean ± standard deviation between seeds" if _seeds(rows) > 1 else "one seed"
     notes = [
-        f"Each cell: mean over people of the mean over their slices; {spread}. **Bold**: best of "
+        f"Each cell: mean over subjects of the mean over their slices; {spread}. **Bold**: best of "
         "the column, among the rows with all seeds whose rate was held. β: weight of the rate at "
         "the end."
     ]
@@ -222,7 +222,7 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
 
 
 def summary_csv(results: Sequence[Result]) -> str:
-    """A line a term and rate: mean and standard deviation between seeds of every metric."""
+    """A line per term and rate: mean and standard deviation between seeds of every metric."""
     keys = sorted({key for result in results for key in result.scores})
     lines = []
     for row in rows_of(results):
@@ -240,7 +240,7 @@ def summary_csv(results: Sequence[Result]) -> str:
 
 
 def runs_csv(results: Sequence[Result]) -> str:
-    """A line a run."""
+    """A line per run."""
     keys = sorted({key for result in results for key in result.scores})
     return csv_text(
         [

@@ -22,7 +22,7 @@ DEFAULT = (*TERMS, "blur:positive_definite")
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: a row's name, the rate it is held at in nats, its seed, and what it is made with.
+    """One run: a row's name, the rate it is held at in nats, its seed, and its configuration.
 
     rate 0: none is held, β stays training.beta.
     """
@@ -38,10 +38,16 @@ class Entry:
 
 
 def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
-    """All runs of a comparison, seed by seed, and the terms left out, each with the reason.
+    """All runs of a comparison, seed by seed, and the terms that are left out, with the reasons.
 
-    Only a term that nobody asked for by name is left out. Raises InputError for an unknown term,
-    one that can't judge such images, anything repeated, and where no rate is given.
+    Args:
+        config: its section `compare` names terms, rates and seeds.
+        name: of the comparison.
+        image_shape: (C,H,W) of the store.
+
+    Raises:
+        InputError: a term is unknown, or is named and can't judge such images; something is named
+            twice; or no rate is given.
     """
     settings = config.compare
     rates = settings.rate_targets or (config.training.rate_target,)
@@ -106,7 +112,7 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
 
 
 def _likelihood(likelihood: LikelihoodConfig, row: str) -> LikelihoodConfig:
-    """The section for a row: a term's name, for blur with its form behind a colon if need be."""
+    """The section for a row: a term's name, blur's form may follow a colon."""
     term, colon, form = row.partition(":")
     forms: Sequence[str] = get_args(Form)
     if term not in TERMS or (colon and (term != "blur" or form not in forms)):

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -28,19 +28,26 @@ def run_entries(
     *,
     done: int,
     restart: bool,
-    say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Train and score every entry; returns what became of those that failed, by their run.
+    """Train and score every entry, each in a process; a failure does not stop the others.
 
-    One that fails costs the others nothing. What an entry says goes to folder/logs/RUN.log.
-    `done`: how many of the comparison's runs were finished before. Processes do not outlive this
-    one: when it dies, they save their state and stop.
+    The processes do not outlive this one: when it dies, they save their state and stop.
+
+    Args:
+        entries: the runs to do.
+        jobs: how many at once.
+        folder: an entry's output goes to logs/RUN.log in it.
+        done: how many of the comparison's runs were finished before.
+        restart: train anew where there are checkpoints.
+
+    Returns:
+        The reasons of the runs that failed, by run.
     """
     waiting = deque(entries)
     total = done + len(waiting)
     running: dict[int, tuple[ForkServerProcess, Entry, float, int]] = {}
     failed: dict[str, str] = {}
-    # Forked from a process that has done the imports, which cost more than a small run's scores.
+    # Forked from a process that has done the imports, which take longer than scoring a small run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.commands.train", "pipeline.evaluation.evaluate"])
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
@@ -51,22 +58,22 @@ def run_entries(
             while waiting or running:
                 while waiting and len(running) < jobs:
                     entry = waiting.popleft()
-                    words = (entry, folder, restart, dict(os.environ))
-                    process = context.Process(target=_work, args=words, name=entry.run)
-                    said = _size(_log(folder, entry))
+                    arguments = (entry, folder, restart, dict(os.environ))
+                    process = context.Process(target=_work, args=arguments, name=entry.run)
+                    old_size = _size(_log(folder, entry))
                     process.start()
-                    running[process.sentinel] = (process, entry, time.monotonic(), said)
+                    running[process.sentinel] = (process, entry, time.monotonic(), old_size)
                 for sentinel in wait(list(running), timeout=1.0):
                     assert isinstance(sentinel, int)
-                    process, entry, began, said = running.pop(sentinel)
+                    process, entry, began, old_size = running.pop(sentinel)
                     process.join()
                     done += 1
                     minutes = (time.monotonic() - began) / 60
                     if process.exitcode:
-                        failed[entry.run] = _reason(_log(folder, entry), said, process.exitcode)
-                        say(f"{entry}: FAILED, {failed[entry.run]}")
+                        failed[entry.run] = _reason(_log(folder, entry), old_size, process.exitcode)
+                        print(f"{entry}: FAILED, {failed[entry.run]}", flush=True)
                     else:
-                        say(f"{entry}: done in {minutes:.1f} min ({done} of {total})")
+                        print(f"{entry}: done in {minutes:.1f} min ({done} of {total})", flush=True)
                 now = ", ".join(f"{e.row} seed {e.seed}" for _, e, *_ in running.values())
                 reporter.update((done - first) / max(total - first, 1), f"{done}/{total}: {now}")
     finally:
@@ -86,11 +93,11 @@ def _size(path: Path) -> int:
 
 
 def _reason(log: Path, start: int, code: int) -> str:
-    """Why a run failed: the last line of its log behind `start`, if its code says that it is."""
+    """Why a run failed: its signal, or the last line of its log after byte `start`."""
     if code < 0:
         return f"stopped by {signal.Signals(-code).name} (see {log})"
-    words = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
-    lines = [line.strip() for line in words.split("\n") if line.strip()]
+    text = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
     return f"{reason} (see {log})"
 
@@ -129,7 +136,7 @@ def _train_and_score(entry: Entry, restart: bool) -> int:
 
 
 def _follow() -> None:
-    """Ask this process to stop some time after the comparison has died: nobody waits for it.
+    """Ask this process to stop some time after the comparison has died: nothing waits for it.
 
     Not at once: a scheduler's signal to all of a job's processes has come here as well, and a
     second one would not let the state be saved.

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.blur.spectrum import transfer_function
+from pipeline.blur.spectrum import transfer_of
 from pipeline.data.intensity import to_scanner
 from pipeline.decoder_package.metadata import hashed
 from pipeline.errors import InputError
@@ -274,8 +274,7 @@ class DecoderPackage(nn.Module):
         return self.density
 
     def _transfer(self, latent: Tensor) -> Tensor | None:
-        kernel = self.kernel(latent)
-        return None if kernel is None else transfer_function(kernel, self.image_shape[1:])
+        return transfer_of(self.kernel(latent), self.image_shape)
 
     def _term_law(self, latent: Tensor) -> Law | None:
         self._check(latent, (self.latent_size,), "latents")

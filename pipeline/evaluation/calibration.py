@@ -1,10 +1,10 @@
-"""Are residuals as the likelihood says they are?
+"""Do residuals follow their law?
 
-Two laws are asked: that of the term, under which the model was trained, and the one that was fitted
-to the residuals afterwards (`losses.residual`). Both are N(x̂, S C S) for most terms. If one is
-right, 90% of a pixel's residuals lie within 1.645 of its standard deviations, their probability
-integral transform is uniform, no other forecast has a lower continuous ranked probability score
-(Dawid 1984; Gneiting, Balabdaoui, Raftery 2007), and the whitened residual is white noise of
+Two laws are tested: that of the term, under which the model was trained, and the one that was
+fitted to the residuals afterwards (`losses.residual`). Both are N(x̂, S C S) for most terms. If one
+is right, 90% of a pixel's residuals lie within 1.645 of its standard deviations, their probability
+integral transform is uniform, no other forecast has a lower expected continuous ranked probability
+score (Dawid 1984; Gneiting, Balabdaoui, Raftery 2007), and the whitened residual is white noise of
 variance 1 at every frequency and in every part of the image.
 
 Brain here is where the image is above 0: the surround, which every model gets right, would hide
@@ -19,7 +19,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from pipeline.blur.spectrum import transfer_function
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics.sharpness import radial_variance
@@ -69,30 +68,21 @@ Spreads = Mapping[str, Spread]
 
 
 def missing(objective: Objective, term: str, fitted: ResidualLaw | None = None) -> dict[str, str]:
-    """Which metrics a run has not, each with the reason."""
+    """The metrics of calibration that a run can't have, each with the reason."""
     absent: dict[str, str] = {}
     if fitted is None:
         absent |= dict.fromkeys(keys(FITTED), "no law of the residuals was fitted")
     if not objective.term.density:
         return absent | dict.fromkeys(keys(term), f"{term} is not a density")
     if not objective.term.has_scale:
-        return absent | dict.fromkeys(keys(term), f"{term} was not trained under yet")
+        return absent | dict.fromkeys(keys(term), f"{term} has not been trained under yet")
     law = objective.term.law(None)
     if law is None:
         reason = f"{term} has no interval in closed form"
         return absent | dict.fromkeys(keys(term), reason)
     if not isinstance(law, GaussianLaw):
-        absent |= dict.fromkeys(keys(term, GAUSSIAN_ONLY), f"{term} is no Gaussian")
+        absent |= dict.fromkeys(keys(term, GAUSSIAN_ONLY), f"{term} is not Gaussian")
     return absent
-
-
-def term_law(objective: Objective, latent: Tensor) -> Law | None:
-    """The law of an objective's own term at latents; None where it has none, or none yet."""
-    if not (objective.term.density and objective.term.has_scale):
-        return None
-    kernel, (_, height, width) = objective.kernel(latent), objective.vae.image_shape
-    transfer = None if kernel is None else transfer_function(kernel, (height, width))
-    return objective.term.law(transfer)
 
 
 @torch.no_grad()
@@ -102,16 +92,23 @@ def expected_spread(
     generator: torch.Generator,
     fitted: ResidualLaw | None = None,
 ) -> tuple[Tensor, dict[str, Spread]]:
-    """Residuals at the posterior's mean and what each law expected of them, by "term" and FITTED.
+    """Residuals at the posterior's mean, and what each law expected of them.
 
-    images (B,C,H,W).
+    Args:
+        objective: a trained model in evaluation mode.
+        images: (B,C,H,W) in [0,1].
+        generator: of draws from the posterior, on the model's device.
+        fitted: the law of its residuals, where one was fitted.
+
+    Returns:
+        Residuals (B,C,H,W), intensity, and a spread for each law, "term" and FITTED.
     """
     vae = objective.vae
     middle = vae.infer(images)
     reconstruction = middle.reconstruction
     residual = images - reconstruction
     laws: dict[str, Law] = {}
-    if (own := term_law(objective, middle.latent)) is not None:
+    if (own := objective.law(middle.latent)) is not None:
         laws["term"] = own
     if fitted is not None:
         laws[FITTED] = fitted(reconstruction)
@@ -137,11 +134,11 @@ def spread_of(law: Law, residual: Tensor, variance: Tensor) -> Spread:
 
 
 def regions(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Brain and its parts: (B,C,H,W) of one subject -> name to (B,H,W) bool.
+    """The brain and its parts by name, (n,H,W) bool each, of a subject's images (n,C,H,W).
 
     "brain" is where a channel is above 0. Rim: within 2 pixels of the surround; interior: the rest.
     Thirds of the interior by intensity, over all slices of the subject: in T1-weighted images
-    roughly fluid, grey and white matter, of which this knows nothing.
+    roughly fluid, grey and white matter; nothing is segmented.
     """
     brain = np.asarray((images > 0).any(axis=1))
     rim = np.zeros_like(brain)
@@ -176,7 +173,15 @@ class Curves:
 def of_subject(
     images: Tensor, batches: Sequence[tuple[Tensor, Spreads]]
 ) -> tuple[dict[str, float], dict[str, Curves]]:
-    """`measure` of one subject's slices (n,C,H,W), batch by batch, for every law: a row, curves."""
+    """`measure` of one subject under every law.
+
+    Args:
+        images: all slices of the subject, (n,C,H,W), on the CPU.
+        batches: what `expected_spread` gave for them, batch by batch.
+
+    Returns:
+        Metrics by their names in metrics.json, and curves by law.
+    """
     residual = torch.cat([residual for residual, _ in batches]).cpu()
     row: dict[str, float] = {}
     curves = {}
@@ -195,7 +200,16 @@ def of_subject(
 
 
 def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str, float], Curves]:
-    """Of one subject's slices (B,C,H,W) under one law: its metrics by EVERY and GAUSSIAN_ONLY."""
+    """The calibration of one law on one subject.
+
+    Args:
+        images: (n,C,H,W) in [0,1].
+        residual: (n,C,H,W), intensity.
+        spread: what the law expected of it.
+
+    Returns:
+        Metrics by EVERY and, of a Gaussian law, GAUSSIAN_ONLY, and the curves of the figure.
+    """
     parts = {
         name: torch.from_numpy(mask)[:, None].expand(images.shape)
         for name, mask in regions(images.numpy()).items()
@@ -245,7 +259,7 @@ def _histogram(probability: Tensor, mask: Tensor) -> np.ndarray:
 
 
 def mean_curves(curves: Sequence[Curves]) -> dict[str, object]:
-    """The mean over subjects, ready for calibration.json; regions that nobody has are left out."""
+    """The mean over subjects, ready for calibration.json, without regions that no subject has."""
     found: dict[str, object] = {}
     for key in ("variance", "pit", "whitened_pit"):
         if getattr(curves[0], key) is not None:

@@ -1,4 +1,4 @@
-"""How calibrated a law is, or several side by side, and how far off single images are."""
+"""Figures of calibration: one law or several side by side, and the errors of single images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "black"]
 def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration") -> Figure:
     """Coverage and whitened variance by region, PIT, whitened variance by frequency.
 
-    A colour a law. laws: name to what `calibration.mean_curves` gives; what is of Gaussians alone
-    is left out for others. Raises ValueError without a law.
+    laws: name to what `calibration.mean_curves` gives; the panels of Gaussian laws lack the others.
+    Raises ValueError without a law.
     """
     if not laws:
         raise ValueError("curves of at least one law are needed")
@@ -47,7 +47,7 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
         title="Do 90% of the pixels lie within their 90% intervals?", ylabel="share of pixels"
     )
     variance.set(
-        title="Are errors as large as the law says?",
+        title="Are errors as large as the law expects?",
         ylabel="variance over that expected (> 1: too sure)",
     )
     pit.set(
@@ -67,7 +67,7 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
 def error_bars(
     images: Tensor, reconstructions: Tensor, deviation: Tensor, names: Sequence[str], title: str
 ) -> Figure:
-    """A row a slice: image, reconstruction, its error, the deviation it was given, their ratio.
+    """A row per slice: image, reconstruction, error, standard deviation by the law, their ratio.
 
     images, reconstructions, deviation: (n,C,H,W), intensity, the mean over channels is shown; names
     of the subjects. Errors and deviations share one grey scale; a ratio within ±3 is as expected.

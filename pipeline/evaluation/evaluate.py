@@ -123,7 +123,7 @@ def score_subject(
         batches: the same, (B,C,H,W) each.
         tally: its sets get the images and the reconstructions.
         generator: of the ELBO's draws, on the model's device.
-        draws: of the draws of calibration, likewise.
+        draws: of the draws of calibration, on the same device.
 
     Returns:
         Means over slices by metric, reconstructions (n,C,H,W) on the CPU, and curves by law.
@@ -145,7 +145,7 @@ def model_scores(
     generator: torch.Generator,
     fitted: ResidualLaw | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What a model says of images (B,C,H,W): scores (B,) and its reconstructions (B,C,H,W).
+    """A model's own scores (B,) of images (B,C,H,W), and its reconstructions of them.
 
     Reconstructions decode the posterior's mean. The scores are
 
@@ -153,8 +153,7 @@ def model_scores(
     kernel_width: pixels, the kernel network's at the posterior's mean; absent without one.
     elbo_bits_per_dim: of one draw, under the term with the σ of training; absent where the term is
         no density.
-    elbo_bits_per_dim_fitted: likewise under the law `fitted` of the residuals, whose floor it
-        depends on.
+    elbo_bits_per_dim_fitted: the same under the law `fitted` of the residuals; depends on its floor.
 
     Bits per dimension are those of a density over intensities in [0,1]: add 8 to compare with
     images of 256 levels. They are under the prior N(0,I), whatever samples are drawn from.

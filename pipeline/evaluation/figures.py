@@ -22,7 +22,7 @@ Array = NDArray[Any] | torch.Tensor
 
 _COLUMNS = 8
 _ERROR_COLOURS = "RdBu_r"
-# Of matplotlib's colour cycle, told apart by people who see red and green alike.
+# Distinguishable without red and green.
 _COLOURS = ["black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]
 
 
@@ -90,7 +90,7 @@ def reconstructions(
     subjects: Sequence[str],
     title: str = "Reconstructions of unseen subjects",
 ) -> Figure:
-    """Originals, reconstructions, and signed error maps, a subject a column (at most 8).
+    """Originals, reconstructions, and signed error maps, a column per subject (at most 8).
 
     Args:
         images: (N,C,H,W) in [0,1].
@@ -115,7 +115,7 @@ def reconstructions(
             raise ValueError(f"images {np.shape(images)}, reconstructions {np.shape(values)}")
         shown[name] = _images(values, "reconstructions")[:_COLUMNS]
     errors = {name: (values - originals).mean(axis=-1) for name, values in shown.items()}
-    # The outermost of pixels would wash out the rest: the bar's arrows say that they go beyond.
+    # A few extreme pixels would wash out the rest: the bar's arrows mark values beyond.
     stacked = np.abs(np.concatenate([error.ravel() for error in errors.values()]))
     limit = max(float(np.quantile(stacked, 0.998)), 1e-3)
 
@@ -207,7 +207,7 @@ def kernels(
         title: of the figure.
 
     Returns:
-        Figure: a row an image. All kernels share one logarithmic colour scale; under each stands
+        Figure: a row per image. All kernels share one logarithmic colour scale; below each is
         its root second moment about the centre, in pixels: 0 is no blur.
 
     Raises:

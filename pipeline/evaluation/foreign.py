@@ -1,4 +1,4 @@
-"""Score somebody else's reconstructions: pairs of files, or a program from image to image.
+"""Score the reconstructions of another program: pairs of files, or the program itself.
 
 python -m pipeline evaluate --reconstructions FOLDER                     pairs of NIfTI, .npy files
 python -m pipeline evaluate --reconstructions model.pt2 --store STORE    a torch.export program
@@ -42,13 +42,13 @@ class Options:
             belong together, a subject each; or a torch.export program (.pt2), images (B,C,H,W) in
             [0,1] to the same shape. A program can run code: use one that you trust.
         store: a prepared store, whose images the program is given.
-        split: whose images of the store: test, validation, or all.
+        split: subjects of the store: test, validation, or all.
         max_slices: most slices scored per subject, evenly thinned; 0 = all.
         batch_size: slices at once.
         bootstrap: resamplings of subjects for the 95% intervals.
         seed: of the resamplings, and of KID's subsets.
         lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
-        lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance, likewise.
+        lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
         download: whether they may be downloaded where none are found.
         output: folder of the results; WORK/scores/NAME where empty.
     """
@@ -66,11 +66,11 @@ class Options:
     output: str = ""
 
     def __post_init__(self) -> None:
-        _ = self.settings  # its checks are these, too
+        _ = self.settings  # checks the values
 
     @property
     def settings(self) -> EvaluationConfig:
-        """What decides a score, as the evaluation of a run has it."""
+        """The settings that decide a score, as in the evaluation of a run."""
         names = ("split", "max_slices", "batch_size", "bootstrap", "seed", "lpips_alex_weights",
                  "lpips_vgg_weights", "download")  # fmt: skip
         return EvaluationConfig(**{name: getattr(self, name) for name in names})
@@ -98,7 +98,14 @@ def run(options: Options) -> None:
 def score(
     pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool = False
 ) -> Evaluation:
-    """The table of `evaluate` less what needs a model: rate, bound, calibration, samples."""
+    """The table of `evaluate` but for what needs a model: rate, bound, calibration, samples.
+
+    Args:
+        pairs: subject by subject; what is wrong with one raises InputError when it is reached.
+        count: how many there are.
+        settings: of the scores.
+        simulated: whether the images are; the figure's title mentions it.
+    """
     first = next(pairs)  # a mistake in it shows before networks are loaded
     tally = Tally(load_networks(settings))
     with Reporter() as reporter:
@@ -114,7 +121,7 @@ def score(
 
 
 def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:
-    """Pairs of files, the names of all of them checked before the first is read."""
+    """Pairs of files, all names checked before the first is read."""
     originals, made = (_files(folder / part) for part in ("originals", "reconstructions"))
     if originals.keys() != made.keys():
         alone = sorted(originals.keys() ^ made.keys())[0]
@@ -185,20 +192,20 @@ def _in_range(images: Tensor, source: object) -> Tensor:
 
 def _of_program(path: Path, options: Options) -> tuple[Iterator[Pair], int, bool]:
     if not options.store:
-        raise InputError(f"{path} is no folder: for a program say --store STORE, whose images it "
-                         "is given")  # fmt: skip
+        raise InputError(f"{path} is no folder: a program needs --store STORE, whose images it "
+                         "reconstructs")  # fmt: skip
     store = open_store(options.store, work_folder())
     entries = store.subjects(options.split)
     if not entries:
-        raise InputError(f"store {store.name} has nobody in split {options.split}")
+        raise InputError(f"store {store.name} has no subjects in split {options.split}")
     if not path.is_file():
         raise InputError(f"there is no program at {path}")
     none = f"{path} is no torch.export program: save one with torch.export.save"
-    if not zipfile.is_zipfile(path):  # torch says on screen what it thinks of such files
+    if not zipfile.is_zipfile(path):  # torch prints warnings about such files
         raise InputError(none)
     try:
         program = torch.export.load(path).module()
-    except Exception as error:  # whatever an archive of something else makes torch raise
+    except Exception as error:  # whatever torch raises for another kind of archive
         raise InputError(none) from error
     data = SliceDataset(store, entries)
 
@@ -214,15 +221,15 @@ def _of_program(path: Path, options: Options) -> tuple[Iterator[Pair], int, bool
 def _through(program: torch.nn.Module, path: Path, images: Tensor) -> Tensor:
     try:
         found = program(images)
-    except Exception as error:  # what a program says of an input that it can't take
+    except Exception as error:  # whatever a program raises for an input that it can't take
         line = (str(error).strip().splitlines() or [""])[0][:120]
         raise InputError(
             f"{path} can't take images {tuple(images.shape)} ({type(error).__name__}: {line}): "
             "export it with a dynamic batch, for images of the store's size"
         ) from error
     if not isinstance(found, Tensor) or found.shape != images.shape:
-        said = _shape(found) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"{path} gives {said} for images {tuple(images.shape)}: it must give "
+        got = _shape(found) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{path} gives {got} for images {tuple(images.shape)}: it must give "
                          "images of their shape")  # fmt: skip
     if not found.isfinite().all():
         raise InputError(f"{path} gives values that are not finite")

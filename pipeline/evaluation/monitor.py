@@ -1,4 +1,4 @@
-"""What is looked at between epochs: validation scores, an image grid, kernels."""
+"""What a training shows between epochs: validation scores, an image grid, kernels."""
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ SHOWN = 8
 
 
 class ValidationMonitor:
-    """Scores and pictures on the validation people, at most `limit` slices of each.
+    """Scores and pictures of the validation subjects, at most `limit` slices of each.
 
-    Everything is read once: it is small, and looked at after every epoch.
+    Everything is read once: it is small, and used after every epoch.
     """
 
     def __init__(self, store: Store, device: torch.device, limit: int = 16) -> None:
@@ -25,20 +25,20 @@ class ValidationMonitor:
             data.of_subject(index, limit).to(device) for index in range(len(data.subjects))
         ]
         shown = data
-        if not self._subjects:  # a store without validation people still deserves pictures
+        if not self._subjects:  # pictures of training subjects, then
             shown = SliceDataset(store, store.subjects("train"))
-        people = np.linspace(0, len(shown.subjects) - 1, SHOWN).round().astype(int)
+        subjects = np.linspace(0, len(shown.subjects) - 1, SHOWN).round().astype(int)
         heights = np.linspace(0.3, 0.7, SHOWN)
         slices = [
-            shown[int(shown.first[p] + h * (shown.first[p + 1] - shown.first[p]))]
-            for p, h in zip(people, heights, strict=True)
+            shown[int(shown.first[s] + h * (shown.first[s + 1] - shown.first[s]))]
+            for s, h in zip(subjects, heights, strict=True)
         ]
         self.images = torch.stack(slices).to(device)
         """Fixed images (SHOWN,C,H,W) of pictures and kernels."""
 
     @torch.no_grad()
     def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
-        """Means over validation people; empty where there are none."""
+        """Means over validation subjects; empty where there are none."""
         training = objective.training
         objective.eval()
         rows = []

@@ -1,4 +1,4 @@
-"""The pretrained networks that judge images, as far as their weights are here."""
+"""The pretrained networks of the metrics, where their weights are here."""
 
 import logging
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Networks:
         return sets
 
     def leave_out(self, keys: list[str], reason: str) -> None:
-        """Note that metrics can't be had, and say so."""
+        """Note that metrics are left out, and log a warning."""
         log.warning(
             "%s %s left out: %s", ", ".join(keys), "is" if len(keys) == 1 else "are", reason
         )
@@ -42,7 +42,7 @@ def load_networks(settings: EvaluationConfig) -> Networks:
     """The networks whose weights are here.
 
     Raises InputError, naming the key, where weights that were asked for by path can't be used:
-    going on without would hide the mistake.
+    leaving the metric out would hide the mistake.
     """
     found = Networks()
     paths: dict[Network, str] = {

@@ -46,7 +46,7 @@ def mean_of(batches: list[dict[str, Tensor]]) -> dict[str, float]:
 
 @dataclass
 class Tally:
-    """What was scored so far, a subject at a time.
+    """What was scored so far, subject by subject.
 
     rows: each subject's labels and scores; powers: mean radial power (n_bins,) of its images and
     of their reconstructions; shown: its middle slice and the reconstruction, (C,H,W); sets: all

@@ -1,7 +1,6 @@
-"""What an evaluation leaves behind: its files, their writer and their reader.
+"""The files of an evaluation: their writer and their reader.
 
-Light to import: whether there is anything to do is known before the metrics' libraries are loaded,
-which takes many seconds.
+Light to import: the libraries of the metrics take seconds to load, and there may be nothing to do.
 """
 
 import json
@@ -26,9 +25,9 @@ class Evaluation:
     per_subject: list[dict[str, Any]]
     figures: dict[str, Any]
     absent: dict[str, str]
-    """Metrics that could not be had, each with the reason."""
+    """Metrics that are left out, each with the reason."""
     calibration: dict[str, Any] | None = None
-    """What the figure of calibration shows, so that runs can be drawn side by side later."""
+    """The curves of the figure of calibration, to draw runs side by side later."""
 
 
 def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
-    """Write figures and tables; metrics.json comes last, so that it vouches for the rest."""
+    """Write figures and tables; metrics.json comes last: where it is, the rest is whole."""
     (folder / "metrics.json").unlink(missing_ok=True)
     for name, figure in evaluation.figures.items():
         write_figure(folder / "figures" / name, figure)
@@ -63,7 +62,7 @@ def describe(metrics: dict[str, Interval]) -> str:
     for key, interval in sorted(metrics.items()):
         mean, low, high = (interval[part] for part in ("mean", "low", "high"))
         shown = "undefined" if mean is None else f"{mean:10.4f}"
-        if low is not None and high is not None:  # a number of all subjects together has none
+        if low is not None and high is not None:  # numbers of all subjects together have none
             shown += f"   [{low:.4f}, {high:.4f}]"
         lines.append(f"{key:30s} {shown}")
     return "\n".join(lines)
@@ -93,8 +92,8 @@ def _may_be_had_now(metrics: dict[str, Interval], settings: dict[str, Any]) -> b
         return False
     if settings["download"]:
         return True
-    try:  # few have these weights: without them what is finished must count as such
+    try:  # without these weights, which few have, the evaluation is complete
         inception_weights(settings["inception_weights"])
     except WeightsNotFound:
-        return bool(settings["inception_weights"])  # to be told of
+        return bool(settings["inception_weights"])  # scoring again reports the error
     return True

@@ -49,7 +49,7 @@ def run_figures(
 
 
 def simulated_note(store: Store) -> str:
-    """What a title adds where nobody was scanned."""
+    """What a title adds where the subjects were simulated."""
     return " (simulated people)" if store.simulated else ""
 
 

@@ -1,7 +1,7 @@
 """Are samples anatomy, and are they new?
 
-Both are asked at low resolution, of images averaged over 4×4 pixels, where texture has gone and the
-anatomy has not. Real slices of other people, the training's, are the yardstick beside the samples.
+Both are measured at low resolution, on images averaged over 4×4 pixels, which keep the anatomy and
+lose the texture. Training slices, real ones of other subjects, are scored beside the samples.
 """
 
 import torch
@@ -58,8 +58,8 @@ def nearest(images: Tensor, training: Tensor) -> Tensor:
 def novelty(sampled: Tensor, held_out: Tensor, training: Tensor) -> float:
     """How far samples are from the nearest training slice, as a share of what held-out slices are.
 
-    Means of `nearest`, of averaged images (n,C,h,w). 1: as new as another person; towards 0: copies
-    of training slices; far above 1: like nobody. Mirrored copies count as copies.
+    Means of `nearest`, of averaged images (n,C,h,w). 1: as new as another subject; towards 0:
+    copies of training slices; far above 1: unlike any subject. Mirrored copies count as copies.
     """
     return (nearest(sampled, training).mean() / nearest(held_out, training).mean()).item()
 

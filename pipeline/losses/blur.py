@@ -3,13 +3,16 @@
 from dataclasses import replace
 from typing import ClassVar
 
+from jaxtyping import Complex
+from torch import Tensor
+
 from pipeline.blur.likelihood import log_determinant, quadratic_form
 from pipeline.blur.spectrum import half_spectrum, precision
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
 from pipeline.losses.law import GaussianLaw, Law
-from pipeline.losses.shapes import Images, Shape, Transfer
+from pipeline.losses.shapes import Images, Precision, Shape, Transfer
 
 
 class Blur(Gaussian):
@@ -28,13 +31,17 @@ class Blur(Gaussian):
     def law(self, transfer: Transfer) -> Law:
         if transfer is None:
             return super().law(transfer)
-        return GaussianLaw(self.scale.trained(), precision(transfer, self.constant, self.form))
+        return GaussianLaw(self.scale.trained(), self.precision(transfer))
+
+    def precision(self, transfer: Complex[Tensor, "B 1 H half_W"]) -> Precision:
+        """λ by the kernels' transfer functions."""
+        return precision(transfer, self.constant, self.form)
 
     def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         if transfer is None:
             return super().compare(image, reconstruction, transfer)
         channels, height, width = image.shape[1:]
-        weights = precision(transfer, self.constant, self.form)
+        weights = self.precision(transfer)
         spectrum = half_spectrum(image - reconstruction)
         found = self.distortion(
             quadratic_form(spectrum, weights, width),

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual, kernel_width
-from pipeline.blur.spectrum import transfer_function
+from pipeline.blur.spectrum import transfer_of
 from pipeline.config import Config
 from pipeline.distributed import mean_over_processes
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.gaussian import Gaussian
+from pipeline.losses.law import Law
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
@@ -85,6 +86,12 @@ class Objective(nn.Module):
         """The kernel for a latent, (B,1,s,s); None without a kernel network."""
         return None if self.kernel_network is None else self.kernel_network(latent)
 
+    def law(self, latent: Tensor) -> Law | None:
+        """The term's law of residuals at latents (B,L); None where it has none, or none yet."""
+        if not (self.term.density and self.term.has_scale):
+            return None
+        return self.term.law(transfer_of(self.kernel(latent), self.vae.image_shape))
+
     def elbo(
         self,
         image: Tensor,
@@ -100,7 +107,7 @@ class Objective(nn.Module):
         noise = None if mean_latent else self.vae.prior_latents(len(image), generator)
         found = self.vae.infer(image, noise)
         kernel = None if warm_up else self._frozen_kernel(found.latent)
-        return self._parts(image, found, _transfer(kernel, image), warm_up)
+        return self._parts(image, found, transfer_of(kernel, image.shape), warm_up)
 
     def _parts(
         self, image: Tensor, found: Inference, transfer: Tensor | None, warm_up: bool
@@ -132,7 +139,7 @@ class Objective(nn.Module):
         reconstruction = self.vae.decode(latent)
         pulls = []
         for warm_up in (True, False):
-            transfer = None if warm_up else _transfer(kernel, image)
+            transfer = None if warm_up else transfer_of(kernel, image.shape)
             value = self._distortion(image, reconstruction, transfer, warm_up).value.sum()
             (gradient,) = torch.autograd.grad(value, latent, retain_graph=warm_up)
             pulls.append(mean_over_processes(gradient.square().mean()).sqrt().item())
@@ -152,12 +159,12 @@ class Objective(nn.Module):
         """
         found = self.vae(image, noise)
         kernel = self.kernel(found.latent.detach())
-        live = _transfer(kernel, image)
+        live = transfer_of(kernel, image.shape)
         frozen = None
         if live is not None and not warm_up:
             frozen = live.detach()
             if not self.detach_kernel:
-                frozen = _transfer(self._frozen_kernel(found.latent), image)
+                frozen = transfer_of(self._frozen_kernel(found.latent), image.shape)
         parts = self._parts(image, found, frozen, warm_up)
         loss = (parts.distortion + beta * parts.rate).mean()
         if warm_up:  # processes that share a batch expect a gradient of every parameter
@@ -198,13 +205,6 @@ class Objective(nn.Module):
 def rate_key(side: int) -> str:
     """The metric of a level's rate."""
     return f"rate_side_{side}"
-
-
-def _transfer(kernel: Tensor | None, image: Tensor) -> Tensor | None:
-    """The kernel's transfer function on images of this size."""
-    if kernel is None:
-        return None
-    return transfer_function(kernel, (image.shape[-2], image.shape[-1]))
 
 
 def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:

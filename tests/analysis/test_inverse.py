@@ -8,8 +8,8 @@ from pipeline.analysis.inverse.masks import cartesian_mask
 from pipeline.analysis.inverse.operators import MaskedFourier
 from pipeline.analysis.inverse.solver import (
     SolverSettings,
+    apply_precision,
     best_departure,
-    colour,
     conjugate_gradient,
     gaussian,
     solve,
@@ -48,7 +48,9 @@ class LinearPrior:
 
     def inverse(self) -> Tensor:
         """(S C S)⁻¹ as a matrix."""
-        return _dense(lambda x: colour(x / self.deviation, self.spectrum) / self.deviation, SIDE)
+        return _dense(
+            lambda x: apply_precision(x / self.deviation, self.spectrum) / self.deviation, SIDE
+        )
 
 
 def _map() -> Tensor:

@@ -12,8 +12,8 @@ from pipeline.analysis.inverse.total_variation import (
     divergence,
     gradient,
     objective,
+    solve_total_variation,
     squared_norm,
-    total_variation,
 )
 
 
@@ -33,13 +33,13 @@ def test_the_norm_of_an_operator() -> None:
 
 def test_no_weight_on_the_image_itself_is_identity() -> None:
     image = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    found = total_variation(Identity(), image, 0.0, torch.zeros_like(image), 2000, 1e-12)
+    found = solve_total_variation(Identity(), image, 0.0, torch.zeros_like(image), 2000, 1e-12)
     torch.testing.assert_close(found, image, atol=1e-8, rtol=0)
 
 
 def test_a_large_weight_leaves_the_mean() -> None:
     image = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    found = total_variation(Identity(), image, 100.0, image, 5000, 1e-12)
+    found = solve_total_variation(Identity(), image, 100.0, image, 5000, 1e-12)
     mean = image.mean(dim=(2, 3), keepdim=True).expand_as(image)
     torch.testing.assert_close(found, mean, atol=1e-4, rtol=0)
 
@@ -48,7 +48,7 @@ def test_a_step_loses_what_theory_says() -> None:
     """Along one axis two plateaus of n pixels come closer by w/n each (Strong & Chan 2003)."""
     image = torch.full((1, 1, 1, 20), 0.2, dtype=torch.float64)
     image[..., 10:] = 0.8
-    found = total_variation(Identity(), image, 0.5, image, 20000, 1e-12)
+    found = solve_total_variation(Identity(), image, 0.5, image, 20000, 1e-12)
     torch.testing.assert_close(found[..., :10], torch.full_like(found[..., :10], 0.25))
     torch.testing.assert_close(found[..., 10:], torch.full_like(found[..., 10:], 0.75))
 
@@ -58,7 +58,7 @@ def test_nothing_near_the_minimum_is_lower() -> None:
     truth = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
     truth[..., 3:8, 4:9] = 0.7
     measured = operator.forward(truth)
-    found = total_variation(operator, measured, 0.01, truth, 5000, 1e-12)
+    found = solve_total_variation(operator, measured, 0.01, truth, 5000, 1e-12)
     least = objective(operator, measured, 0.01, found)
     for size in (1e-1, 1e-2, 1e-3):
         other = (found + size * torch.randn(50, 1, 12, 12, dtype=torch.float64)).clamp(0, 1)
@@ -78,6 +78,6 @@ def test_denoising_is_deepinvs_at_equal_weight() -> None:
     image = 0.3 + 0.2 * torch.rand(1, 1, 32, 32, generator=generator)
     image[..., 8:24, 10:20] += 0.3
     weight = 0.05
-    ours = total_variation(Identity(), image, weight, image, iterations=5000, tolerance=1e-9)
+    ours = solve_total_variation(Identity(), image, weight, image, iterations=5000, tolerance=1e-9)
     theirs = deepinv.models.TVDenoiser(n_it_max=5000, crit=1e-9)(image, weight)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)

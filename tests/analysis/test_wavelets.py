@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.analysis.inverse.operators import Identity
-from pipeline.analysis.inverse.wavelets import shrink, sparse_wavelets
+from pipeline.analysis.inverse.wavelets import shrink, solve_wavelets
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 48)])
@@ -25,7 +25,7 @@ def test_the_transform_is_orthonormal() -> None:
 
 def test_a_constant_image_is_as_it_was() -> None:
     flat = torch.full((1, 1, 32, 32), 0.4)
-    torch.testing.assert_close(sparse_wavelets(Identity(), flat, 0.1, torch.zeros_like(flat)), flat)
+    torch.testing.assert_close(solve_wavelets(Identity(), flat, 0.1, torch.zeros_like(flat)), flat)
 
 
 def test_noise_is_less_and_an_edge_stays() -> None:
@@ -33,8 +33,8 @@ def test_noise_is_less_and_an_edge_stays() -> None:
     clean[..., 20:44, 16:48] = 0.8
     generator = torch.Generator().manual_seed(0)
     noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
-    found = sparse_wavelets(Identity(), noisy, 0.2, noisy)
+    found = solve_wavelets(Identity(), noisy, 0.2, noisy)
     assert (found - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
     assert found.min() >= 0 and found.max() <= 1
     with pytest.raises(ValueError, match="negative"):
-        sparse_wavelets(Identity(), noisy, -1.0, noisy)
+        solve_wavelets(Identity(), noisy, -1.0, noisy)

@@ -21,7 +21,6 @@ from pipeline.evaluation.calibration import (
     of_subject,
     regions,
     spread_of,
-    term_law,
 )
 from pipeline.evaluation.calibration_figures import calibration, error_bars
 from pipeline.losses.config import LikelihoodConfig
@@ -111,7 +110,7 @@ def test_the_law_is_the_one_of_the_terms_own_likelihood(term: str) -> None:
     model, pictures = objective(term), images(3)
     with torch.no_grad():
         parts = model.elbo(pictures, mean_latent=True)
-        law = term_law(model, parts.latent)
+        law = model.law(parts.latent)
         assert law is not None
         nll = law.nll(pictures - parts.reconstruction)
     torch.testing.assert_close(nll, parts.distortion, rtol=1e-4, atol=1e-2)

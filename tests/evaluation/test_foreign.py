@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_one_line(
     program = _program(Smaller(), tmp_path / "smaller.pt2")
     store = ["--store", tiny_store.path]
     assert "1x16x16" in fail("--reconstructions", program, *store)
-    assert "say --store" in fail("--reconstructions", program)
+    assert "needs --store" in fail("--reconstructions", program)
     program.write_bytes(b"no program")
     assert "no torch.export program" in fail("--reconstructions", program, *store)
     assert "there is no program" in fail("--reconstructions", tmp_path / "none.pt2", *store)

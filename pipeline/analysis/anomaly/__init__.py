@@ -1,1 +1,1 @@
-"""Where an image is not what the decoder expects, and what of that could be found."""
+"""Where an image differs from what the decoder expects, and which lesions that finds."""

@@ -1,8 +1,8 @@
 """Anomaly maps of a NIfTI volume: where it is not what the decoder expects.
 
 OUTPUT/anomaly.nii.gz     the whitened residual (or the restoration's change), over the image
-OUTPUT/methods.csv        every map's size in the brain and, with lesions, how it finds them
-OUTPUT/slices.csv         a row a slice
+OUTPUT/methods.csv        every map's size in the brain and, with lesions, how well it finds them
+OUTPUT/slices.csv         a row per slice
 OUTPUT/overlay.png        some slices with the maps over them
 OUTPUT/summary.json       options, image and all scores, written last
 """

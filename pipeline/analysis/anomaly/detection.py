@@ -1,4 +1,4 @@
-"""How well a map finds lesions that a person has drawn, voxel by voxel."""
+"""How well a map finds lesions that raters have drawn, voxel by voxel."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 class Detection:
     """auroc: 0.5 is chance; average_precision: the share of lesion voxels is chance.
 
-    best_dice: the highest of all thresholds, chosen with the answer in hand: a bound, no
-    performance to expect; threshold: the one it takes, in the map's units.
+    best_dice: the highest over all thresholds, a bound on that of any one; threshold: where it is
+    reached, in the map's units.
     """
 
     auroc: float
@@ -30,8 +30,8 @@ def detect(score: np.ndarray, lesion: np.ndarray) -> Detection:
         raise ValueError(f"score {score.shape} and lesion {lesion.shape} must be (n,) both")
     if lesion.all() or not lesion.any():
         return Detection(*(float("nan"),) * 4)
-    # torchmetrics takes what lies outside [0,1] for logits, and a sigmoid makes ties of the
-    # largest. Ranks carry all that the two areas depend on.
+    # torchmetrics takes values outside [0,1] for logits, and a sigmoid makes ties of the largest.
+    # The two areas depend on ranks alone.
     _, rank = np.unique(score, return_inverse=True)
     ranked = torch.from_numpy(rank / max(rank.max(), 1))
     truth = torch.from_numpy(lesion.astype(np.int64))

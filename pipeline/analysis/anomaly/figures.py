@@ -20,7 +20,7 @@ def overlay(
     aspect: float,
     title: str,
 ) -> Figure:
-    """The image alone, then every map over it, a slice a column.
+    """The image alone, then every map over it, a column per slice.
 
     image, brain (bool), lesions (bool or None): (slice, row, column). rows: name to a map of that
     shape, at least 0, and its unit; each has a colour scale of its own, up to the 99.5th
@@ -42,7 +42,7 @@ def overlay(
             panel = axes[row, column]
             _show(panel, image[index], aspect)
             shown = values[index]
-            # Transparent where there is nothing to say: the anatomy must stay legible.
+            # Transparent where nothing is unexpected: the anatomy stays visible.
             opacity = np.clip(shown / high, 0, 1) ** 0.7 * brain[index]
             drawn = panel.imshow(
                 shown, cmap="inferno", vmin=0, vmax=high, alpha=opacity, aspect=aspect

@@ -1,8 +1,7 @@
 """Lesions put into healthy slices, and how well a map finds them.
 
-What a decoder could find is known before it is trusted with patients only where the answer is
-known: a disc of one contrast and diameter, its edge softened by the pixels, put into the brain of
-a person who has no lesion.
+A decoder can be tested before it meets patients only where the answer is known: a disc of one
+contrast and diameter, its edge softened by the pixels, is put into the brain of a healthy subject.
 """
 
 import math
@@ -64,10 +63,17 @@ def place(image: np.ndarray, diameter: float, random: np.random.Generator) -> tu
 def insert(
     images: Tensor, lesion: Lesion, spacing: float, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images (n,1,H,W) in [0,1] with a lesion each, and where it is: (n,1,H,W), bool.
+    """Put one lesion into each image.
 
-    spacing: mm a pixel. A pixel belongs to the lesion where the disc covers half of it, at least
-    the pixel of the centre. Intensities stay in [0,1].
+    Args:
+        images: (n,1,H,W) in [0,1].
+        lesion: its diameter and contrast.
+        spacing: mm per pixel.
+        random: decides the places.
+
+    Returns:
+        The changed images, still in [0,1], and where their lesions are, (n,1,H,W) bool: pixels half
+        covered by the disc, and the one in its centre.
     """
     changed, where = images.clone(), torch.zeros_like(images, dtype=torch.bool)
     diameter = lesion.diameter / spacing
@@ -82,11 +88,18 @@ def insert(
 
 
 def threshold_at(maps: Tensor, brain: Tensor, false_positives: float) -> float:
-    """The threshold at which healthy maps show so many pieces a slice, in the maps' unit.
+    """The threshold at which maps of healthy slices show so many false positives.
 
-    maps (n,1,H,W), at least 0, larger is more unexpected; brain of their shape, bool. A piece is of
-    pixels above the threshold that touch, corners too. The least of 400 thresholds between the
-    map's median and its largest that leaves at most so many.
+    A false positive is a piece of pixels above the threshold that touch, be it at corners. The
+    least that leaves at most so many is taken, of 400 between the maps' median and maximum.
+
+    Args:
+        maps: (n,1,H,W), at least 0, larger is more unexpected.
+        brain: (n,1,H,W), bool.
+        false_positives: pieces per slice, on average.
+
+    Returns:
+        In the maps' unit.
     """
     values = torch.where(brain, maps, 0)[:, 0].numpy()
     inside = values[brain[:, 0].numpy()]

@@ -19,7 +19,7 @@ MOST = 4
 
 
 def curves(summary: Sequence[Mapping[str, Any]], false_positives: float, title: str) -> Figure:
-    """Sensitivity and AUROC over the diameter, a column a contrast, a line a method.
+    """Sensitivity and AUROC over the diameter: a column per contrast, a line per method.
 
     summary: rows of `lesions.json`. Bands: 95% bootstrap intervals over subjects.
     """

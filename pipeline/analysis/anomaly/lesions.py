@@ -1,4 +1,4 @@
-"""What a decoder could find: lesions inserted into healthy held-out people, found again.
+"""Which lesions a decoder could find: some are inserted into healthy held-out subjects.
 
 python -m pipeline lesions --package DIR --store STORE                    -> WORK/lesions
 """
@@ -22,7 +22,7 @@ from pipeline.analysis.packages import (
     open_package,
     open_prior,
     package_record,
-    people,
+    unseen_subjects,
 )
 from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset, open_store
@@ -40,18 +40,18 @@ class Options:
     """Options of the command.
 
     Args:
-        package: the decoder package to expect with: a folder, a name under WORK/packages, or an
-            address in MLflow.
-        store: a prepared store of people without lesions.
-        split: whose slices: test, validation, or all.
-        slices: slices a person, evenly spaced about the middle; 0 = all.
+        package: the decoder package that models healthy anatomy: a folder, a name under
+            WORK/packages, or an address in MLflow.
+        store: a prepared store of subjects without lesions.
+        split: its subjects: test, validation, or all.
+        slices: slices per subject, evenly spaced about the middle; 0 = all.
         diameters: of the lesions, mm.
         contrasts: of the lesions, in intensities of [0,1]; negative ones are dark.
-        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is scored beside.
-        finest: side of the finest level whose latents the reconstruction uses; 0 = all. The finer
-            ones draw a lesion as they draw anatomy.
+        baseline: another decoder package, as of a Gaussian VAE, whose |x − x̂| is scored, too.
+        finest: side of the finest level whose latents the reconstruction uses; 0 = all. Finer
+            levels draw a lesion as they draw anatomy.
         law: of the residuals: fitted, term, or best: fitted where the package has it.
-        false_positives: pieces a healthy slice at which sensitivity is read.
+        false_positives: pieces per healthy slice that the threshold of the sensitivity leaves.
         repeats: lesions of each kind in each slice, one at a time.
         batch_size: slices at once.
         seed: of the lesions' places.
@@ -99,9 +99,9 @@ def run(options: Options) -> None:
     if model.image_shape[0] != 1:
         raise InputError(f"the decoder draws {model.image_shape[0]} channels: MR images have one")
     store = open_store(options.store, work_folder())
-    entries = people(store, model, options.split, "")
+    entries = unseen_subjects(store, model, options.split)
     if baseline is not None:
-        people(store, baseline, options.split, "")
+        unseen_subjects(store, baseline, options.split)
     output = Path(options.output or work_folder() / "lesions")
     begin(output, FILES)
     data = SliceDataset(store, entries)
@@ -185,7 +185,7 @@ Limits = dict[tuple[str, str], float]
 
 
 def _limits(healthy: list[Maps], slices: list[Tensor], false_positives: float) -> Limits:
-    """The threshold of each method and side on the healthy slices of everybody."""
+    """The threshold of each method and side on the healthy slices of all subjects."""
     brain = torch.cat(slices) > 0
     return {
         (name, side): threshold_at(
@@ -217,7 +217,7 @@ def _rows(
 
 
 def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, Any]]:
-    """Means over people with their intervals, a kind and method a row."""
+    """Means over subjects with their intervals, a row per kind and method."""
     found = []
     for kind, name in itertools.product(kinds, dict.fromkeys(row["method"] for row in rows)):
         mine = [
@@ -231,7 +231,7 @@ def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, 
 
 
 def _described(summary: list[dict[str, Any]], false_positives: float) -> str:
-    """Sensitivity by contrast and diameter, a line a method."""
+    """Sensitivity by contrast and diameter, a line per method."""
     kinds = list(dict.fromkeys((row["contrast"], row["diameter"]) for row in summary))
     head = "".join(f"{contrast:+.1f} {diameter:>2g}mm".rjust(10) for contrast, diameter in kinds)
     lines = [f"sensitivity at {false_positives:g} false positives a slice, by contrast, diameter",

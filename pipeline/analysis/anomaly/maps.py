@@ -1,4 +1,4 @@
-"""Where an image is not what a model of healthy anatomy expects: maps on the slices' pixels."""
+"""Maps of where an image differs from what a model of healthy anatomy expects, on its pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Progress = Callable[[float, str], None]
 
 
 class NormativeModel(Protocol):
-    """What of a decoder package is used here."""
+    """The parts of a decoder package that are used here."""
 
     def encode(self, image: Tensor) -> Posterior: ...
     def decode(self, latent: Tensor) -> Tensor: ...
@@ -41,11 +41,20 @@ class SliceMaps:
 def slice_maps(
     model: NormativeModel, images: Tensor, batch_size: int, progress: Progress, finest: int = 0
 ) -> SliceMaps:
-    """Encode, decode at the posterior's mean, subtract, whiten: images (n,1,H,W) in [0,1].
+    """Encode, decode at the posterior's mean, subtract, whiten.
 
-    Whitening is C^(-1/2) S⁻¹ under the model's law: an error counts for less where the decoder is
-    known to err. finest: side of the finest level whose latents are used, 0 for all. Raises
-    ValueError where the law is no Gaussian, or no level is that coarse.
+    Whitening is C^(-1/2) S⁻¹ under the model's law: an error counts for less where the decoder
+    often errs.
+
+    Args:
+        model: of healthy anatomy.
+        images: (n,1,H,W) in [0,1].
+        batch_size: images at once.
+        progress: gets the share that is done, and a note.
+        finest: side of the finest level whose latents are used; 0 = all.
+
+    Raises:
+        ValueError: the law is not Gaussian, or no level is that coarse.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     done = 0
@@ -55,7 +64,7 @@ def slice_maps(
         residual = batch - reconstruction
         law = model.law(latent, decoded=reconstruction)
         if not isinstance(law, GaussianLaw):
-            raise ValueError("residuals are whitened under a Gaussian law alone")
+            raise ValueError("residuals can be whitened under a Gaussian law only")
         white = law.whiten(residual)
         parts.append((reconstruction.cpu(), residual.cpu(), white.cpu()))
         done += len(batch)
@@ -72,7 +81,7 @@ def _latents(model: NormativeModel, images: Tensor, finest: int) -> Tensor:
 def reconstructions(
     model: NormativeModel, images: Tensor, batch_size: int, progress: Progress, finest: int = 0
 ) -> Tensor:
-    """Decoded posterior means of images (n,1,H,W); needs no likelihood. finest: as above."""
+    """Decoded posterior means of images (n,1,H,W); needs no likelihood. finest: as in `slice_maps`."""
     parts: list[Tensor] = []
     for batch in images.split(batch_size):
         parts.append(model.decode(_latents(model, batch, finest)).cpu())

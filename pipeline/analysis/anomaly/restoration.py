@@ -6,13 +6,14 @@ prior, Medical Image Analysis 64, 2020 (arXiv 2005.00031): the restored image ma
     ELBO(x) − w · TV(x − y),    ELBO(x) = log p(x | z) − KL(q(z|x) ‖ p(z)),  z the mean of q(z|x)
 
 where y is what was measured: the prior p(x), here bounded by the ELBO, pulls x towards healthy
-anatomy, and the total variation says that a lesion is a piece, not a scatter of pixels.
+anatomy, and the total variation favours changes that are connected, as lesions are.
 """
 
 import torch
 from torch import Tensor
 
 from pipeline.analysis.anomaly.maps import NormativeModel, Progress
+from pipeline.analysis.inverse.total_variation import gradient
 
 # Intensity a step: Adam's steps do not depend on the gradient's size, which σ and C change a lot.
 STEP = 0.01
@@ -23,12 +24,10 @@ SMOOTH = 1e-3
 def total_variation(image: Tensor) -> Tensor:
     """Sum over pixels of the length of the forward difference, isotropic: (B,C,H,W) -> (B,).
 
-    Rudin, Osher, Fatemi 1992; intensity units. A constant image has sqrt(1e-6) a pixel less than
-    nothing to it: the smoothing's own value is taken away.
+    Rudin, Osher, Fatemi 1992; intensity units. Smoothed, less the smoothing's own value, so that a
+    constant image has 0.
     """
-    down = torch.diff(image, dim=-2, append=image[..., -1:, :])
-    right = torch.diff(image, dim=-1, append=image[..., -1:])
-    length = (down.square() + right.square() + SMOOTH**2).sqrt() - SMOOTH
+    length = (gradient(image).square().sum(dim=0) + SMOOTH**2).sqrt() - SMOOTH
     return length.sum(dim=(1, 2, 3))
 
 
@@ -48,11 +47,19 @@ def restore(
     batch_size: int,
     progress: Progress,
 ) -> Tensor:
-    """Images (n,1,H,W) in [0,1] -> the restored ones, of their shape and range.
+    """Restore images; deterministic.
 
-    steps: of Adam (Kingma & Ba 2015), its step falling linearly to 0. tv: weight of the total
-    variation in units of one over the root of the law's mean variance a pixel, so that it means
-    the same for every model. 0 steps give the images back. Without random numbers.
+    Args:
+        model: of healthy anatomy.
+        images: (n,1,H,W) in [0,1].
+        steps: of Adam (Kingma & Ba 2015), its step falling linearly to 0; 0 gives the images back.
+        tv: weight of the total variation in units of one over the root of the law's mean variance a
+            pixel, so that it means the same for every model.
+        batch_size: images at once.
+        progress: gets the share that is done, and a note.
+
+    Returns:
+        (n,1,H,W) in [0,1].
     """
     restored = []
     batches = images.split(batch_size)

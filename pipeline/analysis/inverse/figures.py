@@ -13,31 +13,31 @@ _ERROR = 0.2
 
 
 def comparison(cases: Sequence[Case], title: str) -> Figure:
-    """Of at most four people the middle slice: the truth, each method, error maps, the mask.
+    """The middle slice of at most four subjects: reference, each method, error maps, the mask.
 
     Images are on the scale [0,1], errors (method − truth) on [−0.2, 0.2].
     """
     shown = cases[:MOST]
-    known = shown[0].problem.reference is not None
+    referenced = shown[0].problem.reference is not None
     methods = list(shown[0].images)
     masked = shown[0].problem.mask is not None
-    columns = known + len(methods) + masked
-    rows = len(shown) * (2 if known else 1)
+    columns = referenced + len(methods) + masked
+    rows = len(shown) * (2 if referenced else 1)
     figure = Figure(figsize=(1.75 * columns, 1.85 * rows + 0.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
     for axis in axes.flat:
         _bare(axis)
     colours = None
     for number, case in enumerate(shown):
-        top = axes[2 * number if known else number]
-        below = axes[2 * number + 1] if known else None
+        top = axes[2 * number if referenced else number]
+        below = axes[2 * number + 1] if referenced else None
         middle = len(case.images[methods[0]]) // 2
         truth = case.problem.reference
         if truth is not None:
             _show(top[0], truth[middle, 0].numpy())
             top[0].set_title("reference" if not number else "", fontsize=8)
         top[0].set_ylabel(case.name, fontsize=8)
-        for place, method in enumerate(methods, start=int(known)):
+        for place, method in enumerate(methods, start=int(referenced)):
             image = case.images[method][middle, 0].numpy()
             _show(top[place], image)
             if not number:
@@ -56,8 +56,8 @@ def comparison(cases: Sequence[Case], title: str) -> Figure:
     if colours is not None:
         bar = figure.colorbar(colours, ax=axes, shrink=0.4, pad=0.01)
         bar.set_label("error, intensity", fontsize=8)
-    if known:
-        title += "\n(the middle slice of each; scores are means over a person's slices)"
+    if referenced:
+        title += "\n(the middle slice of each; scores are means over a subject's slices)"
     figure.suptitle(title, fontsize=9)
     return figure
 

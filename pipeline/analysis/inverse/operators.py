@@ -51,7 +51,7 @@ class Within:
 
 
 class MaskedFourier:
-    """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space a coil.
+    """Undersampled Cartesian MRI: mask · fft2c(sensitivity · image), one k-space per coil.
 
     Example:
         >>> scanner = MaskedFourier(cartesian_mask((32, 32), acceleration=2))

@@ -1,4 +1,4 @@
-"""What reconstruct and restore are both told, and what both do once a problem is stated."""
+"""The options that reconstruct and restore share, and how both solve a stated problem."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from pipeline.analysis.inverse.study import (
     run_simulation,
     write_scores,
 )
-from pipeline.analysis.packages import Choice, package_record, people
+from pipeline.analysis.packages import Choice, package_record, unseen_subjects
 from pipeline.analysis.results import begin
 from pipeline.data.slices import open_store
 from pipeline.decoder_package import DecoderPackage
@@ -29,29 +29,29 @@ from pipeline.progress import Reporter
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Which decoder, whose images, how long the search takes, where the results go."""
+    """Which decoder, which images, how long the search takes, where the results go."""
 
     package: str = ""
     """Decoder package: a folder, a name under WORK/packages, or an address in MLflow."""
     store: str = ""
     """A prepared store, whose slices are degraded here and scored."""
     split: Literal["validation", "test", "all"] = "test"
-    """Whose slices of the store."""
+    """Subjects of the store."""
     subject: str = ""
     """One subject of the store in place of a split."""
     slices: int = 4
-    """Slices a subject, evenly spaced about the middle; 0 = all."""
+    """Slices per subject, evenly spaced about the middle; 0 = all."""
     image: str = ""
     """A NIfTI file of one slice."""
     scale: float = 0.0
-    """Of a single slice: what is intensity 1; 0 = the 99.5th percentile within the head."""
+    """Of a single slice: the value that is intensity 1; 0 = the 99.5th percentile in the head."""
     noise: float = 0.0
     """Standard deviation of the noise, in intensities of [0,1]."""
     tv_weight: float | None = None
     """Weight of total variation; null = the best SSIM on validation subjects, for a single slice
     the choice on OASIS."""
     wavelet_weight: float | None = None
-    """Weight of the wavelets' details, likewise."""
+    """Weight of the wavelets' details, chosen in the same way."""
     latent_steps: int = 80
     """Steps of the latent phase, for each restart."""
     image_steps: int = 60
@@ -71,9 +71,7 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         if not self.package:
-            raise ValueError(
-                "say which decoder to use: --package DIR (make export RUN=… writes one)"
-            )
+            raise ValueError("no decoder given: use --package DIR (make export RUN=… writes one)")
         least = {"restarts": 1.0}
         for name, value in asdict(self).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -84,7 +82,7 @@ class StudyOptions:
 
     @property
     def weights(self) -> dict[str, float | None]:
-        """Of the methods without a decoder."""
+        """Of the classical methods; None: to be chosen."""
         return {TV: self.tv_weight, WAVELETS: self.wavelet_weight}
 
     @property
@@ -117,8 +115,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Task:
-    """reconstruct or restore. simple: what is had without a prior; folder: under WORK;
-    weight: of TV and wavelets where no subject is there to choose it by."""
+    """reconstruct or restore. simple: name of the method without a prior; folder: under WORK;
+    weight: of TV and wavelets for a single slice, where there are no subjects to choose it by."""
 
     title: str
     simple: str
@@ -144,7 +142,7 @@ def carry_out(
     }
     if options.store:
         store = open_store(options.store, work_folder())
-        entries = people(store, package, options.split, options.subject)
+        entries = unseen_subjects(store, package, options.split, options.subject)
         study = Simulation(
             store, entries, package, degrade, task.simple,
             options.slices, options.weights, options.solver,

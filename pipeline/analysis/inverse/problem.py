@@ -1,4 +1,4 @@
-"""An inverse problem, its solution by every method, and scores where the truth is known."""
+"""An inverse problem, its solution by every method, and scores where there is a reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from pipeline.analysis.inverse.operators import Composed, Operator, Within
 from pipeline.analysis.inverse.solver import Prior, SolverSettings, solve, support
-from pipeline.analysis.inverse.total_variation import best_weight, total_variation
-from pipeline.analysis.inverse.wavelets import sparse_wavelets
+from pipeline.analysis.inverse.total_variation import best_weight, solve_total_variation
+from pipeline.analysis.inverse.wavelets import solve_wavelets
 from pipeline.metrics.fidelity import psnr, ssim
 
 TV, WAVELETS = "total variation", "wavelets"
 LATENT, IMAGE = "decoder, latent", "decoder, image"
-# What is had without a decoder, each with a weight: operator, measurement, weight, start -> image.
-CLASSICAL = {TV: total_variation, WAVELETS: sparse_wavelets}
+# Methods without a decoder, each with a weight: operator, measurement, weight, start -> image.
+CLASSICAL = {TV: solve_total_variation, WAVELETS: solve_wavelets}
 Weights = dict[str, float]
 METRICS = ("psnr", "ssim", "nrmse")
-# What the decoder adds beyond knowing where the head is shows against this.
+# Shows what the decoder adds beyond the outline of the head.
 TV_WITHIN = "TV, decoder's support"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Slices of one person that were measured alike.
+    """Slices of one subject that were measured alike.
 
-    operator A; measurement y; noise s, intensity units; simple (B,C,H,W): what is had without a
-    prior; reference (B,C,H,W) in [0,1], where the truth is known; mask (H,W) of k-space.
+    operator A; measurement y; noise s, intensity units; simple (B,C,H,W): the image without a
+    prior; reference (B,C,H,W) in [0,1], the true image where there is one; mask (H,W) of k-space.
     """
 
     operator: Operator
@@ -46,7 +46,7 @@ Degrade = Callable[[Tensor, int], Problem]
 
 @dataclass
 class Case:
-    """A person's problem, solved: images (B,C,H,W) in [0,1] by method."""
+    """A subject's problem, solved: images (B,C,H,W) in [0,1] by method."""
 
     name: str
     problem: Problem
@@ -65,9 +65,22 @@ def solve_case(
     prior: Prior,
     weights: Weights,
     settings: SolverSettings,
-    notice: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> Case:
-    """One problem by every method, and scores, means over slices, where there is a reference."""
+    """Solve a problem by every method.
+
+    Args:
+        name: of the subject.
+        problem: what was measured.
+        simple_name: of the method without a prior, whose image `problem.simple` is.
+        prior: the decoder package.
+        weights: of the CLASSICAL methods.
+        settings: of the search under the prior.
+        progress: gets the share that is done.
+
+    Returns:
+        Images by method and, where there is a reference, their scores, means over slices.
+    """
     images = {simple_name: problem.simple.clamp(0, 1)}
     for method, solver in CLASSICAL.items():
         images[method] = solver(
@@ -80,10 +93,10 @@ def solve_case(
         problem.noise,
         problem.simple,
         settings,
-        notice,
+        progress,
     )
     within = (support(found.drawn) > 0.5).to(found.drawn.dtype)
-    images[TV_WITHIN] = within * total_variation(
+    images[TV_WITHIN] = within * solve_total_variation(
         Composed(Within(within), problem.operator), problem.measurement, weights[TV], problem.simple
     )
     images |= {LATENT: found.drawn, IMAGE: found.image}
@@ -121,9 +134,9 @@ def covered(reference: Tensor, image: Tensor, deviation: Tensor, samples: int) -
 
 
 def choose_weight(
-    method: str, problems: Sequence[Problem], notice: Callable[[float], None]
+    method: str, problems: Sequence[Problem], progress: Callable[[float], None]
 ) -> float:
-    """The weight of a CLASSICAL method with the highest SSIM over problems whose truth is known."""
+    """The weight of a CLASSICAL method with the highest SSIM over problems with references."""
 
     def score(weight: float) -> float:
         found = []
@@ -133,4 +146,4 @@ def choose_weight(
             found.append(_scores(p.reference, image)["ssim"])
         return float(np.mean(found))
 
-    return best_weight(score, notice)
+    return best_weight(score, progress)

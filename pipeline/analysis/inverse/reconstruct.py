@@ -1,6 +1,6 @@
 """Reconstruct undersampled MR images under a decoder's prior, beside zero filling and TV.
 
-python -m pipeline reconstruct --package DIR --store STORE             people of a store, scored
+python -m pipeline reconstruct --package DIR --store STORE             subjects of a store, scored
 python -m pipeline reconstruct --package DIR --image x.nii.gz          one slice, undersampled here
 python -m pipeline reconstruct --package DIR --kspace k.npy --like x.nii.gz --mask m.npy
 """
@@ -103,15 +103,20 @@ def _check_acceleration(options: Options, package: DecoderPackage) -> None:
 
 
 def _drawn_mask(shape: tuple[int, int], options: Options, number: int) -> Tensor:
-    seed = (options.seed, 0 if number >= 0 else 1, abs(number))  # people are told apart
+    seed = (options.seed, 0 if number >= 0 else 1, abs(number))  # another for each subject
     return cartesian_mask(shape, options.acceleration, options.centre_fraction, options.kind, seed)
 
 
 def undersampled(image: Tensor, number: int, options: Options) -> Problem:
-    """What a scanner would have measured of images (B,1,H,W) in [0,1], and their zero filling.
+    """What a scanner would have measured of images, and their zero filling.
 
-    number: the person's, which decides a drawn mask and the noise. Raises InputError where a given
-    mask or sensitivities do not fit.
+    Args:
+        image: (B,1,H,W) in [0,1].
+        number: the subject's, which decides a drawn mask and the noise.
+        options: of the command.
+
+    Raises:
+        InputError: a given mask or sensitivities do not fit.
     """
     height, width = image.shape[-2:]
     mask = _drawn_mask((height, width), options, number) if not options.mask else None
@@ -141,7 +146,7 @@ def _sensitivities(options: Options, shape: tuple[int, int]) -> Tensor:
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> Tensor:
-    """A mask (H,W) of 0 and 1 as float32. Raises InputError where it is another thing."""
+    """A mask (H,W) of 0 and 1 as float32. Raises InputError where it is something else."""
     found = np.squeeze(read_array(path))
     if found.shape != shape:
         raise InputError(f"mask {path} is {'x'.join(map(str, found.shape))}, the image "
@@ -156,7 +161,7 @@ def _check_finite(values: np.ndarray, path: Path) -> None:
         raise InputError(f"{path} has values that are not finite numbers")
 
 
-def fits(picture: Picture, package: DecoderPackage, path: str) -> None:
+def check_size(picture: Picture, package: DecoderPackage, path: str) -> None:
     """Raise InputError where a picture has another size than the decoder draws."""
     if picture.image.shape != tuple(package.image_shape[1:]):
         height, width = package.image_shape[1:]
@@ -168,7 +173,7 @@ def fits(picture: Picture, package: DecoderPackage, path: str) -> None:
 
 def _from_image(options: Options, package: DecoderPackage) -> Slice:
     picture = read_picture(Path(options.image), package.orientation, package.spacing_mm)
-    fits(picture, package, options.image)
+    check_size(picture, package, options.image)
     unit = intensity_unit(picture.image, options.scale)
     image = torch.from_numpy((picture.image / unit).clip(0, 1)).float()[None, None]
     problem = undersampled(image, 0, options)
@@ -187,7 +192,7 @@ def _from_kspace(options: Options, package: DecoderPackage) -> Slice:
         raise InputError(f"{path} holds {found.dtype}, not complex numbers")
     _check_finite(found, path)
     picture = read_picture(Path(options.like), package.orientation, package.spacing_mm)
-    fits(picture, package, options.like)
+    check_size(picture, package, options.like)
     if len(found) > 1 and not options.sensitivities:
         raise InputError(f"{path} is of {len(found)} coils: give --sensitivities s.npy")
     height, width = shape

@@ -1,6 +1,6 @@
 """Restore slices of a known degradation under a decoder's prior: denoise, deblur, super-resolve.
 
-python -m pipeline restore --package DIR --store STORE --noise 0.1    people of a store, scored
+python -m pipeline restore --package DIR --store STORE --noise 0.1    subjects of a store, scored
 python -m pipeline restore --package DIR --image x.nii.gz --factor 2  a degraded slice
 """
 
@@ -91,7 +91,7 @@ def _read(options: Options, operator: Operator, package: DecoderPackage) -> Slic
 
 
 def degraded(image: Tensor, number: int, operator: Operator, options: Options) -> Problem:
-    """Images (B,C,H,W) in [0,1] degraded; number: the person's, which decides the noise."""
+    """Images (B,C,H,W) in [0,1] degraded; number: the subject's, which decides the noise."""
     clean = operator.forward(image)
     generator = torch.Generator().manual_seed(2 * abs(number) + (number < 0) + 1000 * options.seed)
     measured = clean + complex_noise(clean, options.noise, generator)
@@ -100,7 +100,7 @@ def degraded(image: Tensor, number: int, operator: Operator, options: Options) -
 
 
 def _enlarged(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation to (H,W): what is had without a prior."""
+    """Bicubic interpolation to (H,W): the image without a prior."""
     if image.shape[-2:] == shape:
         return image
     return torch.nn.functional.interpolate(image, shape, mode="bicubic", align_corners=False)

@@ -8,7 +8,7 @@ latent  minimise over z   ‖A decode(z) − y‖² / 2t²  +  ½‖z‖²,   t�
         pixel, of each image: the image is one that the decoder can draw (Bora et al., Compressed
         Sensing using Generative Models, 2017), and what it can't draw counts as noise.
 image   minimise over z and u, x = decode(z) + S u,   ‖A x − y‖² / 2s²  +  uᵀ C⁻¹ u / 2  +  ½‖z‖²:
-        the image may leave the decoder's range as far as the law says it does (Tezcan et al., MR
+        the image may leave the decoder's range as far as the law allows (Tezcan et al., MR
         Image Reconstruction Using Deep Density Priors, IEEE TMI 2019). Given z the best u is
         linear, found by conjugate gradients; z follows the gradient at that x, which is the
         gradient of the minimum over u.
@@ -34,7 +34,7 @@ from pipeline.blur.likelihood import sample_residual
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.models.vae import Posterior
 
-Notice = Callable[[float], None]
+Progress = Callable[[float], None]
 
 
 class Prior(Protocol):
@@ -81,9 +81,9 @@ class Solution:
     samples: Float[Tensor, "n B C H W"] | None = None
 
 
-# Below this the data would be believed beyond float32's rounding.
+# Less noise than this is below float32's rounding of the misfit.
 LEAST_NOISE = 1e-3
-# λ of a frequency that the kernel lost is next to 0; its variance must not swamp the mean.
+# Where the kernel passes nothing λ is almost 0: such variances must not dominate the mean.
 LEAST_PRECISION = 0.05
 # Intensity above which the decoder draws tissue, and how much of S is left far from it.
 TISSUE = 0.04
@@ -117,7 +117,7 @@ def conjugate_gradient(
     return solution
 
 
-def colour(image: Tensor, precision: Tensor) -> Tensor:
+def apply_precision(image: Tensor, precision: Tensor) -> Tensor:
     """Σ⁻¹ x: image (B,C,H,W) through its precision spectrum λ (B,1,H,W//2+1)."""
     return torch.fft.irfft2(torch.fft.rfft2(image) * precision, s=image.shape[-2:])
 
@@ -154,7 +154,7 @@ def best_departure(
 
     def apply(image: Tensor) -> Tensor:
         data = operator.adjoint(operator.forward(reach * image))
-        return reach * data + noise**2 * colour(image, precision)
+        return reach * data + noise**2 * apply_precision(image, precision)
 
     return conjugate_gradient(apply, right, start, steps)
 
@@ -166,12 +166,23 @@ def solve(
     noise: float,
     guess: Float[Tensor, "B C H W"],
     settings: SolverSettings,
-    notice: Notice = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Solution:
     """Both phases for a batch of measurements of one operator, and draws from the posterior.
 
-    noise: s, intensity units; guess (B,C,H,W): an image to encode as the first start, such as zero
-    filling. notice: is told the share that is done. Deterministic for a seed.
+    The same seed gives the same solution.
+
+    Args:
+        prior: a decoder package with a Gaussian law of its residuals.
+        operator: A.
+        measurement: y, what A gives of images (B,C,H,W).
+        noise: s, intensity units; less than 0.001 counts as 0.001.
+        guess: (B,C,H,W), encoded as the first start, such as zero filling.
+        settings: steps, restarts, draws, seed.
+        progress: gets the share that is done.
+
+    Raises:
+        ValueError: the law is not Gaussian.
 
     Example:
         >>> image = torch.rand(1, 1, 32, 32)
@@ -192,7 +203,7 @@ def solve(
     def step() -> None:
         nonlocal done
         done += 1
-        notice(done / max(total, 1))
+        progress(done / max(total, 1))
 
     latent = _latent_phase(prior, operator, measurement, noise, guess, settings, step)
     with torch.no_grad():
@@ -276,15 +287,15 @@ def _samples(
     precision = law.precision.expand(batch, -1, -1, -1).repeat(count, 1, 1, 1)
     departure = sample_residual(precision, 1.0, channels, width, generator)
     centre = torch.randn(starts.shape, generator=generator, dtype=starts.dtype)
-    with torch.enable_grad():  # of what y does not tell, the solution is its draw from the start
+    with torch.enable_grad():  # without data, the start is the solution
         _, images = phase(starts + centre, measured, departure, centre)
     return images.reshape(count, batch, channels, height, width)
 
 
 def gaussian(law: Law) -> GaussianLaw:
-    """The law itself. Raises ValueError where it is no Gaussian, and x given z not linear."""
+    """The law itself. Raises ValueError where it is not Gaussian: then u is not linear in y."""
     if not isinstance(law, GaussianLaw):
-        raise ValueError("inverse problems need a Gaussian law: a fitted one, or of another term")
+        raise ValueError("inverse problems need a Gaussian law: use the fitted one")
     return law
 
 

@@ -43,9 +43,9 @@ def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A study on people of a store, whose images are degraded by `degrade(image, number)`.
+    """A study on subjects of a store, whose images are degraded by `degrade(image, number)`.
 
-    number: the person's place, which decides mask and noise; validation people have negative ones.
+    number: the subject's, which decides mask and noise; negative for validation subjects.
     """
 
     store: Store
@@ -55,12 +55,12 @@ class Simulation:
     simple_name: str
     slices: int
     weights: dict[str, float | None]
-    """Of the CLASSICAL methods; None: chosen on validation people."""
+    """Of the CLASSICAL methods; None: chosen on validation subjects."""
     settings: SolverSettings
 
 
 def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights]:
-    """Solve everybody's problem and write their NIfTI files; the cases and the weights used."""
+    """Solve all subjects' problems and write their NIfTI files: the cases and the weights used."""
     with Reporter() as reporter:
         weights = {method: value for method, value in study.weights.items() if value is not None}
         wanted = [method for method in study.weights if method not in weights]
@@ -68,23 +68,23 @@ def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights
         problems = _validation_problems(study) if wanted else []
         for place, method in enumerate(wanted):
 
-            def told(part: float, place: int = place, method: str = method) -> None:
+            def searched(part: float, place: int = place, method: str = method) -> None:
                 reporter.update(0.2 * (place + part), f"weight of {method}")
 
-            weights[method] = choose_weight(method, problems, told)
+            weights[method] = choose_weight(method, problems, searched)
         cases, data = [], SliceDataset(study.store, study.entries)
         for number, entry in enumerate(study.entries):
             places = regular_choice(len(entry.slice_indices), study.slices)
             images = data.__getitems__([int(data.first[number]) + place for place in places])
 
-            def notice(part: float, number: int = number) -> None:
+            def solved(part: float, number: int = number) -> None:
                 done = (number + part) / len(study.entries)
                 reporter.update(share + (1 - share) * done, f"subject {number + 1}")
 
             problem = study.degrade(images, number)
             case = solve_case(
                 entry.subject, problem, study.simple_name, study.package, weights,
-                study.settings, notice,
+                study.settings, solved,
             )  # fmt: skip
             cases.append(case)
             write_stack(output / entry.subject, case.images[IMAGE], entry, places)
@@ -94,13 +94,13 @@ def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights
 
 
 def _validation_problems(study: Simulation) -> list[Problem]:
-    """Problems of validation people who are not scored, to choose weights by."""
+    """Problems of validation subjects that are not scored, to choose weights by."""
     scored = {entry.family for entry in study.entries}
     entries = [e for e in study.store.subjects("validation") if e.family not in scored]
     if not entries:
         raise InputError(
-            f"store {study.store.name} has nobody in split validation to choose the weights of "
-            "total variation and wavelets by: give them (--tv_weight 0.003 --wavelet_weight 0.003)"
+            f"store {study.store.name} has no subjects in split validation to choose weights by: "
+            "give them (--tv_weight 0.003 --wavelet_weight 0.003)"
         )
     data = SliceDataset(study.store, entries)
     return [
@@ -116,10 +116,19 @@ def write_stack(
     places: Sequence[int],
     name: str = IMAGE_FILE,
 ) -> list[Path]:
-    """Slices of one person as NIfTI files that lie over their volume, in its unit: the paths.
+    """Write slices of one subject as NIfTI files that lie over its volume, in the volume's unit.
 
-    Where the store does not know that unit they are in [0,1]. images (n,1,H,W); places: which of
-    the entry's slices. One file, or one a slice where their numbers are not evenly spaced.
+    Where the store does not record that unit they are in [0,1].
+
+    Args:
+        folder: of the files.
+        images: (n,1,H,W).
+        entry: the subject.
+        places: which of the entry's slices they are.
+        name: of the file, without suffix.
+
+    Returns:
+        The paths: one file, or one per slice where their numbers are not evenly spaced.
     """
     affine = np.asarray(entry.affine)
     indices = [entry.slice_indices[place] for place in places]
@@ -145,9 +154,9 @@ def write_stack(
 
 
 def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) -> dict[str, Any]:
-    """scores.csv, a line a person and method, and scores.json: means over people, intervals.
+    """Write scores.csv, a row per subject and method, and scores.json, means with intervals.
 
-    record: what else scores.json says. Returns the methods' means.
+    record: what else scores.json holds. Returns the methods' means.
     """
     columns, rows = ["subject", "method", "slices", *METRICS], []
     values: dict[str, dict[str, list[float]]] = {}
@@ -171,7 +180,7 @@ def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) ->
 
 
 def describe(methods: dict[str, Any], cases: Sequence[Case]) -> str:
-    """The methods' means as a table of plain text, and how well the error bars hold."""
+    """The methods' means as a table of plain text, and the coverage of the error bars."""
     lines = [f"{'method':24s} {'PSNR, dB':>9s} {'SSIM':>7s} {'NRMSE':>7s}"]
     for method, metrics in methods.items():
         psnr, ssim, nrmse = (metrics[name]["mean"] for name in METRICS)

@@ -1,4 +1,4 @@
-"""Total variation, the classical prior that the decoder has to beat.
+"""Reconstruction by total variation, the classical prior that the decoder has to beat.
 
 minimise over 0 ≤ x ≤ 1   ½‖A x − y‖² + w · Σ |∇x|,   |∇x| the length of both differences,
 
@@ -49,7 +49,7 @@ def squared_norm(operator: Operator, like: Tensor, iterations: int = 20) -> floa
 
 
 @torch.no_grad()
-def total_variation(
+def solve_total_variation(
     operator: Operator,
     measurement: Tensor,
     weight: float,
@@ -57,10 +57,21 @@ def total_variation(
     iterations: int = 600,
     tolerance: float = 2e-7,
 ) -> Tensor:
-    """The minimiser above: (B,C,H,W) in [0,1].
+    """The minimiser of total variation and misfit, see the module.
 
-    measurement y; weight w, intensity units; start (B,C,H,W), any image; stops when no pixel's
-    mean square moves by more than tolerance² in a step.
+    Args:
+        operator: A.
+        measurement: y, what A gives.
+        weight: w, intensity units, not negative.
+        start: (B,C,H,W), any image.
+        iterations: at most.
+        tolerance: intensity; it stops when no image moves by more, root mean square, in a step.
+
+    Returns:
+        (B,C,H,W) in [0,1].
+
+    Raises:
+        ValueError: the weight is negative.
     """
     if weight < 0:
         raise ValueError(f"the weight of total variation must not be negative: {weight}")
@@ -89,18 +100,18 @@ def total_variation(
 
 
 def objective(operator: Operator, measurement: Tensor, weight: float, image: Tensor) -> Tensor:
-    """What `total_variation` minimises, of each image: (B,)."""
+    """What `solve_total_variation` minimises, of each image: (B,)."""
     misfit = (operator.forward(image) - measurement).abs().square().flatten(1).sum(dim=1)
     return 0.5 * misfit + weight * gradient(image).norm(dim=0).flatten(1).sum(dim=1)
 
 
-def best_weight(score: Callable[[float], float], notice: Callable[[float], None]) -> float:
-    """The weight of the highest score, by GRID and REFINEMENTS; notice: is told the share done."""
+def best_weight(score: Callable[[float], float], progress: Callable[[float], None]) -> float:
+    """The weight of the highest score, by GRID and REFINEMENTS; progress gets the share done."""
     found: dict[float, float] = {}
 
     def look(weight: float) -> None:
         found[weight] = score(weight)
-        notice(len(found) / (len(GRID) + 2 * REFINEMENTS))
+        progress(len(found) / (len(GRID) + 2 * REFINEMENTS))
 
     for weight in GRID:
         look(weight)

@@ -1,4 +1,4 @@
-"""Sparsity in wavelets, the other classical prior that the decoder has to beat.
+"""Reconstruction by sparse wavelets, the other classical prior that the decoder has to beat.
 
 minimise over 0 ≤ x ≤ 1   ½‖A x − y‖² + w · ‖Ψ x‖₁,   Ψ the details of an orthonormal transform
 
@@ -36,13 +36,23 @@ def shrink(image: Tensor, weight: float, shift: tuple[int, int] = (0, 0)) -> Ten
 
 
 @torch.no_grad()
-def sparse_wavelets(
+def solve_wavelets(
     operator: Operator, measurement: Tensor, weight: float, start: Tensor, iterations: int = 200
 ) -> Tensor:
-    """The minimiser above, but for the shifts: (B,C,H,W) in [0,1].
+    """The minimiser of details and misfit, see the module, but for the random shifts.
 
-    measurement y; weight w, intensity units; start (B,C,H,W), any image. The shifts are the same
-    every time. Raises ValueError for a negative weight.
+    Args:
+        operator: A.
+        measurement: y, what A gives.
+        weight: w, intensity units, not negative.
+        start: (B,C,H,W), any image.
+        iterations: all of them are done; their shifts are the same every time.
+
+    Returns:
+        (B,C,H,W) in [0,1].
+
+    Raises:
+        ValueError: the weight is negative.
     """
     if weight < 0:
         raise ValueError(f"the weight of the wavelets must not be negative: {weight}")

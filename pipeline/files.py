@@ -1,4 +1,4 @@
-"""Where the files of runs lie, and how tables, figures, images and JSON are written.
+"""Where the files of runs lie, and how tables, images and JSON are written.
 
 Files that are there whole or not at all are data_prep's.
 """
@@ -31,7 +31,6 @@ __all__ = [
     "sync_folder",
     "work_folder",
     "writable",
-    "write_figure",
     "write_json",
     "write_nifti",
     "write_text",
@@ -62,12 +61,6 @@ def write_nifti(path: Path, image: Any) -> None:
     """Write a nibabel NIfTI image as .nii.gz, atomically; equal images give equal bytes."""
     with atomic_file(path) as stream:
         stream.write(gzip.compress(image.to_bytes(), 6, mtime=0))
-
-
-def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure as PNG, atomically; the same figure gives the same bytes."""
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import work_folder, writable, write_figure
+from pipeline.figures import write_figure
+from pipeline.files import work_folder, writable
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
-from pipeline.files import locked, run_folder, work_folder, write_figure, write_text
+from pipeline.figures import write_figure
+from pipeline.files import locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint

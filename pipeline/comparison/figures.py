@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipeline.comparison.leaderboard import Row
 from pipeline.evaluation.figures import image_grid
+from pipeline.figures import COLOURS, bare
 
-# Distinguishable with and without red and green; a marker changes with each turn of the colours.
-COLOURS = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+# The marker changes with each turn of the colours.
 MARKERS = ("o", "s", "^")
 
 
@@ -41,10 +41,7 @@ def side_by_side(
         for column in range(count):
             panel = axes[row, column]
             panel.imshow(image_grid(values[column : column + 1]), interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
-            for spine in panel.spines.values():
-                spine.set_visible(False)
+            bare(panel)
             if row == 0:
                 panel.set_title(subjects[column], fontsize=8)
         axes[row, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.evaluation.calibration import BINS, LEVEL, REGIONS
-
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "black"]
+from pipeline.figures import COLOURS, bare
 
 
 def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration") -> Figure:
@@ -24,7 +23,7 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
     (coverage, variance), (pit, spectrum) = figure.subplots(2, 2)
     bar = 0.8 / len(laws)
     for i, (name, curves) in enumerate(laws.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[(i + 1) % len(COLOURS)]  # black comes last
         places = np.arange(len(REGIONS)) + (i - (len(laws) - 1) / 2) * bar
         for axes, key in ((coverage, "coverage"), (variance, "region_variance")):
             if key in curves:
@@ -84,8 +83,7 @@ def error_bars(
                  (s[r], "magma", 0, top), (error / s[r], "RdBu_r", -4, 4))  # fmt: skip
         for axes, head, (values, colours, low, high) in zip(grid[r], heads, shown, strict=True):
             drawn = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            bare(axes)
             if r == 0:
                 axes.set_title(head, fontsize=9)
             if r == rows - 1 and colours != "gray":

@@ -153,7 +153,7 @@ def model_scores(
     kernel_width: pixels, the kernel network's at the posterior's mean; absent without one.
     elbo_bits_per_dim: of one draw, under the term with the σ of training; absent where the term is
         no density.
-    elbo_bits_per_dim_fitted: the same under the law `fitted` of the residuals; depends on its floor.
+    elbo_bits_per_dim_fitted: the same under `fitted`, the law of residuals; its floor counts.
 
     Bits per dimension are those of a density over intensities in [0,1]: add 8 to compare with
     images of 256 levels. They are under the prior N(0,I), whatever samples are drawn from.

@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.blur.kernel_loss import kernel_width
+from pipeline.figures import COLOURS, bare
 from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR
 
 Array = NDArray[Any] | torch.Tensor
 
 _COLUMNS = 8
 _ERROR_COLOURS = "RdBu_r"
-# Distinguishable without red and green.
-_COLOURS = ["black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]
 
 
 def _numpy(values: Array, ndim: int, name: str) -> NDArray[np.float64]:
@@ -44,14 +43,7 @@ def _images(values: Array, name: str = "images") -> NDArray[np.float64]:
 def _show(axes: Axes, image: NDArray[Any]) -> None:
     """One image without ticks, grey or colour, on the full scale [0,1]."""
     axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-    _bare(axes)
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
 
 
 def image_grid(images: Array, columns: int = _COLUMNS, gap: int = 2) -> NDArray[np.uint8]:
@@ -135,7 +127,7 @@ def reconstructions(
             drawn = below[column].imshow(
                 errors[name][column], cmap=_ERROR_COLOURS, vmin=-limit, vmax=limit
             )
-            _bare(below[column])
+            bare(below[column])
         above[0].set_ylabel(name or "reconstruction", fontsize=9)
         below[0].set_ylabel("error", fontsize=9)
     # Beside all rows, though only the error rows use it: so that no row is narrower than another.
@@ -184,7 +176,7 @@ def samples(
         figure.subplots(1, 2), grids, ("data", f"samples: decoder(z), {drawn}"), strict=True
     ):
         axes.imshow(grid)
-        _bare(axes)
+        bare(axes)
         axes.set_title(f"{name}  (n = {count})", fontsize=10)
     figure.suptitle(f"{title}, intensity 0 (black) to 1 (white)", fontsize=11)
     return figure
@@ -239,7 +231,7 @@ def kernels(
         for column, (epoch, stack) in enumerate(stacks.items(), start=1):
             panel = axes[row, column]
             drawn = panel.imshow(stack[row], cmap="magma", norm=norm)
-            _bare(panel)
+            bare(panel)
             width = kernel_width(torch.from_numpy(stack[row])[None, None]).item()
             panel.set_xlabel(f"width {width:.2f} px", fontsize=8, labelpad=2)
             if row == 0:
@@ -285,7 +277,7 @@ def spectra(
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (name, curve) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)], "label": name, "lw": 1.8}
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": name, "lw": 1.8}
         left.semilogy(axis, curve, **style)
         right.semilogy(axis, curve / curves[reference], **style)
     for axes, label, name in (

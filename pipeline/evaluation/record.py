@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.slices import Store
-from pipeline.files import csv_text, write_figure, write_json, write_text
+from pipeline.figures import write_figure
+from pipeline.files import csv_text, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.training.checkpoint import Checkpoint

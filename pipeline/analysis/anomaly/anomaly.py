@@ -41,7 +41,8 @@ from pipeline.data.volumes import (
 )
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import csv_text, work_folder, write_figure, write_json, write_text
+from pipeline.figures import write_figure
+from pipeline.files import csv_text, work_folder, write_json, write_text
 from pipeline.progress import Reporter
 
 TAILS: tuple[Tail, ...] = ("both", "dark", "bright")

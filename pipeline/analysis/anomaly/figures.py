@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.figures import bare
+
 COLUMNS = 5
 
 
@@ -61,8 +63,7 @@ def overlay(
 
 def _show(axes: Axes, plane: np.ndarray, aspect: float) -> None:
     axes.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    bare(axes)
 
 
 def _contour(axes: Axes, lesions: np.ndarray | None, index: int) -> None:

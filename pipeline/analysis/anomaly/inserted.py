@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-# Sub-pixels a side by which the share of a pixel within the disc is counted.
+# Sub-pixels per side by which the share of a pixel within the disc is counted.
 FINE = 25
 THRESHOLDS = 400
 EIGHT = np.ones((3, 3), int)

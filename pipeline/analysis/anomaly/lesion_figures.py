@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.analysis.anomaly.inserted import Lesion
+from pipeline.data.slices import evenly_spread
+from pipeline.figures import bare
 
 _COLOURS = {
     "whitened": "#0072B2",
@@ -67,7 +69,7 @@ def examples(
 
     shown: kind, slice (H,W), where its lesion is (H,W), maps by method (H,W), at least 0.
     """
-    chosen = np.unique(np.linspace(0, len(shown) - 1, min(MOST, len(shown))).round().astype(int))
+    chosen = evenly_spread(len(shown), MOST)
     names = list(shown[0][3])
     figure = Figure(
         figsize=(1.9 * (1 + len(names)) + 0.4, 2.0 * len(chosen) + 0.7), layout="constrained"
@@ -82,8 +84,7 @@ def examples(
             high = top if 0 < top < float("inf") else float(values.max()) or 1.0
             axes.imshow(values.numpy(), cmap=colours, vmin=0, vmax=high)
             axes.contour(where.numpy(), levels=[0.5], colors="#56B4E9", linewidths=1)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            bare(axes)
             if row == 0:
                 axes.set_title(("slice with a lesion", *names)[column], fontsize=9)
         grid[row, 0].set_ylabel(f"{kind.diameter:g} mm, {kind.contrast:+g}", fontsize=8)

@@ -28,7 +28,8 @@ from pipeline.analysis.results import begin
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import csv_text, work_folder, write_figure, write_json, write_text
+from pipeline.figures import write_figure
+from pipeline.files import csv_text, work_folder, write_json, write_text
 from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 

@@ -81,7 +81,7 @@ def _latents(model: NormativeModel, images: Tensor, finest: int) -> Tensor:
 def reconstructions(
     model: NormativeModel, images: Tensor, batch_size: int, progress: Progress, finest: int = 0
 ) -> Tensor:
-    """Decoded posterior means of images (n,1,H,W); needs no likelihood. finest: as in `slice_maps`."""
+    """Decoded posterior means (n,1,H,W), as in `slice_maps`; needs no likelihood."""
     parts: list[Tensor] = []
     for batch in images.split(batch_size):
         parts.append(model.decode(_latents(model, batch, finest)).cpu())

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.analysis.inverse.problem import Case
+from pipeline.figures import bare
 
 MOST = 4
 _ERROR = 0.2
@@ -26,7 +27,7 @@ def comparison(cases: Sequence[Case], title: str) -> Figure:
     figure = Figure(figsize=(1.75 * columns, 1.85 * rows + 0.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
     for axis in axes.flat:
-        _bare(axis)
+        bare(axis)
     colours = None
     for number, case in enumerate(shown):
         top = axes[2 * number if referenced else number]
@@ -64,10 +65,3 @@ def comparison(cases: Sequence[Case], title: str) -> Figure:
 
 def _show(axis: Axes, image: np.ndarray) -> None:
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-
-
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)

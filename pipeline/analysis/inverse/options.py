@@ -23,7 +23,8 @@ from pipeline.analysis.packages import Choice, package_record, unseen_subjects
 from pipeline.analysis.results import begin
 from pipeline.data.slices import open_store
 from pipeline.decoder_package import DecoderPackage
-from pipeline.files import work_folder, write_figure
+from pipeline.figures import write_figure
+from pipeline.files import work_folder
 from pipeline.progress import Reporter
 
 

@@ -12,8 +12,7 @@ import yaml
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
-from pipeline.commands import evaluate as command
-from pipeline.evaluation import networks, record
+from pipeline.evaluation import networks, record, trained_run
 
 LEVELS: list[dict[str, Any]] = [{"side": 4, "channels": 2}, {"side": 8, "channels": 1}]
 CONFIG: dict[str, Any] = {
@@ -147,13 +146,13 @@ def test_device_and_threads_of_the_evaluation_are_honoured(
     evaluate: Command, anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices, threads = [], []
-    choose = command.choose_device
+    choose = trained_run.choose_device
 
     def choosing(*words: str) -> torch.device:
         devices.append(words)
         return choose(*words)
 
-    monkeypatch.setattr(command, "choose_device", choosing)
+    monkeypatch.setattr(trained_run, "choose_device", choosing)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     evaluate("--evaluation.device", "cpu", "--evaluation.threads", "2")
     assert devices == [("cpu", "evaluation.device")] and threads == [2]

@@ -200,7 +200,7 @@ def test_people_the_decoder_knows_are_refused(fail: Fail, tiny_store: Store) -> 
         (["--package", "tiny", "--store", "x", "--centre_fraction", "0.5"], ["centre_fraction"]),
         (["--package", "tiny", "--store", "x", "--noise", "nan"], ["noise"]),
         (["--package", "tiny", "--store", "x", "--latent_steps", "-3"], ["latent_steps"]),
-        (["--package", "tiny", "--store", "x"], ["stores/x", "data_prep"]),
+        (["--package", "tiny", "--store", "x"], ["stores/x", "prepare it first"]),
         (["--package", "tiny", "--kspace", "k.npy"], ["affine", "--like"]),
         (["--package", "tiny", "--colour", "red"], ["--colour"]),
     ],

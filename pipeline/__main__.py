@@ -26,8 +26,8 @@ USAGE = """usage: {program} COMMAND --config CONFIG.yaml [--run RUN] [--key valu
 
 commands:
   train       train a VAE on a prepared store                       -> WORK/runs/RUN
-  evaluate    score a trained run on people it has not seen         -> WORK/runs/RUN/evaluation
-              --reconstructions: somebody else's reconstructions    -> WORK/scores/NAME
+  evaluate    score a trained run on subjects it has not seen       -> WORK/runs/RUN/evaluation
+              --reconstructions: another program's output           -> WORK/scores/NAME
   compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
   export      write a run's decoder package, and register it        -> WORK/packages/RUN
@@ -147,7 +147,7 @@ MODULES: dict[str, str] = {
 }
 
 
-# What `evaluate --reconstructions` is: no run is scored, but what somebody else made.
+# What `evaluate --reconstructions` scores: no run, but the output of another program.
 FOREIGN = "pipeline.evaluation.foreign"
 
 

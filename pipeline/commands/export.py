@@ -16,7 +16,7 @@ from pipeline.data.augmentation import AugmentationConfig
 from pipeline.data.slices import DataConfig, Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
 from pipeline.decoder_package.graphs import TOLERANCE
-from pipeline.decoder_package.metadata import UNSAID, hashed_people
+from pipeline.decoder_package.metadata import UNSAID, hashed_subjects
 from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
 from pipeline.files import run_folder, work_folder
@@ -133,7 +133,7 @@ def is_due(version: Version, champion: Version | None, how: str, key: str) -> tu
         return True, f"with {key} {value:.4f}, which version {champion.number} lacks"
     if champion.scored_on != version.scored_on:
         return False, (
-            f"for version {champion.number} was scored on other people or with other settings: "
+            f"for version {champion.number} was scored on other subjects or with other settings: "
             "--champion always moves it"
         )
     old = champion.metrics[key]
@@ -152,7 +152,7 @@ def _loss(version: Version, key: str) -> float:
 
 
 def scored_on(evaluation: dict[str, Any]) -> str:
-    """What an evaluation's metrics are of, as a digest: the people and what decides a score."""
+    """What an evaluation's metrics are of, as a digest: the subjects and what decides a score."""
     inputs = evaluation["inputs"]
     kept = {
         "store": inputs.get("store"),
@@ -212,7 +212,7 @@ def package_of_run(
         },
         store={"name": store.name, "digest": store.digest, "simulated": store.simulated},
         evaluation=evaluation_of(folder, checkpoint),
-        trained_on=hashed_people(state.trained_on),
+        trained_on=hashed_subjects(state.trained_on),
         authors=authors,
         rights=rights,
     )

@@ -85,7 +85,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
                 _describe(config, store, tracker)
             parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
             say(
-                f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} people from "
+                f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} subjects from "
                 f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
             )
             metrics = trainer.fit(tracker, signals)

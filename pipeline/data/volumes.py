@@ -24,7 +24,7 @@ from data_prep import (
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
 
-# Keys of the preparation that decide an image's pixels; all others choose people and slices.
+# Keys of the preparation that decide an image's pixels; all others choose subjects and slices.
 PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percentile", "n4")
 
 # Decide the pixels, too, though no key of the configuration.

@@ -58,8 +58,8 @@ def describe(
     image_shape (C,H,W); prior: pieces and rank of a fitted one; residual: the floor of the fitted
     law of the residuals; spacing_mm in-plane pixel size; prepare: the store's recorded
     configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
-    metrics; trained_on: see `hashed_people`; authors, rights: of the trained decoder. Numbers that
-    are not finite become null.
+    metrics; trained_on: see `hashed_subjects`; authors, rights: of the trained decoder. Numbers
+    that are not finite become null.
     """
     channels, *spatial = image_shape
     return _plain(
@@ -98,7 +98,7 @@ def describe(
             "model": asdict(model),
             "prior": dict(prior) if prior else None,
             "residual": dict(residual) if residual else None,
-            # Where this machine keeps a file is nobody else's business.
+            # Where this machine keeps a file stays on this machine.
             "likelihood": asdict(replace(likelihood, vgg_weights="")),
             "prepare": dict(prepare or {}),
             "run": dict(run or {}),
@@ -109,21 +109,21 @@ def describe(
     )
 
 
-def hashed_people(people: Iterable[Mapping[str, str]]) -> dict[str, Any]:
+def hashed_subjects(subjects: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Who the training saw, so that an analysis can refuse them: SHA-256 of names, sorted.
 
-    people: subject, family, source_sha256 of each. A hash keeps names out of sight; it does not
+    subjects: subject, family, source_sha256 of each. A hash keeps names out of sight; it does not
     protect them, since names of six digits are soon tried out.
     """
-    people = list(people)
-    found: dict[str, Any] = {"people": len(people)}
+    entries = list(subjects)
+    found: dict[str, Any] = {"people": len(entries)}
     for key in ("subject", "family"):
-        found[key] = sorted({hashed(person[key]) for person in people})
-    return found | {"source_sha256": sorted({person["source_sha256"] for person in people})}
+        found[key] = sorted({hashed(entry[key]) for entry in entries})
+    return found | {"source_sha256": sorted({entry["source_sha256"] for entry in entries})}
 
 
 def hashed(name: str) -> str:
-    """SHA-256 of a person's or a family's name, hexadecimal."""
+    """SHA-256 of a subject's or a family's name, hexadecimal."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

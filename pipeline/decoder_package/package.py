@@ -257,7 +257,7 @@ class DecoderPackage(nn.Module):
     def trained_on(
         self, *, subject: str | None = None, family: str | None = None, source_sha256: str = ""
     ) -> bool:
-        """Whether the training saw this person, this family or this file."""
+        """Whether the training saw this subject, this family or this file."""
         seen = self.metadata["trained_on"]
         return (
             (subject is not None and hashed(subject) in seen.get("subject", ()))

@@ -34,7 +34,7 @@ class Version:
     metrics: dict[str, float]
     """Means by key; empty where the package has no evaluation."""
     scored_on: str
-    """Which people and settings the metrics are of; equal ones can be compared."""
+    """Which subjects and settings the metrics are of; equal ones can be compared."""
     new: bool = False
 
 

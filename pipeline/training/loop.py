@@ -49,7 +49,7 @@ class Monitor(Protocol):
     """The fixed images (N,C,H,W) that `picture` and `kernels` show."""
 
     def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
-        """Metrics on the validation people; `psnr` decides which checkpoint is best."""
+        """Metrics on the validation subjects; `psnr` decides which checkpoint is best."""
 
     def picture(self, objective: Objective) -> np.ndarray:
         """A grid of fixed images and their reconstructions, uint8 (H,W,3)."""

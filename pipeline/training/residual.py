@@ -51,11 +51,11 @@ def residual_law_of(
 
 
 def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
-    """The law of residuals of people who were not trained on: of them alone it is to be right.
+    """The law of residuals of subjects that were not trained on: for them it must hold.
 
     Fitted to three fifths of the validation families, its factors the others'. Where there is one
-    family, it serves both; where there is none, training people do, on whom residuals are smaller.
-    All reconstructions decode the posterior's mean. By the seed.
+    family, it serves both; where there is none, training subjects serve, on whom residuals are
+    smaller. All reconstructions decode the posterior's mean. By the seed.
     """
     device = next(vae.parameters()).device
     settings, seed = config.likelihood, config.training.seed
@@ -87,12 +87,12 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
     return law.eval().requires_grad_(False)
 
 
-def halves(people: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
+def halves(subjects: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
     """Three fifths of the families, and the others; all twice where there is one family."""
-    families = list(dict.fromkeys(entry.family for entry in people))
+    families = list(dict.fromkeys(entry.family for entry in subjects))
     first = set(families[: max(1, min(math.ceil(0.6 * len(families)), len(families) - 1))])
-    one = [entry for entry in people if entry.family in first]
-    return one, [entry for entry in people if entry.family not in first] or one
+    one = [entry for entry in subjects if entry.family in first]
+    return one, [entry for entry in subjects if entry.family not in first] or one
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from data_prep.store import Store
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage, describe
-from pipeline.decoder_package.metadata import hashed_people
+from pipeline.decoder_package.metadata import hashed_subjects
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 
@@ -27,7 +27,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
         plane=tiny_store.plane,
         prepare=tiny_store.manifest["configuration"],
         store={"name": tiny_store.name, "simulated": True},
-        trained_on=hashed_people(
+        trained_on=hashed_subjects(
             {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
             for e in people
         ),

@@ -174,9 +174,9 @@ def test_too_many_nats_make_the_rate_dearer() -> None:
 def test_a_factor_holds_the_share_that_split_conformal_asks_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of n residuals the ⌈(n + 1)·0.9⌉-th smallest: the 9th of 9, 18th of 19, 90th of 99."""
+    """Of n residuals the ⌈(n + 1)·0.9⌉-th smallest: the 10th of 10, 19th of 20, 90th of 99."""
     quantile = stats.norm.ppf(0.95)
-    for count, place in [(9, 9), (19, 18), (99, 90), (8, 8)]:
+    for count, place in [(10, 10), (20, 19), (99, 90), (8, 8)]:
         law = ResidualLaw((1, 8, 16), 0.01)
         monkeypatch.setattr(law, "unscaled", lambda images: torch.full_like(images, 0.5))
         sizes = torch.arange(1, count + 1, dtype=torch.float32)

@@ -23,7 +23,7 @@ UV_INSTALL := env -u UV_SYSTEM_PYTHON $(PY) -m uv pip install --quiet --python $
 
 # STORE names the prepared store in every stage, RUN the run; both default to the config's name.
 stage = --config "$(CONFIG)" $(if $(STORE),--prepare.name "$(STORE)")
-# A decoder package and the store of people that an analysis is tried on.
+# A decoder package and the store that an analysis is tried on.
 analysed = $(if $(PACKAGE),--package "$(PACKAGE)") $(if $(STORE),--store "$(STORE)")
 run = $(if $(RUN),--run "$(RUN)")
 # With RUN= and no CONFIG=, a run is scored with the configuration it was trained with.
@@ -55,7 +55,7 @@ prepare: $(INSTALLED) ## Raw images -> WORK/stores/STORE
 train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
 	$(PY) -m pipeline train $(stage) $(run) $(ARGS)
 
-evaluate: $(INSTALLED) ## Score a run on people it has not seen
+evaluate: $(INSTALLED) ## Score a run on subjects it has not seen
 	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
 
 export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
@@ -70,7 +70,7 @@ anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anoma
 	  exit 2; }
 	$(PY) -m pipeline anomaly --package "$(PACKAGE)" --image "$(IMAGE)" $(ARGS)
 
-lesions: $(INSTALLED) ## Lesions inserted into healthy people of STORE, and found by PACKAGE
+lesions: $(INSTALLED) ## Insert lesions into healthy subjects of STORE, find them with PACKAGE
 	$(PY) -m pipeline lesions $(analysed) $(ARGS)
 
 reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE

@@ -27,7 +27,7 @@ USAGE = """usage: {program} COMMAND --config CONFIG.yaml [--run RUN] [--key valu
 commands:
   train       train a VAE on a prepared store                       -> WORK/runs/RUN
   evaluate    score a trained run on subjects it has not seen       -> WORK/runs/RUN/evaluation
-              --reconstructions: another program's output           -> WORK/scores/NAME
+              --reconstructions: those of another method            -> WORK/scores/NAME
   compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
   export      write a run's decoder package, and register it        -> WORK/packages/RUN
@@ -75,9 +75,7 @@ def _train(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(list(argv))
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
-    from pipeline.commands.train import (
-        train_run,  # takes seconds, which a mistyped key need not wait for
-    )
+    from pipeline.commands.train import train_run  # slow: a mistyped key need not wait for it
 
     train_run(config, arguments.run or stem or config.data.store, arguments.restart)
 
@@ -92,18 +90,18 @@ def _evaluate(argv: Sequence[str]) -> None:
     parser = config_parser("evaluate", DESCRIPTIONS["evaluate"])
     arguments = parser.parse_args(list(argv))
     if arguments.restart:
-        raise InputError("evaluate has no --restart: train has; what changed is scored anew anyway")
+        raise InputError("evaluate has no --restart: whatever changed is scored again anyway")
     run = arguments.run or _stem(arguments)
     if not run:
-        raise InputError("say which run to score: --run RUN, or --config CONFIG.yaml")
+        raise InputError("no run given: use --run RUN, or --config CONFIG.yaml")
     saved = run_folder(run) / "config.yaml"
     run_config = _run_config(saved)
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = parser.parse_args(["--config", str(saved), *argv])
-    evaluate_run(with_run_config(config_of(parser, arguments), run_config, _said(argv)), run)
+    evaluate_run(with_run_config(config_of(parser, arguments), run_config, _given(argv)), run)
 
 
-def _said(argv: Sequence[str]) -> set[str]:
+def _given(argv: Sequence[str]) -> set[str]:
     """Dotted keys, or sections (--model '{…}'), that the command line gives."""
     words = (word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--"))
     return {word.rstrip("+") for word in words}  # key+ adds to a list
@@ -147,7 +145,7 @@ MODULES: dict[str, str] = {
 }
 
 
-# What `evaluate --reconstructions` scores: no run, but the output of another program.
+# `evaluate --reconstructions` scores the reconstructions of another method, not a run.
 FOREIGN = "pipeline.evaluation.foreign"
 
 
@@ -166,7 +164,7 @@ def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
 for _name in MODULES:
     COMMANDS[_name] = partial(_with_options, _name)
 
-# What the file system says of a user's file or folder, not of a fault in this program.
+# Refusals of the file system: a fault of the user's file or folder, not of this program.
 REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 
 
@@ -189,16 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             way_out = "make room, then give the same command again"
         elif isinstance(error, REFUSALS) or error.errno == errno.EROFS:
-            way_out = "see what lies there and whose it is, or choose another place"
+            way_out = "check what is there and who owns it, or choose another place"
         else:
             raise
         print(f"error: {one_line(error)}: {way_out}", file=sys.stderr)
         return 2
     except Stopped as error:
-        print(f"{error}, state saved: the same command goes on from there", file=sys.stderr)
+        print(f"{error}, state saved: the same command continues from there", file=sys.stderr)
         return 128 + error.number
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

@@ -15,7 +15,7 @@ from data_prep import read_arrays
 Network = Literal["alex", "vgg"]
 State = dict[str, Tensor]
 
-# The names torchvision's files bear, in its hub cache and wherever users copy them to.
+# The names of torchvision's files, in its hub cache and wherever they were copied.
 WEIGHT_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 # One file under two names, torch-fidelity's and pytorch-fid's, both with the start of its SHA-256.
 INCEPTION_FILES = (

@@ -1,7 +1,7 @@
 """The one configuration: a frozen dataclass per section, read from YAML by jsonargparse.
 
-Sections of rooms below this floor are defined beside their component; `training` and
-`evaluation`, whose rooms lie above, are defined here, so that imports run downwards only.
+Sections of packages below this floor are defined beside their component; `training` and
+`evaluation`, whose packages are above, are defined here, so that imports run downwards only.
 """
 
 from dataclasses import dataclass, field, fields
@@ -145,7 +145,7 @@ class CompareConfig:
     jobs: int = 0
     """Runs at once, sharing the cores; 0 = a run a core, on a GPU one."""
     quick: bool = False
-    """One seed and 200 steps: a trial of the whole, whose scores mean little."""
+    """One seed and 200 steps: a trial run, whose scores mean little."""
 
     def __post_init__(self) -> None:
         if self.jobs < 0:

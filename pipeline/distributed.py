@@ -1,4 +1,4 @@
-"""One training by one process or by several: who is who, and what they tell each other.
+"""One training by one process or by several: their ranks, and what they exchange.
 
 Started by torchrun, accelerate joins the processes; started alone, everything here is the identity.
 """
@@ -14,7 +14,7 @@ from pipeline.errors import InputError, Stopped
 
 
 def choose_device(name: str, key: str = "training.device") -> torch.device:
-    """auto, cpu, cuda, cuda:1 -> device; InputError, naming the key, where it is not there."""
+    """auto, cpu, cuda, cuda:1 -> device; InputError, naming the key, if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -39,10 +39,10 @@ class Processes:
     """The processes of one run. Collective methods must be called by all of them, in one order."""
 
     def __init__(self, device: str = "auto") -> None:
-        """device: the setting training.device. Raises InputError where it is not there."""
+        """device: the setting training.device. Raises InputError if it is not there."""
         self.rank, self.count = 0, 1
         self._accelerator: Any = None
-        launched = os.environ.get("LOCAL_RANK")  # torchrun's mark
+        launched = os.environ.get("LOCAL_RANK")  # set by torchrun
         if launched is None:
             self.device = choose_device(device)
         else:
@@ -99,7 +99,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After a failure the others may wait for this one: torchrun ends them, no farewell would.
+        # After a failure the others may wait for this one: torchrun ends them.
         if self._accelerator is not None and (kind is None or issubclass(kind, Stopped)):
             self._accelerator.wait_for_everyone()  # the main one may still be writing
             self._accelerator.end_training()

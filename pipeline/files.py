@@ -38,7 +38,7 @@ __all__ = [
 
 
 def run_folder(run: str) -> Path:
-    """The folder of a run. Raises InputError where the name is no plain folder name."""
+    """The folder of a run. Raises InputError if the name is no plain folder name."""
     if not run or run in (".", "..") or "/" in run or "\\" in run:
         raise InputError(f"--run must be a plain name, not {run!r}")
     return work_folder() / "runs" / run

@@ -245,7 +245,7 @@ def test_versions_and_champion_in_mlflow(
     make_run("good", lpips=0.2, seed=1)
     assert "champion: version 2, the first" in export("--run", "good")
     make_run("worse", lpips=0.3, seed=2)
-    assert "champion: unchanged, no better than version 2" in export("--run", "worse")
+    assert "champion: unchanged, not better than version 2" in export("--run", "worse")
     make_run("better", lpips=0.1, seed=3)
     assert "champion: version 4, better than version 2" in export("--run", "better")
     assert "version 4 (registered already)" in export("--run", "better")
@@ -327,7 +327,7 @@ def test_an_address_without_a_database_is_refused(work: Path) -> None:
 def test_a_database_that_is_none_is_told_in_a_line(work: Path) -> None:
     work.mkdir()
     (work / "mlflow.db").write_bytes(b"no database " * 1000)
-    with pytest.raises(InputError, match="can't be had from MLflow"):
+    with pytest.raises(InputError, match="can't be fetched from MLflow"):
         load(f"models:/{NAME}@champion")
     with pytest.raises(InputError, match="MLflow can't be used"):
         connect(TrackingConfig(), work)
@@ -355,7 +355,7 @@ def test_what_can_not_be_exported_is_refused(
     assert "--register false" in export("--run", "tiny", code=2)
     assert load(work / "packages/tiny")  # which is there all the same
     store_writer(work, seed=9)
-    assert "another than run tiny was trained on" in export("--run", "tiny", code=2)
+    assert "not the one that run tiny was trained on" in export("--run", "tiny", code=2)
 
 
 def test_a_run_without_tracking_is_not_registered(

@@ -1,4 +1,4 @@
-"""Write a run's decoder package, prove it, and register it in MLflow.
+"""Write a run's decoder package, check it, and register it in MLflow.
 
 python -m pipeline export --run RUN                                  -> WORK/packages/RUN
 """
@@ -31,7 +31,7 @@ from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
 from pipeline.training.step import part_of
 
-# A part of a checkpoint -> that of a package. What only training needs stays behind.
+# A part of a checkpoint -> the part of a package. What only training needs is left out.
 PARTS = {
     "vae": "vae",
     "kernel_network": "kernel_network",
@@ -39,7 +39,7 @@ PARTS = {
 }
 # Metrics that say which of two decoders is better.
 SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
-# Settings of an evaluation that are a machine's own, not part of what was scored.
+# Settings of an evaluation that depend on the machine and do not decide a score.
 MACHINES_OWN = where_keys(EvaluationConfig) | work_keys(EvaluationConfig) | {"batch_size"}
 
 
@@ -56,31 +56,31 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint."""
     prior: bool = True
-    """Whether the prior of samples is in it, which is made of the latents of training images: say
-    false where those may not leave."""
+    """Whether the package has the prior of samples, which is made from the latents of training
+    images: false if those may not be shared."""
     authors: str = UNSAID
-    """Whose decoder it is, for its metadata."""
+    """Who made the decoder, for its metadata."""
     copyright: str = UNSAID
-    """Its copyright or licence, likewise."""
+    """Its copyright or licence, for its metadata."""
     register: bool = True
-    """Whether it is registered in MLflow as EXPERIMENT-decoder; runs without tracking are not."""
+    """Whether it is registered in MLflow as EXPERIMENT-decoder; a run without tracking is not."""
     experiment: str = ""
     """The experiment; "" = the run's."""
     champion: Literal["if_better", "always", "never"] = "if_better"
-    """Whether the alias `champion` is moved to this version."""
+    """When the alias `champion` moves to this version."""
     champion_metric: str = "lpips_alex"
-    """By which key of the evaluation's metrics.json it is better."""
+    """The key of the evaluation's metrics.json that decides which version is better."""
 
     def __post_init__(self) -> None:
         if not self.run:
-            raise ValueError("say which run to export: --run RUN")
+            raise ValueError("no run given: use --run RUN")
         if self.champion_metric not in SCORES:
             raise ValueError(f"champion_metric must be one of {', '.join(SCORES)}, "
                              f"not {self.champion_metric}")  # fmt: skip
 
 
 def run(options: Options) -> None:
-    """The command. Raises InputError where there is no such run, or no place for the package."""
+    """The command. Raises InputError if there is no such run, or no place for the package."""
     package, tracking = package_of_run(
         options.run, options.checkpoint, options.prior, options.authors, options.copyright
     )
@@ -88,11 +88,13 @@ def run(options: Options) -> None:
     errors = write(folder, package, onnx=options.onnx)
     if errors is not None:
         largest = max(errors.values())
-        print(f"graphs proved in another process: at most {largest:.1g} of the output's largest "
-              f"value off their networks ({TOLERANCE:g} is let pass)")  # fmt: skip
+        print(
+            "graphs checked in another process: they differ from their networks by at most "
+            f"{largest:.1g} of the output's largest value ({TOLERANCE:g} is allowed)"
+        )
         print(f"decoder package of run {options.run}: {folder}")
     else:
-        print(f"package {folder} is written already: nothing to do")
+        print(f"package {folder} is up to date: nothing to do")
     if options.register and tracking.enabled:
         _register(folder, options, replace(
             tracking, experiment=options.experiment or tracking.experiment
@@ -100,7 +102,7 @@ def run(options: Options) -> None:
 
 
 def _register(folder: Path, options: Options, tracking: TrackingConfig) -> None:
-    """Register what lies in `folder`, and move the champion where it is due."""
+    """Register the package in `folder`, and move the champion if it is due."""
     metadata = read_metadata(folder)
     evaluation = metadata["evaluation"] or {"metrics": {}, "inputs": {}}
     means = {key: value["mean"] for key, value in evaluation["metrics"].items()
@@ -121,24 +123,24 @@ def is_due(version: Version, champion: Version | None, how: str, key: str) -> tu
     if champion is not None and champion.number == version.number:
         return False, "it is this version"
     if how == "always":
-        return True, "as asked for"
+        return True, "as requested"
     if how == "never":
-        return False, "as asked for"
+        return False, "as requested"
     if key not in version.metrics:
-        return False, f"for this checkpoint has no {key} yet: evaluate the run, then export again"
+        return False, f"this checkpoint has no {key} yet: evaluate the run, then export again"
     value = version.metrics[key]
     if champion is None:
         return True, f"the first with {key} ({value:.4f})"
     if key not in champion.metrics:
-        return True, f"with {key} {value:.4f}, which version {champion.number} lacks"
+        return True, f"{key} is {value:.4f}, and version {champion.number} has none"
     if champion.scored_on != version.scored_on:
         return False, (
-            f"for version {champion.number} was scored on other subjects or with other settings: "
+            f"version {champion.number} was scored on other subjects or with other settings: "
             "--champion always moves it"
         )
     old = champion.metrics[key]
     better = _loss(version, key) < _loss(champion, key)
-    words = "better" if better else "no better"
+    words = "better" if better else "not better"
     return (
         better,
         f"{words} than version {champion.number} in {key} ({value:.4f} against {old:.4f})",
@@ -152,7 +154,7 @@ def _loss(version: Version, key: str) -> float:
 
 
 def scored_on(evaluation: dict[str, Any]) -> str:
-    """What an evaluation's metrics are of, as a digest: the subjects and what decides a score."""
+    """Digest of what decides an evaluation's scores: the store's subjects and the settings."""
     inputs = evaluation["inputs"]
     kept = {
         "store": inputs.get("store"),
@@ -166,7 +168,7 @@ def scored_on(evaluation: dict[str, Any]) -> str:
 
 
 def portable(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation was made from, less the settings that are a machine's own."""
+    """An evaluation's inputs without the settings that depend on the machine."""
     settings = inputs.get("evaluation", {})
     kept = {key: value for key, value in settings.items() if key not in MACHINES_OWN}
     return {**inputs, "evaluation": kept}
@@ -179,9 +181,9 @@ def package_of_run(
     authors: str = UNSAID,
     rights: str = UNSAID,
 ) -> tuple[DecoderPackage, TrackingConfig]:
-    """The package of a run's checkpoint, averaged weights, not yet written; and how it is tracked.
+    """The package of a run's checkpoint with averaged weights, unwritten; and the tracking config.
 
-    Raises InputError where the run, its checkpoint or its store can't be used.
+    Raises InputError if the run, its checkpoint or its store can't be used.
     """
     folder = run_folder(run)
     if not folder.is_dir():
@@ -225,8 +227,8 @@ def package_of_run(
         ) from error
     if package.density is not None and not package.density.has_scale:
         raise InputError(
-            f"run {run} never trained under its likelihood {likelihood.term}, which has no scale "
-            "yet: train for more epochs than likelihood.warmup_epochs"
+            f"run {run} was never trained under its likelihood {likelihood.term}, which has no "
+            "scale yet: train for more epochs than likelihood.warmup_epochs"
         )
     law = residual_law_of(checkpoint, package.vae, config, store, any_kept=True)
     if law is not None:
@@ -257,8 +259,8 @@ def _store(state: TrainingState, run: str) -> Store:
     store = open_store(state.config["data"]["store"], work_folder())
     if store.digest != state.store["digest"]:
         raise InputError(
-            f"store {store.path} is another than run {run} was trained on: prepare it as it was, "
-            "or train again"
+            f"store {store.path} is not the one that run {run} was trained on: prepare it as it "
+            "was, or train again"
         )
     return store
 

@@ -38,15 +38,15 @@ INDIFFERENT = {
     for section in DECISIVE
     for key in where_keys(getattr(DEFAULTS, section)) | work_keys(getattr(DEFAULTS, section))
 } | {f"likelihood.{key}" for key in RESIDUAL_KEYS}
-# Nats of a whole level below which no information has ever reached it.
+# Nats of a whole level below which it carries no information.
 LEAST_RATE = 0.5
 
 
 def train_run(config: Config, run: str, restart: bool = False) -> None:
     """Train, or go on with, a run; a finished one with the same configuration is left alone.
 
-    Under torchrun every process calls this; the main one writes, tracks and speaks.
-    Raises InputError where the run exists with another configuration, unless `restart`; Stopped,
+    Under torchrun every process calls this; the main one writes, tracks and prints.
+    Raises InputError if the run exists with another configuration, unless `restart`; Stopped,
     with the state saved, where a signal asked to stop.
     """
     folder = run_folder(run)
@@ -54,19 +54,19 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     with Processes(config.training.device) as processes:
-        say = print if processes.main else _nothing
+        report = print if processes.main else _nothing
         found = None if restart else _latest(folder / "checkpoints", processes)
         if found is not None:
             check_unchanged(found.state, config, store, run)
             if found.state.finished:
                 done = found.state.epoch
-                say(f"run {run} is trained already ({done} epochs): nothing to do")
+                report(f"run {run} is already trained ({done} epochs): nothing to do")
                 if processes.main:
                     _fit_the_rest(config, folder, store, processes)
                 return
         monitor = None
         if processes.main:
-            from pipeline.evaluation.monitor import ValidationMonitor  # it takes seconds
+            from pipeline.evaluation.monitor import ValidationMonitor  # slow to import
 
             monitor = ValidationMonitor(store, processes.device)
         trainer = Trainer(config, store, folder, monitor, processes)
@@ -78,24 +78,24 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         ):
             if found is not None:
                 trainer.resume(found)
-                say(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
+                report(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
             elif processes.main:
                 _begin(config, folder)
-            if tracker.run_id != continued:  # a new one, or in place of one that was deleted
+            if tracker.run_id != continued:  # a new run, or one in place of a deleted one
                 _describe(config, store, tracker)
             parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
-            say(
+            report(
                 f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} subjects from "
                 f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
             )
             metrics = trainer.fit(tracker, signals)
-        say(f"run {run} is trained: {summary(metrics)}")
+        report(f"run {run} is trained: {summary(metrics)}")
         for side, rate in levels_of(metrics).items():
             if rate < LEAST_RATE:
-                say(f"note: the level of side {side} holds {rate:.1f} nats: it is of no use here")
+                report(f"note: the level of side {side} is not used: it holds {rate:.1f} nats")
         if processes.main:
             _fit_the_rest(config, folder, store, processes)
-        say(f"checkpoints: {folder / 'checkpoints'}")
+        report(f"checkpoints: {folder / 'checkpoints'}")
 
 
 def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Processes) -> None:
@@ -119,7 +119,7 @@ def _nothing(_: str) -> None: ...
 
 
 def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:
-    """Raise InputError where a checkpoint's run was made with another configuration or store."""
+    """Raise InputError if a checkpoint's run was made with another configuration or store."""
     defaults = asdict(DEFAULTS)  # of keys that are younger than the run
     old = {key: defaults[key] | state.config.get(key, {}) for key in DECISIVE}
     changed = differences(old, asdict(config))
@@ -133,7 +133,7 @@ def check_unchanged(state: TrainingState, config: Config, store: Store, run: str
 
 
 def _begin(config: Config, folder: Path) -> None:
-    """What a new run starts with: no checkpoints of an older one, its configuration on record."""
+    """Start a new run: without the checkpoints of an older one, its configuration saved."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_text(folder / "config.yaml", _resolved(config))
 
@@ -143,7 +143,7 @@ def _resolved(config: Config) -> str:
 
 
 def _describe(config: Config, store: Store, tracker: NoTracker) -> None:
-    """What a new MLflow run says of itself."""
+    """Describe a new MLflow run: parameters, configuration, store."""
     tracker.parameters(asdict(config))
     tracker.text(_resolved(config), "config.yaml")
     tracker.dataset(store.name, store.digest, store.path, "training")

@@ -1,4 +1,4 @@
-"""Networks as graphs that need nothing of this project: torch.export and ONNX, and their proof."""
+"""Networks as graphs that need nothing of this project: torch.export and ONNX, and their check."""
 
 import contextlib
 import importlib.util
@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 # 1 and 5: neither is the batch that the graph was traced with.
 BATCHES = (1, 5)
 TRACED = 2
-# What the tracer leaves of `at_least_single`: of no effect, but it ties the graph to the CPU.
+# What the tracer leaves of `at_least_single`: it has no effect, but ties the graph to the CPU.
 TIED = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.promote_types.default)
 # Largest error of a graph against its network, as a share of the output's largest value. Both are
 # float32, and in two processes the same sum may be taken in another order.
@@ -71,13 +71,13 @@ def write_onnx(graph: Graph, path: Path) -> None:
 
 
 def require_onnx() -> None:
-    """Raise InputError where the extra `onnx` is not installed."""
+    """Raise InputError if the extra `onnx` is not installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime")
                if importlib.util.find_spec(name) is None]  # fmt: skip
     if missing:
         raise InputError(
             f"--onnx needs {', '.join(missing)}: install the extra (pip install "
-            "'sharp-vae-mri[onnx]'), or leave --onnx out"
+            "'sharp-vae-mri[onnx]'), or omit --onnx"
         )
 
 
@@ -86,7 +86,7 @@ def prove(graphs: list[Graph], folder: Path) -> dict[str, float]:
     """Compare every graph in `folder` with its network, in a fresh process without this project.
 
     At batches of 1 and 5. Returns the largest error of each file, as a share of the output's
-    largest value. Raises InputError where one is beyond TOLERANCE, or can't be run.
+    largest value. Raises InputError if one is beyond TOLERANCE, or can't be run.
     """
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -106,16 +106,16 @@ def prove(graphs: list[Graph], folder: Path) -> dict[str, float]:
             [str(word) for word in command], cwd=work / "empty", capture_output=True, text=True
         )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(
-            f"the exported graphs can't be run by torch alone ({said[-1][:200]}): {OTHER_TORCH}"
+            f"the exported graphs can't be run by torch alone ({lines[-1][:200]}): {OTHER_TORCH}"
         )
     largest: dict[str, float] = {}
     for name, error in json.loads(done.stdout.splitlines()[-1]).items():
         if not error <= TOLERANCE:
             raise InputError(
-                f"{name}: the exported graph is {error:.3g} of the output's largest value off its "
-                f"network, and at most {TOLERANCE:g} is let pass: {OTHER_TORCH}"
+                f"{name}: the exported graph differs from its network by {error:.3g} of the "
+                f"output's largest value, more than {TOLERANCE:g}: {OTHER_TORCH}"
             )
         file = name.rpartition("-")[0]
         largest[file] = max(largest.get(file, 0.0), error)
@@ -139,7 +139,7 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters say of themselves on screen."""
+    """Suppresses the exporters' own messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""metadata.json: what a package says of itself, and how it is checked.
+"""metadata.json: what describes a package, and how it is checked.
 
 The keys of a MONAI bundle (docs.monai.io, "MONAI Bundle Specification") come first, so that tools
 for bundles can show it; those that `load` needs stand beside them.
@@ -31,7 +31,7 @@ PAPER = (
 )
 UNSAID = "not stated"
 
-# Kept out of the digest: a graph's archive has times in it, and its weights are there already.
+# Not part of the digest: a graph's archive holds times, and its weights are in it already.
 GRAPHS = (".pt2", ".onnx")
 
 
@@ -98,7 +98,7 @@ def describe(
             "model": asdict(model),
             "prior": dict(prior) if prior else None,
             "residual": dict(residual) if residual else None,
-            # Where this machine keeps a file stays on this machine.
+            # A path of this machine does not belong in a package.
             "likelihood": asdict(replace(likelihood, vgg_weights="")),
             "prepare": dict(prepare or {}),
             "run": dict(run or {}),
@@ -110,16 +110,16 @@ def describe(
 
 
 def hashed_subjects(subjects: Iterable[Mapping[str, str]]) -> dict[str, Any]:
-    """Who the training saw, so that an analysis can refuse them: SHA-256 of names, sorted.
+    """Training subjects, so that an analysis can refuse them: SHA-256 of names, sorted.
 
-    subjects: subject, family, source_sha256 of each. A hash keeps names out of sight; it does not
-    protect them, since names of six digits are soon tried out.
+    subjects: subject, family, source_sha256 of each. A hash hides names at a glance; it does not
+    protect them, because all names of six digits can be tried.
     """
-    entries = list(subjects)
-    found: dict[str, Any] = {"people": len(entries)}
+    subjects = list(subjects)
+    found: dict[str, Any] = {"people": len(subjects)}
     for key in ("subject", "family"):
-        found[key] = sorted({hashed(entry[key]) for entry in entries})
-    return found | {"source_sha256": sorted({entry["source_sha256"] for entry in entries})}
+        found[key] = sorted({hashed(subject[key]) for subject in subjects})
+    return found | {"source_sha256": sorted({subject["source_sha256"] for subject in subjects})}
 
 
 def hashed(name: str) -> str:
@@ -128,7 +128,7 @@ def hashed(name: str) -> str:
 
 
 def digest(metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of what a package is: all of its metadata but the bytes of its graphs."""
+    """SHA-256 of a package: all of its metadata but the digests of its graphs."""
     kept = {key: value for key, value in metadata.items() if key not in ("digest", "files")}
     kept["files"] = {
         name: None if name.endswith(GRAPHS) else entry
@@ -165,7 +165,7 @@ def _tensor(
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON knows and reads back as they are."""
+    """Values that survive a round trip through JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

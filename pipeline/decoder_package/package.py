@@ -61,7 +61,7 @@ class DecoderPackage(nn.Module):
     """
 
     def __init__(self, metadata: dict[str, Any]) -> None:
-        """metadata: as `metadata.describe` makes it. Raises ValueError where it fits no model."""
+        """metadata: as `metadata.describe` makes it. Raises ValueError if it fits no model."""
         super().__init__()
         model = ModelConfig(**metadata["model"])
         likelihood = LikelihoodConfig(**metadata["likelihood"])
@@ -114,20 +114,22 @@ class DecoderPackage(nn.Module):
 
         low, high: of "scanner", the intensities inside a brain that are 0 and 1 to the model, its
         percentiles `prepare_keys["lower_percentile"]` and `["upper_percentile"]`; a dark surround
-        stays 0. Raises ValueError on another shape, and where low and high are no such pair.
+        stays 0. Raises ValueError for another shape, or if low and high are no such pair.
         """
         self._check(latent, (self.latent_size,), "latents")
         image = self.vae.decode(latent)
         if intensities == "unit":
             return image
         if low is None or high is None:
-            raise ValueError("say low and high, the intensities that are 0 and 1 to the model")
+            raise ValueError(
+                "low and high are missing: the intensities that the model has as 0 and 1"
+            )
         return to_scanner(image, low, high)
 
     def encode(self, image: Float[Tensor, "B C H W"]) -> Posterior:
         """x -> the posterior, each draw's given the means of those before it.
 
-        Its mean is the latent to reconstruct with. Raises ValueError on another shape.
+        Its mean is the latent to reconstruct with. Raises ValueError for another shape.
         """
         self._check(image, self.image_shape, "images")
         return self.vae.encode(image)
@@ -136,7 +138,7 @@ class DecoderPackage(nn.Module):
         """z without what levels finer than `side` add: their draws are their prior's means.
 
         Decoded it is the image as far as its coarse levels know it: a lesion that the finest levels
-        would draw is not in it. Raises ValueError where no level is that coarse.
+        would draw is not in it. Raises ValueError if no level is that coarse.
         """
         self._check(latent, (self.latent_size,), "latents")
         decoder = self.vae.decoder
@@ -170,7 +172,7 @@ class DecoderPackage(nn.Module):
 
     @property
     def scale(self) -> float:
-        """The scale of the term's law, intensity units; InputError where the term is no density.
+        """The scale of the term's law, intensity units; InputError if the term is no density.
 
         σ of a Gaussian, for fourier_gaussian the root of its mean variance; b of laplace; c of
         robust, the mean over channels.
@@ -187,9 +189,9 @@ class DecoderPackage(nn.Module):
     def law(
         self, latent: Float[Tensor, "B L"], decoded: Float[Tensor, "B C H W"] | None = None
     ) -> Law:
-        """z -> the law of x − decode(z), by `which`. Raises InputError where there is none.
+        """z -> the law of x − decode(z), by `which`. Raises InputError if there is none.
 
-        decoded: decode(z), where it is known already.
+        decoded: decode(z), if it was computed before.
         """
         if self.which == "term":
             found = self._term_law(latent)
@@ -209,7 +211,7 @@ class DecoderPackage(nn.Module):
     def standard_deviation(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
         """z -> the standard deviation of each pixel of p(x|z), intensity units.
 
-        How far an image lies from decode(z), z known; InputError where `law` raises it.
+        How far an image lies from decode(z), z known; InputError if `law` raises it.
         """
         return self.law(latent).standard_deviation(torch.Size((len(latent), *self.image_shape)))
 
@@ -220,7 +222,7 @@ class DecoderPackage(nn.Module):
 
         Differentiable in x and z, through the kernel and the deviations too. Under the fitted law
         it depends on the floor of its deviations, `metadata["residual"]["floor"]`: compare only
-        with the same. Raises InputError where the term is no density and no law was fitted.
+        with the same. Raises InputError if the term is no density and no law was fitted.
         """
         self._check(image, self.image_shape, "images")
         if self.which == "fitted":
@@ -242,7 +244,7 @@ class DecoderPackage(nn.Module):
 
         The prior is the one that was fitted to the training images' latents, `self.prior`, where
         the package has it, else N(0,I). With `noise` a residual drawn from `law` is added, which
-        may leave [0,1]; InputError where that is no Gaussian.
+        may leave [0,1]; InputError if that is no Gaussian.
         """
         drawn = self.vae.prior_latents if self.prior is None else self.prior.sample
         latent = drawn(count, generator)
@@ -257,7 +259,7 @@ class DecoderPackage(nn.Module):
     def trained_on(
         self, *, subject: str | None = None, family: str | None = None, source_sha256: str = ""
     ) -> bool:
-        """Whether the training saw this subject, this family or this file."""
+        """Whether this subject, family or file was trained on."""
         seen = self.metadata["trained_on"]
         return (
             (subject is not None and hashed(subject) in seen.get("subject", ()))

@@ -36,7 +36,7 @@ PARTS = {
 
 
 class Damaged(ValueError):
-    """What a package says and what it holds are not the same; says which file and how."""
+    """A package's metadata and its files disagree; the message names the file and how."""
 
 
 def load(source: str | Path, device: str | torch.device = "cpu") -> DecoderPackage:
@@ -47,7 +47,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> DecoderPacka
     project: nothing in a package can run code here. (torch.export.load, which a decoder.pt2 needs,
     unpickles the parts of an archive that ask for it; do that with packages you trust.)
 
-    Raises InputError, naming the file and the way out, where there is no package, or its metadata
+    Raises InputError, naming the file and the way out, if there is no package, or its metadata
     and its weights disagree.
     """
     folder = Path(_fetched(str(source)) if is_address(str(source)) else source)
@@ -68,13 +68,13 @@ def is_address(source: str) -> bool:
 
 
 def _fetched(address: str) -> Path:
-    from pipeline.tracking.registry import fetch  # MLflow's import takes seconds
+    from pipeline.tracking.registry import fetch  # slow to import
 
     return fetch(address)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """metadata.json of a package. Raises InputError where it is not there or can't be read."""
+    """metadata.json of a package. Raises InputError if it is not there or can't be read."""
     path = folder / METADATA
     try:
         metadata = json.loads(path.read_bytes())
@@ -86,7 +86,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} can't be read ({_reason(error)}): {_again()}") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(
-            f"{path} is not that of a decoder package: write one with {command('export', run='…')}"
+            f"{path} describes no decoder package: write one with {command('export', run='…')}"
         )
     if metadata.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
@@ -100,12 +100,11 @@ def _filled(folder: Path, metadata: dict[str, Any]) -> DecoderPackage:
     """The package with its weights, after every check. Raises Damaged."""
     path = folder / METADATA
     try:
-        said = metadata["digest"]
-        if said != digest(metadata):
+        if metadata["digest"] != digest(metadata):
             raise Damaged(f"{path} is not what was written (its digest differs)")
         _check_fields(path, metadata)
         files, tensors = metadata["files"], metadata["tensors"]
-        with torch.device("meta"):  # no memory yet: the metadata may ask for any amount
+        with torch.device("meta"):  # no memory yet: damaged metadata may ask for any amount
             hollow = DecoderPackage(metadata)
             if metadata["latent_size"] != hollow.latent_size:
                 raise Damaged(f"{path}: latent_size and model.levels disagree")
@@ -121,7 +120,7 @@ def _filled(folder: Path, metadata: dict[str, Any]) -> DecoderPackage:
 
 
 def _check_fields(path: Path, metadata: dict[str, Any]) -> None:
-    """Raise Damaged for values that no network would notice. KeyError, TypeError likewise."""
+    """Raise Damaged (KeyError, TypeError) for values that no network would notice."""
     if not (math.isfinite(metadata["spacing_mm"]) and metadata["spacing_mm"] > 0):
         raise Damaged(f"{path}: spacing_mm is {metadata['spacing_mm']}")
     if list(metadata["intensity_range"]) != list(INTENSITY_RANGE):
@@ -132,12 +131,12 @@ def _check_fields(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _check_shapes(folder: Path, package: DecoderPackage, tensors: dict[str, Any]) -> None:
-    """Raise Damaged where the model has other weights than the metadata says its files hold."""
+    """Raise Damaged if the model has other weights than the metadata says its files hold."""
     for name, part in parts(package):
-        found, told = shapes(part.state_dict()), tensors[f"{name}{SUFFIX}"]
-        if found != told:
+        found, recorded = shapes(part.state_dict()), tensors[f"{name}{SUFFIX}"]
+        if found != recorded:
             path = folder / f"{name}{SUFFIX}"
-            raise Damaged(f"{path} and the model disagree on {_difference(found, told)}")
+            raise Damaged(f"{path} and the model disagree on {_difference(found, recorded)}")
 
 
 def parts(package: DecoderPackage) -> Iterator[tuple[str, nn.Module]]:
@@ -158,11 +157,11 @@ def _load_part(path: Path, part: nn.Module, files: dict[str, Any], tensors: dict
         raise Damaged(f"{path} is not what was written (its SHA-256 differs)")
     try:
         weights = safetensors.torch.load(content)
-    except Exception as error:  # the reader's own classes, and what a strange header makes of it
+    except Exception as error:  # the reader's own classes, and whatever a strange header causes
         raise Damaged(f"{path} can't be read ({_reason(error)})") from error
-    found, told = shapes(weights), tensors[path.name]
-    if found != told:
-        raise Damaged(f"{path} and {METADATA} disagree on {_difference(found, told)}")
+    found, recorded = shapes(weights), tensors[path.name]
+    if found != recorded:
+        raise Damaged(f"{path} and {METADATA} disagree on {_difference(found, recorded)}")
     part.load_state_dict(weights)
 
 

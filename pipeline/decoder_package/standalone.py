@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Blocker:
-    """An import hook that knows nothing of the project, however it is installed."""
+    """An import hook that hides this project, however it is installed."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name.partition(".")[0] in ("pipeline", "data_prep"):
@@ -24,7 +24,7 @@ def largest_error(found: Any, expected: Any) -> float:
     import numpy as np
 
     if not (np.isfinite(found).all() and np.isfinite(expected).all()):
-        return float("inf")  # max(0, nan) is 0: it would pass for exact
+        return float("inf")  # max(0, nan) is 0, which would pass as exact
     largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     return float(np.abs(found - expected).max()) / largest
 

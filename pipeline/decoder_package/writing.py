@@ -33,7 +33,7 @@ def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[
     is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are compared with
     the networks, in a process without this project, before the folder is there.
 
-    Raises InputError where `folder` is something else than a package, or can't be written, or
+    Raises InputError if `folder` is something else than a package, or can't be written, or
     `onnx` is asked for and not installed.
     """
     if onnx:
@@ -144,7 +144,7 @@ def _entry(content: bytes) -> dict[str, Any]:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise InputError where something else lies there, which must not be lost."""
+    """Raise InputError if something else lies there, which must not be lost."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep import command, mlflow_address, quieten_mlflow
 from pipeline.errors import InputError
 from pipeline.files import work_folder
-from pipeline.tracking.runs import TrackingConfig, connect, known, telling
+from pipeline.tracking.runs import TrackingConfig, active_run, connect, mlflow_failures
 
 MODEL = "decoder"
 CHAMPION = "champion"
@@ -27,14 +27,14 @@ DIGEST, METRICS, SCORED_ON = "package_digest", "metrics", "scored_on"
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered decoder, and what is known of it."""
+    """A version of a registered decoder."""
 
     name: str
     number: int
     metrics: dict[str, float]
     """Means by key; empty where the package has no evaluation."""
     scored_on: str
-    """Which subjects and settings the metrics are of; equal ones can be compared."""
+    """Digest of the subjects and settings of the metrics; versions with equal ones compare."""
     new: bool = False
 
 
@@ -42,7 +42,7 @@ class Registry:
     """The registered model `<experiment>-decoder` of one experiment."""
 
     def __init__(self, config: TrackingConfig, work: Path) -> None:
-        """Raises InputError where MLflow can't be used."""
+        """Raises InputError if MLflow can't be used."""
         self.client, self.experiment = connect(config, work, INSTEAD)
         self.name = f"{config.experiment}-decoder"
 
@@ -56,10 +56,10 @@ class Registry:
     ) -> Version:
         """Log the package as a model of its training run, and register it.
 
-        A package that is registered already keeps its version. Where the database does not know
-        the training run, a run of the export stands for it.
+        A package that is registered already keeps its version. If the database lacks the
+        training run, a run of the export takes its place.
         """
-        with telling(), _quiet():
+        with mlflow_failures(), _quiet():
             for version in self._versions():
                 if version.tags.get(DIGEST) == metadata["digest"]:
                     return _version(version)
@@ -71,7 +71,7 @@ class Registry:
                 "store_digest": str(metadata["store"].get("digest", "")),
                 "simulated": str(metadata["store"].get("simulated", "")).lower(),
             }
-            run_id = known(self.client, metadata["run"].get("id")) or self._run(tags["run"])
+            run_id = active_run(self.client, metadata["run"].get("id")) or self._run(tags["run"])
             model = self._log(package, metadata, run_id)
             # Not models:/ID, which MLflow looks up at its global address and not at the client's.
             made = self.client.create_model_version(
@@ -81,10 +81,10 @@ class Registry:
             return Version(self.name, int(made.version), dict(metrics), scored_on, new=True)
 
     def champion(self) -> Version | None:
-        """The version that the alias `champion` stands at; None without one."""
+        """The version with the alias `champion`; None without one."""
         from mlflow.exceptions import MlflowException
 
-        with telling():
+        with mlflow_failures():
             try:
                 found = self.client.get_model_version_by_alias(self.name, CHAMPION)
             except MlflowException as error:
@@ -94,12 +94,12 @@ class Registry:
             return _version(found)
 
     def crown(self, version: Version) -> None:
-        """Set the alias `champion` at a version."""
-        with telling():
+        """Give a version the alias `champion`."""
+        with mlflow_failures():
             self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
 
     def _versions(self) -> list[Any]:
-        """All versions; the registered model itself is made where it is not there yet."""
+        """All versions; creates the registered model if it is missing."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -160,7 +160,7 @@ class Registry:
 def fetch(source: str) -> Path:
     """The folder of a package from "models:/NAME@ALIAS", "models:/NAME/3" or "runs:/ID/decoder".
 
-    A copy where MLflow's artifacts are not on this machine. Raises InputError where there is none.
+    A copy where MLflow's artifacts are not on this machine. Raises InputError if there is none.
     """
     quieten_mlflow()
     import mlflow.artifacts
@@ -182,7 +182,7 @@ def fetch(source: str) -> Path:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"{source} can't be had from MLflow at {uri} ({lines[0][:160]}): register it with "
+            f"{source} can't be fetched from MLflow at {uri} ({lines[0][:160]}): register it with "
             f"{command('export', run='…')}, or set MLFLOW_TRACKING_URI"
         ) from error
     found = sorted(Path(place).glob("**/metadata.json"))
@@ -194,9 +194,9 @@ def fetch(source: str) -> Path:
 
 
 def _location(client: Any, source: str) -> str:
-    """Where MLflow keeps what an address stands for.
+    """Where MLflow keeps the files of an address.
 
-    Looked up here, since MLflow's own look-up asks the process's global address.
+    Looked up here, because MLflow's own look-up uses the process's global tracking address.
     """
     kind, _, rest = source.partition(":/")
     if kind == "runs":
@@ -235,7 +235,7 @@ def _version(found: Any) -> Version:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what MLflow says of itself on screen."""
+    """Suppresses MLflow's own messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""All that touches MLflow, but for the registry of decoders (model_registry).
+"""Everything that touches MLflow, except the registry of decoders (tracking.registry).
 
-A `Tracker` is one MLflow run. Metrics are collected and sent in batches; MLflow is imported when
-the first tracker is opened, since its import takes seconds that other commands need not pay.
+A `Tracker` is one MLflow run. Metrics are collected and sent in batches. MLflow is imported when
+the first tracker is opened: the import is slow, and other commands do not need it.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class TrackingConfig:
 
 
 class NoTracker:
-    """Takes everything and keeps nothing: tracking switched off."""
+    """Accepts everything and keeps nothing: tracking is off."""
 
     run_id: str | None = None
 
@@ -56,8 +56,8 @@ class NoTracker:
 
 
 @contextlib.contextmanager
-def telling() -> Iterator[None]:
-    """Within it, a failure of MLflow is an InputError: a full disk, a server that is gone."""
+def mlflow_failures() -> Iterator[None]:
+    """A block in which a failure of MLflow is an InputError: a full disk, a lost server."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -67,25 +67,25 @@ def telling() -> Iterator[None]:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "Error" in line), lines[0])
         raise InputError(
-            f"MLflow's database or artifacts can't be written ({reason[:200]}): make room, or see "
-            "that the server is there, then give the same command again"
+            f"MLflow's database or artifacts can't be written ({reason[:200]}): make room, or "
+            "check the server, then give the same command again"
         ) from error
 
 
 class Tracker(NoTracker):
     """One MLflow run, new or continued.
 
-    A continued run may repeat steps that were tracked before it was killed: what is there already
-    is not logged again.
+    A continued run may repeat steps that were tracked before it stopped: these are not logged
+    again.
     """
 
     def __init__(self, client: Any, run_id: str, continued: bool = False) -> None:
         self.run_id: str = run_id
         self._client = client
         self._pending: list[Any] = []
-        self._known: dict[str, set[int]] | None = {} if continued else None
+        self._logged_steps: dict[str, set[int]] | None = {} if continued else None
 
-    @telling()
+    @mlflow_failures()
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested sections flattened to dotted names."""
         from mlflow.entities import Param
@@ -98,7 +98,7 @@ class Tracker(NoTracker):
             self._client.log_batch(self.run_id, params=batch)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Note metrics of a step; they are sent by `flush`, or when a batch is full."""
+        """Collect metrics of a step; `flush` sends them, or a full batch."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -110,53 +110,53 @@ class Tracker(NoTracker):
         if len(self._pending) >= METRICS_PER_BATCH:
             self.flush()
 
-    @telling()
+    @mlflow_failures()
     def latest(self, values: Mapping[str, float]) -> None:
-        """Log metrics without a step, in place of what was logged of that name before."""
+        """Log metrics without a step, in place of earlier values."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
-    @telling()
+    @mlflow_failures()
     def _steps(self, key: str) -> set[int]:
-        """Steps of a metric that a continued run has already."""
-        if self._known is None:
+        """Steps of a metric that a continued run already has."""
+        if self._logged_steps is None:
             return set()
-        if key not in self._known:
+        if key not in self._logged_steps:
             history = self._client.get_metric_history(self.run_id, key)
-            self._known[key] = {metric.step for metric in history}
-        return self._known[key]
+            self._logged_steps[key] = {metric.step for metric in history}
+        return self._logged_steps[key]
 
-    @telling()
+    @mlflow_failures()
     def flush(self) -> None:
-        """Send what was noted."""
+        """Send the metrics collected so far."""
         pending, self._pending = self._pending, []
         for start in range(0, len(pending), METRICS_PER_BATCH):
             self._client.log_batch(self.run_id, metrics=pending[start : start + METRICS_PER_BATCH])
 
-    @telling()
+    @mlflow_failures()
     def text(self, content: str, name: str) -> None:
         """Log a text as an artifact."""
         self._client.log_text(self.run_id, content, name)
 
-    @telling()
+    @mlflow_failures()
     def figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact."""
         self._client.log_figure(self.run_id, figure, name)
 
-    @telling()
+    @mlflow_failures()
     def image(self, image: Any, key: str, step: int) -> None:
         """Log an image, uint8 (H,W,3), of a step."""
-        if self._known is not None:
+        if self._logged_steps is not None:
             files = self._client.list_artifacts(self.run_id, "images")
             name = re.compile(rf"{re.escape(key)}[+%]step[+%]{step}[+%]")  # MLflow's, of 3.x
             if any(name.match(Path(file.path).name) for file in files):
                 return
         self._client.log_image(self.run_id, image, key=key, step=step)
 
-    @telling()
+    @mlflow_failures()
     def dataset(self, name: str, digest: str, path: Path, context: str) -> None:
         """Log a prepared store as the run's data set; context is training or evaluation."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -164,7 +164,7 @@ class Tracker(NoTracker):
         from mlflow.entities import DatasetInput, InputTag
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a local path has two resolvers of the same meaning
+            warnings.simplefilter("ignore")  # two resolvers match a local path, alike
             source = resolve_dataset_source(str(path.resolve()))
         dataset = MetaDataset(  # type: ignore[abstract]
             source, name=name, digest=digest[:LONGEST_DIGEST]
@@ -174,7 +174,7 @@ class Tracker(NoTracker):
             self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), [tag])]
         )
 
-    @telling()
+    @mlflow_failures()
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         self._client.set_tag(self.run_id, name, value)
@@ -189,36 +189,36 @@ def track(
     parent: str | None = None,
     continued: str | None = None,
 ) -> Iterator[NoTracker]:
-    """Open a run for the length of a block; its end sets the run's status.
+    """Open a run for a block, whose end sets the run's status.
 
-    parent: id of the run that this one is nested in; continued: id of a run to go on with, which
-    a database that lacks it answers with a new one. Raises InputError where MLflow can't be used.
+    parent: id of the run that this one is nested in; continued: id of a run to continue, or a new
+    one if the database lacks it. Raises InputError if MLflow can't be used.
     """
     if not config.enabled:
         yield NoTracker()
         return
     client, experiment = connect(config, work)
-    with telling():
-        run_id = found = known(client, continued)
+    with mlflow_failures():
+        run_id = found = active_run(client, continued)
     if run_id is None:
         tags = {"mlflow.runName": name}
-        with telling():
-            if parent_id := known(client, parent):
+        with mlflow_failures():
+            if parent_id := active_run(client, parent):
                 tags["mlflow.parentRunId"] = parent_id
             run_id = client.create_run(experiment, tags=tags).info.run_id
-    with telling():
+    with mlflow_failures():
         client.update_run(run_id, status="RUNNING")
     tracker = Tracker(client, run_id, continued=found is not None)
     try:
         yield tracker
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
-        with contextlib.suppress(Exception):  # what happened must not be hidden by what follows
+        with contextlib.suppress(Exception):  # the first error must stay the one that is raised
             tracker.flush()
             client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
         raise
     tracker.flush()
-    with telling():
+    with mlflow_failures():
         client.set_terminated(run_id, "FINISHED")
 
 
@@ -227,7 +227,7 @@ def connect(
 ) -> tuple[Any, str]:
     """A client and the experiment's id. One process at a time creates the database.
 
-    instead: the option that an error names as the way to do without MLflow.
+    instead: the option that an error suggests, to do without MLflow.
     """
     quieten_mlflow()
     from mlflow.exceptions import MlflowException
@@ -243,8 +243,8 @@ def connect(
         ) from error
 
 
-def known(client: Any, run_id: str | None) -> str | None:
-    """The id if the database has a run of that name that is not deleted, else None."""
+def active_run(client: Any, run_id: str | None) -> str | None:
+    """`run_id` if the database has that run and it is not deleted, else None."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -253,6 +253,6 @@ def known(client: Any, run_id: str | None) -> str | None:
         run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise  # a server that is away for a moment must not cost the run its history
+            raise  # a server that is briefly away must not cost the run its history
         return None
     return run_id if run.info.lifecycle_stage == "active" else None

@@ -121,7 +121,7 @@ def save_checkpoint(folder: Path, weights: dict[str, Tensor], state: TrainingSta
     except OSError as error:
         raise InputError(
             f"checkpoint {path} can't be written ({error.strerror or error}): make room, then give "
-            "the same command again; it goes on from the checkpoint before"
+            "the same command again; it continues from the checkpoint before"
         ) from error
     return path
 
@@ -192,7 +192,7 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
 
 
 def best_step(folder: Path) -> int | None:
-    """The step that is marked as the best; None where none is."""
+    """The step that is marked as the best; None if none is."""
     try:
         return int(json.loads((folder / BEST).read_bytes())["step"])
     except (OSError, ValueError, KeyError, TypeError):

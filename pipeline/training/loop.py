@@ -43,7 +43,7 @@ PLACE = (
 
 
 class Monitor(Protocol):
-    """What looks at the model between epochs; handed in, for its rooms lie above this one."""
+    """What scores the model between epochs; passed in, because its package is above this one."""
 
     images: Tensor
     """The fixed images (N,C,H,W) that `picture` and `kernels` show."""
@@ -72,7 +72,7 @@ class Trainer:
         monitor: Monitor | None,
         processes: Processes | None = None,
     ) -> None:
-        """folder: the run's, WORK/runs/RUN. Raises InputError where store and config disagree."""
+        """folder: the run's, WORK/runs/RUN. Raises InputError if store and config disagree."""
         self.config, self.store, self.folder = config, store, folder
         self.monitor = monitor
         self.tracker = NoTracker()
@@ -126,7 +126,7 @@ class Trainer:
         return self.steps.averaged
 
     def fit(self, tracker: NoTracker, signals: StopSignals | None = None) -> dict[str, float]:
-        """Train to the end, telling `tracker` about it. Returns the last epoch's metrics.
+        """Train to the end, logging to `tracker`. Returns the last epoch's metrics.
 
         signals: of a block that the caller has entered, so that none is missed before.
         Raises Stopped, its state saved, where a signal asked for it.
@@ -135,8 +135,8 @@ class Trainer:
         self.start = time.monotonic() - self.seconds
         metrics: dict[str, float] = {}
         if not self.resumed:
-            self._picture()  # MLflow's viewer opens at step 0; the initial kernel tells, too
-            self._save()  # a full disk, or a lost MLflow run, is known before hours are spent
+            self._picture()  # MLflow's viewer opens at step 0; and the initial kernel is shown
+            self._save()  # a full disk or a lost MLflow run fails now, not after hours
         noted = nullcontext(signals) if signals else StopSignals()
         with noted as self.signals, Reporter(self.processes.main) as self.reporter:
             while not self.finished:
@@ -188,7 +188,7 @@ class Trainer:
         images, noise = self._augmented(images), self._noise()
         if self._warm_up_just_ended and self.controller.target is not None:
             piece = len(images) // self.config.training.accumulation  # what memory has room for
-            self.controller.reweight(self.objective.stiffening(images[:piece], noise[:piece]))
+            self.controller.reweight(self.objective.pull_ratio(images[:piece], noise[:piece]))
         beta = self.controller.beta * self._rate_factor()
         found = self.steps(images, noise, beta=beta, warm_up=self.warm_up)
         self.step += 1
@@ -199,7 +199,7 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0.0) + value * size
 
     def _agree(self) -> None:
-        """Set the clock, and the signal that asks to stop if there is one, to all processes'."""
+        """Agree on the clock and on a signal to stop with all processes."""
         now = time.monotonic() - self.start
         asked, self.seconds = self.processes.largest([float(self.signals.received), now])
         self.asked = int(asked)
@@ -338,7 +338,7 @@ class Trainer:
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         state = checkpoint.state
         self.resumed = True
         self.steps.resume(checkpoint.weights, state)
@@ -349,7 +349,7 @@ class Trainer:
         self._mark_best_again(checkpoint.path.parent)
 
     def _mark_best_again(self, folder: Path) -> None:
-        """The best that this state knows of: a crash came before its mark, or damage after it."""
+        """Restore the mark of the best: a crash came before it, or damage after it."""
         if not self.processes.main:
             return
         if path_of(folder, self.best["step"]).exists():

@@ -64,11 +64,11 @@ class Objective(nn.Module):
     def __init__(
         self, image_shape: tuple[int, int, int], model: ModelConfig, likelihood: LikelihoodConfig
     ) -> None:
-        """image_shape (C,H,W). Raises ValueError where a configuration does not fit it."""
+        """image_shape (C,H,W). Raises ValueError if a configuration does not fit it."""
         super().__init__()
         self.vae = VAE(image_shape, model)
         self.term = build_term(likelihood, image_shape)
-        # What the warm-up trains under; None where the term without a kernel is just that.
+        # What the warm-up trains under; None if the term without a kernel is just that.
         self.opening = (
             None if isinstance(self.term, Gaussian) else Gaussian(likelihood, image_shape)
         )
@@ -124,14 +124,14 @@ class Objective(nn.Module):
             return (self.opening or self.term)(image, reconstruction, None)
         return self.term(image, reconstruction, transfer)
 
-    def stiffening(self, image: Tensor, noise: Tensor) -> float:
-        """How much harder the term pulls at the latent than the warm-up's Gaussian does.
+    def pull_ratio(self, image: Tensor, noise: Tensor) -> float:
+        """How much harder the term pulls at the latent than the Gaussian of the warm-up.
 
         The ratio of the root mean square of ∂ distortion/∂z over the images (B,C,H,W) of all
         processes, each at its posterior's draw with this noise. At the end of the warm-up β times
         this keeps distortion and rate about as they were balanced. Changes nothing.
         """
-        before = [buffer.clone() for buffer in self.buffers()]  # a term in training notes its σ
+        before = [buffer.clone() for buffer in self.buffers()]  # in training mode σ is updated
         with torch.no_grad():
             latent = self.vae.infer(image, noise).latent
             kernel = self.kernel(latent)
@@ -208,7 +208,7 @@ def rate_key(side: int) -> str:
 
 
 def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:
-    """The objective of a configuration. Raises InputError where it does not fit the store."""
+    """The objective of a configuration. Raises InputError if it does not fit the store."""
     try:
         return Objective(image_shape, config.model, config.likelihood)
     except ValueError as error:

@@ -120,7 +120,7 @@ def prior_of(
     """The prior of a checkpoint, on the model's device: read, or fitted now and kept.
 
     vae: with the checkpoint's averaged weights; store: what it was trained on; any_kept: one that
-    was fitted with other settings will do. None where `prior.pieces` is 0, or there is none and
+    was fitted with other settings will do. None if `prior.pieces` is 0, or there is none and
     nothing to fit it to.
     """
     if not config.prior.pieces:

@@ -29,7 +29,7 @@ def residual_law_of(
     """The law of a checkpoint's residuals, on the model's device: read, or fitted now and kept.
 
     vae: with the checkpoint's averaged weights, which stay as they are; store: what it was trained
-    on; any_kept: one that was fitted with other settings will do. None where `likelihood.residual`
+    on; any_kept: one that was fitted with other settings will do. None if `likelihood.residual`
     is none, or there is none and nothing to fit it to.
     """
     settings = config.likelihood
@@ -51,11 +51,11 @@ def residual_law_of(
 
 
 def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
-    """The law of residuals of subjects that were not trained on: for them it must hold.
+    """The law of the residuals of subjects outside the training: it must be right for them.
 
-    Fitted to three fifths of the validation families, its factors the others'. Where there is one
-    family, it serves both; where there is none, training subjects serve, on whom residuals are
-    smaller. All reconstructions decode the posterior's mean. By the seed.
+    Fitted to three fifths of the validation families, its factors the others'. If there is one
+    family, it serves both; if there is none, training subjects do, whose residuals are smaller.
+    All reconstructions decode the posterior's mean. By the seed.
     """
     device = next(vae.parameters()).device
     settings, seed = config.likelihood, config.training.seed
@@ -88,7 +88,7 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
 
 
 def halves(subjects: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
-    """Three fifths of the families, and the others; all twice where there is one family."""
+    """Three fifths of the families, and the others; all twice if there is one family."""
     families = list(dict.fromkeys(entry.family for entry in subjects))
     first = set(families[: max(1, min(math.ceil(0.6 * len(families)), len(families) - 1))])
     one = [entry for entry in subjects if entry.family in first]

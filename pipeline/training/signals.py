@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, and what a scheduler sends before it kills."""
+"""Signals that ask to stop: Ctrl-C, and a scheduler's SIGTERM."""
 
 import signal
 from types import FrameType
@@ -8,10 +8,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Within its block SIGINT and SIGTERM are noted in `received`; a second one is not caught.
+    """A block that records SIGINT or SIGTERM in `received`; a second one is not caught.
 
-    So the loop can end its step and save. Only a program's main thread gets signals: elsewhere
-    nothing is caught.
+    The loop can then end its step and save. Only a program's main thread gets signals: nothing is
+    caught in another.
     """
 
     def __init__(self) -> None:

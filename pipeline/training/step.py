@@ -59,7 +59,7 @@ class TrainingStep:
 
         batch (b,C,H,W) in [0,1]; noise (b,L), standard normal. Where a loss or a
         gradient is not finite nothing is changed, and the dictionary is empty.
-        Raises InputError where that happens more than `training.max_skipped` times in a row.
+        Raises InputError if that happens more than `training.max_skipped` times in a row.
         """
         objective, settings = self.objective, self.settings
         objective.train()
@@ -159,7 +159,7 @@ class TrainingStep:
         )
 
     def resume(self, weights: dict[str, Tensor], state: StepState) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self.objective.load_state_dict(part_of(weights, "objective"))
         self.averaged.load_state_dict(part_of(weights, "averaged"))
         self.averaged_steps = state.averaged_steps

@@ -148,11 +148,11 @@ def test_every_term_s_warm_up_is_that_of_the_gaussian(term: str) -> None:
 
 
 @pytest.mark.parametrize("term", sorted({*TERMS} - {"vgg"}))
-def test_stiffening_is_the_ratio_of_the_pulls_at_the_latent_and_leaves_no_trace(term: str) -> None:
+def test_the_ratio_of_the_pulls_at_the_latent_leaves_no_trace(term: str) -> None:
     objective = _objective(term).train()
     noise = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(2))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    found = objective.stiffening(_images(), noise)
+    found = objective.pull_ratio(_images(), noise)
     for name, value in objective.state_dict().items():
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0))
     assert all(parameter.grad is None for parameter in objective.parameters())

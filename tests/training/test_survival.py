@@ -241,7 +241,7 @@ def _assert_stopped(work: Path, run: str, command: Command, number: int, code: i
     said = command.said.read_text()
     name = signal.Signals(number).name
     assert said.splitlines()[-1] == (
-        f"stopped by {name}, state saved: the same command goes on from there"
+        f"stopped by {name}, state saved: the same command continues from there"
     )
     assert "Traceback" not in said and status(work, run) == ["KILLED"]
 

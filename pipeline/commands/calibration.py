@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep import command
 from pipeline.errors import InputError
 from pipeline.figures import write_figure
 from pipeline.files import work_folder, writable
@@ -35,8 +36,8 @@ def run(options: Options) -> None:
             laws = json.loads(path.read_text())
         except (OSError, ValueError):
             raise InputError(
-                f"run {run_name} has no {path}: score it (make evaluate). There is none where "
-                "the term has no interval and likelihood.residual is none"
+                f"run {run_name} has no {path}: score it ({command('evaluate')}). There is none "
+                "where the term has no interval and likelihood.residual is none"
             ) from None
         try:
             calibration(laws)  # finds out whether the file holds all that it needs

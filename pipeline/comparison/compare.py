@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from data_prep import available_cores
+from data_prep import available_cores, run_option
 from pipeline.commands.evaluate import earlier_scores, store_to_score
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
@@ -61,7 +61,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
     entries, absent = plan(config, name, store.image_shape)
     title = f"{name}-quick" if config.compare.quick else name
     folder = work / "comparisons" / title
-    busy = f"another process is at work on {folder}: wait for it, or choose another RUN="
+    busy = f"another process is working on {folder}: wait for it, or choose a new {run_option()}…"
     with locked(folder / ".lock", busy):
         todo = [entry for entry in entries if restart or not _finished(entry, store)]
         jobs = jobs_at_once(config)

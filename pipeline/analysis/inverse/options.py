@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_prep import command
 from pipeline.analysis.geometry import Picture, write_picture
 from pipeline.analysis.inverse.problem import IMAGE, TV, WAVELETS, Degrade, Problem, solve_case
 from pipeline.analysis.inverse.solver import SolverSettings
@@ -72,7 +73,8 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         if not self.package:
-            raise ValueError("no decoder given: use --package DIR (make export RUN=… writes one)")
+            export = command("export", run="…")
+            raise ValueError(f"no decoder given: use --package DIR ({export} writes one)")
         least = {"restarts": 1.0}
         for name, value in asdict(self).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,5 +1,6 @@
 """README and docs/: links lead somewhere, what they name exists, and what there is is described."""
 
+import doctest
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -131,3 +132,9 @@ def test_every_key_of_a_level_is_described() -> None:
     for field in fields(Level):
         assert f"`{field.name}`" in row
         assert re.search(rf"^\| `{field.name}` \|", method, re.M)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if ">>>" in p.read_text()], ids=lambda p: p.name)
+def test_what_a_page_types_into_python_gives_what_it_shows(page: Path) -> None:
+    found = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert found.attempted and not found.failed

@@ -386,7 +386,7 @@ def _version(number: int, scored: str = "people", **metrics: float) -> Version:
         (_version(2, psnr=22.0), _version(2, psnr=22.0), "always", False),
     ],
 )
-def test_the_champion_moves_to_what_is_better_on_the_same_people(
+def test_the_champion_moves_to_what_is_better_on_the_same_subjects(
     new: Version, old: Version | None, how: Any, due: bool
 ) -> None:
     assert is_due(new, old, how, "psnr")[0] is due
@@ -399,14 +399,14 @@ def test_nearest_to_one_and_lowest_are_better_where_they_are() -> None:
     assert is_due(_version(2, **{key: 0.1}), _version(1, **{key: 0.2}), "if_better", key)[0]
 
 
-def test_scores_of_other_people_or_settings_are_told_apart() -> None:
+def test_scores_of_other_subjects_or_settings_differ() -> None:
     def of(store: str, **settings: object) -> str:
         return scored_on({"inputs": {"store": store, "evaluation": settings}})
 
     assert of("a", split="test") != of("b", split="test")
     assert of("a", split="test") != of("a", split="validation")
     assert of("a", split="test", batch_size=4) == of("a", split="test", batch_size=8)
-    assert of("a", split="test", download=True, vgg_weights="/here") == of("a", split="test")
+    assert of("a", split="test", download=True, lpips_vgg_weights="/here") == of("a", split="test")
 
 
 def test_what_a_package_says_of_its_evaluation_names_no_place() -> None:

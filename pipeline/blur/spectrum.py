@@ -52,7 +52,9 @@ def transfer_function(
     return torch.fft.rfft2(centred)
 
 
-def transfer_of(kernel: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+def transfer_of(
+    kernel: Float[Tensor, "B 1 side side"] | None, shape: Sequence[int]
+) -> Complex[Tensor, "B 1 H half_W"] | None:
     """`transfer_function` for images (...,H,W) of this shape; None where there is no kernel."""
     return None if kernel is None else transfer_function(kernel, (shape[-2], shape[-1]))
 

@@ -317,7 +317,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "bad.yaml").write_text("model: {widht: 4}\n")
     commands = {
         "no prepared store": ["--store", tmp_path / "none"],
-        "no configuration": ["--store", tiny_store.path, "--config", tmp_path / "none.yaml"],
+        "none.yaml can't be read": ["--store", tiny_store.path, "--config", tmp_path / "none.yaml"],
         "widht": ["--store", tiny_store.path, "--config", tmp_path / "bad.yaml"],
         "--minutes": ["--store", tiny_store.path, "--minutes", "0"],
         "training.device": ["--store", tiny_store.path, "--device", "nonsense"],

@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from torch import Tensor, distributions
 
 from pipeline.config import TrainingConfig
-from pipeline.evaluation.evaluate import score_slices
+from pipeline.evaluation.evaluate import model_scores
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import GaussianLaw, LaplaceLaw
 from pipeline.losses.residual import ResidualLaw
@@ -75,9 +75,10 @@ def test_bits_a_dimension_are_minus_the_bound_over_log_2_and_all_channels() -> N
     nll, rate = parts_by_hand(made)
     fitted = ResidualLaw((3, 32, 32), 0.01)
     with torch.no_grad():
-        scores = score_slices(made, images(), {}, torch.Generator(), fitted)
+        scores, _ = model_scores(made, images(), torch.Generator(), fitted)
         at_noise = made.vae.infer(images(), noise()).reconstruction
         own = fitted(at_noise).nll(images() - at_noise)
+    scores = {name: value.double() for name, value in scores.items()}
     expected = (nll + rate).double() / (PIXELS * math.log(2))
     torch.testing.assert_close(scores["elbo_bits_per_dim"], expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores["rate"], rate.double(), rtol=1e-4, atol=1e-4)

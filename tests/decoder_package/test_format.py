@@ -172,8 +172,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "no decoder package at"),
     "no metadata": (lambda f: (f / "metadata.json").unlink(), "no decoder package at"),
     "cut metadata": (lambda f: os.truncate(f / "metadata.json", 100), "metadata.json can't be"),
-    "a list": (lambda f: (f / "metadata.json").write_text("[]"), "metadata.json is not that"),
-    "another format": (_told("format", "x"), "metadata.json is not"),
+    "a list": (
+        lambda f: (f / "metadata.json").write_text("[]"),
+        "metadata.json describes no decoder package",
+    ),
+    "another format": (_told("format", "x"), "metadata.json describes no decoder package"),
     "schema": (_told("schema_version", 9), "schema version 9"),
     "edited": (_metadata(lambda m: m.update(spacing_mm=1.0), False), "metadata.json is not what"),
     "latent": (_told("latent_size", 4), "latent_size"),

@@ -76,7 +76,7 @@ def test_a_graph_that_differs_is_never_called_written(
     right = graphs.write_pt2
     monkeypatch.setattr(writing, "write_pt2", wrong)
     said = (
-        r"\.pt2-\d: the exported graph is .* of the output's largest value off its network.*1e-05"
+        r"\.pt2-\d: the exported graph differs from its network by .* the output's largest.*1e-05"
     )
     with pytest.raises(InputError, match=said) as refused:
         write(tmp_path / "package", make_package())

@@ -54,7 +54,7 @@ def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Pict
         InputError: the file can't be read to its end, has no affine, more than one slice, values
             that are not finite, another plane, or another spacing.
     """
-    read, affine = read_values(path, placed=True)
+    read, affine = read_values(path, affine_needed=True)
     values = read.astype(np.float64)
     shape = values.shape
     if min(shape) != 1:
@@ -165,7 +165,7 @@ def intensity_unit(image: np.ndarray, scale: float) -> float:
 def read_array(path: Path) -> np.ndarray:
     """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
     if path.name.endswith((".nii", ".nii.gz")):
-        return read_values(path, placed=False)[0]
+        return read_values(path, affine_needed=False)[0]
     try:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:

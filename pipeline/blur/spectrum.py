@@ -53,7 +53,7 @@ def transfer_function(
 
 
 def transfer_of(
-    kernel: Float[Tensor, "B 1 side side"] | None, shape: Sequence[int]
+    kernel: Float[Tensor, "B 1 s s"] | None, shape: Sequence[int]
 ) -> Complex[Tensor, "B 1 H half_W"] | None:
     """`transfer_function` for images (...,H,W) of this shape; None where there is no kernel."""
     return None if kernel is None else transfer_function(kernel, (shape[-2], shape[-1]))

@@ -132,16 +132,21 @@ def _config(keys: Mapping[str, Any]) -> PrepareConfig:
     )
 
 
-def read_values(path: Path, *, placed: bool) -> tuple[np.ndarray, np.ndarray]:
+def read_values(path: Path, *, affine_needed: bool) -> tuple[np.ndarray, np.ndarray]:
     """Values (X, Y, Z) float32 and affine (4, 4) of a volume or a single slice, read to the end.
 
-    placed: refuse a header that places the image nowhere. Raises InputError, in one line.
+    Args:
+        path: of a NIfTI or MGH file.
+        affine_needed: whether a header without an affine is refused.
+
+    Raises:
+        InputError: the file is damaged, or has no affine.
     """
     try:
         found = read_verified(path, constant_allowed=True, flat_allowed=True)
     except VolumeError as error:
         raise InputError(str(error)) from error
-    if placed:
+    if affine_needed:
         _check_affine(path, _header_of(path))
     return found.data, found.affine
 

@@ -20,14 +20,12 @@ from measure import synchronise
 from peers import PROJECT, PROJECT_SHORT, Contestant, count, project_notes, reconstruct
 from torch import Tensor
 
-from pipeline.backbones import WeightsNotFound
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.errors import InputError
 from pipeline.metrics.fidelity import psnr
-from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.metrics.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
 from pipeline.tracking.runs import NoTracker
@@ -52,10 +50,11 @@ class Point:
 
     seconds: float
     step: int
-    lpips_alex: float
     psnr: float
     high_frequency_ratio: float
     rate: float
+    lpips_alex: float | None = None
+    """None where it is not measured."""
 
 
 @dataclass
@@ -89,6 +88,7 @@ def best(curve: Sequence[Point], metric: str) -> Point | None:
     if metric == "high_frequency_ratio" and curve:
         highest = max(point.psnr for point in curve)
         curve = [point for point in curve if point.psnr >= highest - KEPT]
+    curve = [point for point in curve if getattr(point, metric) is not None]
     return max(curve, key=lambda point: goodness(point, metric), default=None)
 
 
@@ -120,14 +120,25 @@ class Schedule:
 class Scorer:
     """Scores reconstructions of the validation subjects: means over subjects of slice means."""
 
-    def __init__(self, store: Store, device: torch.device, limit: int = LIMIT) -> None:
-        """Raises InputError where there is no subject to score, or no weights for LPIPS."""
+    def __init__(
+        self, store: Store, device: torch.device, limit: int = LIMIT, *, perceptual: bool = True
+    ) -> None:
+        """perceptual: whether LPIPS is measured, which torch alone can't.
+
+        Raises InputError where there is no subject to score, or no weights for LPIPS.
+        """
         data = SliceDataset(store, store.subjects("validation"))
         if not len(data):
             raise InputError(f"store {store.name} has no validation subjects: see prepare.split")
         self.subjects = [
             data.of_subject(index, limit).to(device) for index in range(len(data.subjects))
         ]
+        self.distance: Any = None
+        if not perceptual:
+            return
+        from pipeline.backbones import WeightsNotFound
+        from pipeline.metrics.perceptual import PerceptualDistance
+
         try:
             self.distance = PerceptualDistance("alex")
         except WeightsNotFound as error:
@@ -141,14 +152,14 @@ class Scorer:
             if not found.isfinite().all():
                 return None
             found = found.float().clamp(0.0, 1.0).contiguous()
-            rows.append(
-                {
-                    "lpips_alex": self.distance(images, found).mean().item(),
-                    "psnr": psnr(images, found).mean().item(),
-                    "high_frequency_ratio": high_frequency_ratio(images, found),
-                    "rate": rate.mean().item(),
-                }
-            )
+            row = {
+                "psnr": psnr(images, found).mean().item(),
+                "high_frequency_ratio": high_frequency_ratio(images, found),
+                "rate": rate.mean().item(),
+            }
+            if self.distance is not None:
+                row["lpips_alex"] = self.distance(images, found).mean().item()
+            rows.append(row)
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
@@ -207,9 +218,10 @@ def record(run: Run, scores: dict[str, float] | None) -> bool:
         return False
     point = Point(seconds=run.seconds, step=run.steps, **scores)
     run.curve.append(point)
+    distance = "" if point.lpips_alex is None else f"LPIPS {point.lpips_alex:.4f}, "
     print(
         f"quality, {run.name}: {point.seconds:.0f} s, {point.step} steps, "
-        f"LPIPS {point.lpips_alex:.4f}, PSNR {point.psnr:.2f} dB, "
+        f"{distance}PSNR {point.psnr:.2f} dB, "
         f"high frequencies {point.high_frequency_ratio:.3f}, rate {point.rate:.0f} nats",
         flush=True,
     )

@@ -32,7 +32,6 @@ def markdown(results: Results) -> str:
     ):
         if name in results:
             sections.append(section(results[name]))
-    sections.append(_gpu(results))
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -217,35 +216,15 @@ def _reading(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gpu(results: Results) -> list[str]:
-    if "gpu" not in results:
-        return ["## GPU", "", "GPU: not measured"]
-    shares = {
-        row["side"]: 1 - 1 / row["ratio"]["blur"]["median"] for row in results.get("terms", ())
-    }
-    rows = (
-        [
-            f"{row['side']}×{row['side']}",
-            str(row["batch"]),
-            row["precision"],
-            spread(row["images_per_second"], "{:.0f}"),
-            f"{row['peak_mib']:.0f} MiB",
-            f"{100 * shares[row['side']]:.1f}%"
-            if row["side"] in shares and row["precision"] == "float32"
-            else "–",
-        ]
-        for row in results["gpu"]
-    )
-    header = ("images", "batch", "precision", "images/s", "peak memory", "share of the blur term")
-    return ["## GPU", "", *table(header, rows)]
-
-
 def figure(found: dict[str, Any]) -> Figure:
-    """Curves of the three metrics over seconds, a line per model; dotted: a fifth of the time."""
+    """Curves of the metrics over seconds, a line per model; dotted: a fifth of the time."""
     ticks = [tick for tick in TICKS if tick <= 1.5 * found["seconds"]]
+    points = [point for run in found["runs"] for point in run["curve"]]
+    shown = {m: v for m, v in METRICS.items() if any(point[m] is not None for point in points)}
     hints = {"lpips_alex": "lower is better", "psnr": "higher is better"}
-    drawn = Figure(figsize=(13, 4.2), layout="constrained")
-    for axes, (name, (title, _)) in zip(drawn.subplots(1, 3), METRICS.items(), strict=True):
+    drawn = Figure(figsize=(1 + 4 * len(shown), 4.2), layout="constrained")
+    panels = drawn.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (name, (title, _)) in zip(panels, shown.items(), strict=True):
         for run, colour in zip(found["runs"], COLOURS, strict=False):
             times = [point["seconds"] for point in run["curve"]]
             values = [point[name] for point in run["curve"]]

@@ -2,14 +2,14 @@
 come from the store."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from measure import Spread, alternate
-from peers import PROJECT, Contestant, Project
-from terms import CASES, Case, configuration, resized
+from peers import Contestant, Project
+from terms import resized
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,32 +121,3 @@ def measure_reading(
         f"reading: {found['ratio']['reading']['median']:.0f} times what training takes", flush=True
     )
     return found
-
-
-def measure_gpu(
-    slices: Tensor, processes: Processes, seed: int, cases: Sequence[Case] = CASES
-) -> list[dict[str, Any]]:
-    """Images/s and peak memory of whole training steps on a GPU, in MiB, at every size."""
-    device = processes.device
-    rows = []
-    for case in cases:
-        torch.manual_seed(seed)
-        images = resized(slices, case.side, case.gpu_batch).to(device)
-        config = configuration(case)
-        for precision in ("float32", "bf16"):
-            training = replace(config.training, precision=precision)
-            model = Project(tuple(images.shape[1:]), processes, replace(config, training=training))
-            torch.cuda.reset_peak_memory_stats(device)
-            times = alternate({PROJECT: partial(model.step, images)}, 20, device, warm_up=5)
-            speed = Spread.of([case.gpu_batch / seconds for seconds in times[PROJECT]])
-            rows.append(
-                {
-                    "side": case.side,
-                    "batch": case.gpu_batch,
-                    "precision": precision,
-                    "images_per_second": asdict(speed),
-                    "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20,
-                }
-            )
-            print(f"GPU, {case.side}², {precision}: {speed.median:.0f} images/s", flush=True)
-    return rows

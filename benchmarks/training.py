@@ -38,7 +38,7 @@ from peers import (
 from quality import METRICS, Run, Scorer, best, compare, train_peer, train_project, training_slices
 from report import figure, markdown
 from terms import CASES, measure_terms
-from throughput import LARGE_BATCH, measure_gpu, measure_reading, measure_throughput
+from throughput import LARGE_BATCH, measure_reading, measure_throughput
 
 from data_prep.store import Store, StoreError
 from pipeline.distributed import Processes
@@ -150,9 +150,6 @@ class Benchmark:
     def reading(self) -> dict[str, Any]:
         return measure_reading(self.config, self.store, self.processes)
 
-    def gpu(self) -> list[dict[str, Any]]:
-        return measure_gpu(self.slices, self.processes, self.options.seed)
-
     def run(self) -> dict[str, Any]:
         """Every wanted part; what is there so far is written after each."""
         results = self.header()
@@ -163,9 +160,6 @@ class Benchmark:
                 if part == "quality":
                     picture = self.options.out / "time_to_quality.png"
                     figure(results[part]).savefig(picture, dpi=110)
-        if self.device.type == "cuda" and "throughput" in self.options.only:
-            results["gpu"] = self.gpu()
-            write(self.options.out, results)
         return results
 
 

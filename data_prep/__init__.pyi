@@ -33,4 +33,5 @@ from .volume.mask_shape import mask_shape as mask_shape
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified
+from .wording import absent_package as absent_package
 from .wording import one_line as one_line

@@ -14,7 +14,7 @@ from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.invocation import program
 from data_prep.layers import read_layers
-from data_prep.wording import one_line
+from data_prep.wording import absent_package, one_line
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (
@@ -60,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             pending.unlink()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        line = absent_package(error, program("data_prep"))
+        if line is None:
+            raise
+        # Preparation has a key of its own for what the pipeline calls tracking.enabled.
+        print(f"error: {line}".replace("tracking.enabled", "prepare.track"), file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         # The file system's own refusals: no permission, no space left.

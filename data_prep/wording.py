@@ -21,6 +21,26 @@ WORDING = (
 )
 
 
+# Where the name of a package differs from that of its module.
+DISTRIBUTIONS = {"PIL": "pillow", "pywt": "pywavelets", "skimage": "scikit-image", "yaml": "PyYAML"}
+OWN = ("data_prep", "pipeline")
+
+
+def absent_package(error: ModuleNotFoundError, command: str) -> str | None:
+    """What to install for a command, in one line; None where one of our own modules is missing.
+
+    Example:
+        >>> absent_package(ModuleNotFoundError(name="skimage.measure"), "sharp-vae evaluate")
+        'sharp-vae evaluate needs scikit-image, which is not installed: pip install scikit-image'
+    """
+    module = (error.name or "").partition(".")[0]
+    if not module or module in OWN:
+        return None
+    name = DISTRIBUTIONS.get(module, module)
+    line = f"{command} needs {name}, which is not installed: pip install {name}"
+    return f"{line}, or go without: --tracking.enabled false" if module == "mlflow" else line
+
+
 def one_line(error: BaseException) -> str:
     """An error in one plain line: jsonargparse spreads its own over several, and colours them."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, Namespace
 
+from data_prep import absent_package, one_line, program
 from data_prep import command as typed
-from data_prep import one_line, program
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import (
@@ -182,6 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command(argv[1:])
     except (InputError, ArgumentError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        line = absent_package(error, f"{program('pipeline')} {argv[0]}")
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -49,7 +49,7 @@ def transfer_function(
         raise ValueError(f"kernel side must be odd and at most {min(shape)}, not {side}")
     padded = torch.nn.functional.pad(kernel, (0, width - side, 0, height - side))
     centred = torch.roll(padded, shifts=(-(side // 2), -(side // 2)), dims=(-2, -1))
-    return torch.fft.rfft2(centred)
+    return _half_fft(centred)
 
 
 def transfer_of(
@@ -115,9 +115,13 @@ def half_spectrum(image: Float[Tensor, "B C H W"]) -> Complex[Tensor, "B C H W//
     Never below float32, and outside autocast: half precision loses the weak high frequencies that
     the likelihood exists for.
     """
-    with torch.autocast(image.device.type, enabled=False):
-        wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        return torch.fft.rfft2(wide, norm="ortho")
+    return _half_fft(image, norm="ortho")
+
+
+def _half_fft(values: Tensor, norm: str = "backward") -> Tensor:
+    with torch.autocast(values.device.type, enabled=False):
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        return torch.fft.rfft2(wide, norm=norm)
 
 
 def power(spectrum: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

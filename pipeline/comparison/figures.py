@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.comparison.leaderboard import Row
-from pipeline.evaluation.figures import image_grid
-from pipeline.figures import COLOURS, bare
+from pipeline.figures import COLOURS, bare, image_grid
 
 # The marker changes with each turn of the colours.
 MARKERS = ("o", "s", "^")

@@ -16,64 +16,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.figures import COLOURS, bare
+from pipeline.figures import COLOURS, Array, as_array, as_images, bare, image_grid
 from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR
-
-Array = NDArray[Any] | torch.Tensor
 
 _COLUMNS = 8
 _ERROR_COLOURS = "RdBu_r"
-
-
-def _numpy(values: Array, ndim: int, name: str) -> NDArray[np.float64]:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    if array.ndim != ndim or not array.size:
-        raise ValueError(f"{name} must have {ndim} dimensions and not be empty, got {array.shape}")
-    return np.asarray(array, dtype=np.float64)
-
-
-def _images(values: Array, name: str = "images") -> NDArray[np.float64]:
-    """(N,C,H,W) to (N,H,W,C) in [0,1]."""
-    array = _numpy(values, 4, name)
-    if array.shape[1] not in (1, 3):
-        raise ValueError(f"{name} must have 1 or 3 channels, got {array.shape[1]}")
-    return array.transpose(0, 2, 3, 1).clip(0.0, 1.0)
 
 
 def _show(axes: Axes, image: NDArray[Any]) -> None:
     """One image without ticks, grey or colour, on the full scale [0,1]."""
     axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
     bare(axes)
-
-
-def image_grid(images: Array, columns: int = _COLUMNS, gap: int = 2) -> NDArray[np.uint8]:
-    """Tile images into one, row by row, for logging.
-
-    Args:
-        images: (N,C,H,W) in [0,1].
-        columns: images in a row.
-        gap: pixels between images, white; places left over in the last row are white too.
-
-    Returns:
-        (height, width, 3) uint8.
-
-    Raises:
-        ValueError: not (N,C,H,W), another number of channels, or no column.
-    """
-    array = _images(images)
-    if columns < 1:
-        raise ValueError(f"columns must be positive, got {columns}")
-    count, height, width, _ = array.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    grid = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
-    )
-    for i, image in enumerate(array):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        tile = np.round(image * 255.0).astype(np.uint8)
-        grid[top : top + height, left : left + width] = tile  # one channel fills all three
-    return grid
 
 
 def reconstructions(
@@ -97,7 +50,7 @@ def reconstructions(
     Raises:
         ValueError: shapes or the number of labels do not match.
     """
-    originals = _images(images)[:_COLUMNS]
+    originals = as_images(images)[:_COLUMNS]
     named = reconstructed if isinstance(reconstructed, Mapping) else {"": reconstructed}
     if np.shape(images)[0] != len(subjects):
         raise ValueError(f"{np.shape(images)[0]} images for {len(subjects)} subjects")
@@ -105,7 +58,7 @@ def reconstructions(
     for name, values in named.items():
         if np.shape(values) != np.shape(images):
             raise ValueError(f"images {np.shape(images)}, reconstructions {np.shape(values)}")
-        shown[name] = _images(values, "reconstructions")[:_COLUMNS]
+        shown[name] = as_images(values, "reconstructions")[:_COLUMNS]
     errors = {name: (values - originals).mean(axis=-1) for name, values in shown.items()}
     # A few extreme pixels would wash out the rest: the bar's arrows mark values beyond.
     stacked = np.abs(np.concatenate([error.ravel() for error in errors.values()]))
@@ -205,7 +158,7 @@ def kernels(
     Raises:
         ValueError: no epoch, or not one kernel an image.
     """
-    pictures = _images(images)
+    pictures = as_images(images)
     if not kernels_by_epoch:
         raise ValueError("kernels of at least one epoch are needed")
     if subjects is not None and len(subjects) != len(pictures):
@@ -215,7 +168,7 @@ def kernels(
         values = kernels_by_epoch[epoch]
         if values.ndim == 4 and values.shape[1] == 1:
             values = values[:, 0]
-        stacks[epoch] = _numpy(values, 3, f"kernels of epoch {epoch}")
+        stacks[epoch] = as_array(values, 3, f"kernels of epoch {epoch}")
         if len(stacks[epoch]) != len(pictures):
             raise ValueError(f"{len(pictures)} images, {len(stacks[epoch])} kernels at {epoch}")
     rows, columns = len(pictures), 1 + len(stacks)
@@ -264,12 +217,12 @@ def spectra(
     Raises:
         ValueError: the reference is missing, or bins do not match.
     """
-    axis = _numpy(frequencies, 1, "frequencies")
+    axis = as_array(frequencies, 1, "frequencies")
     if reference not in powers:
         raise ValueError(f"powers must include {reference!r}, got {sorted(powers)}")
     curves = {}
     for name, values in powers.items():
-        curve = _numpy(values, values.ndim, name)
+        curve = as_array(values, values.ndim, name)
         curve = curve.mean(axis=0) if curve.ndim == 2 else curve
         if curve.shape != axis.shape:
             raise ValueError(f"{name} has bins {curve.shape}, frequencies {axis.shape}")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.slices import SliceDataset, Store
-from pipeline.evaluation.figures import image_grid
+from pipeline.figures import image_grid
 from pipeline.metrics.fidelity import psnr
 from pipeline.metrics.sharpness import high_frequency_ratio
 from pipeline.training.objective import Objective

@@ -3,10 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 # PSNR of identical images is infinite, which neither JSON nor a mean over slices can hold. A mean
 # squared error below 1e-10 (100 dB) is under the rounding of the 16-bit store, so it is the end.
@@ -68,10 +64,8 @@ def psnr(
         [20.0]
     """
     check_pair(image, reconstruction)
-    ratio = peak_signal_noise_ratio(
-        reconstruction.double(), image.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
-    )
-    return ratio.clamp(max=MAX_PSNR)
+    error = (reconstruction.double() - image.double()).square().mean(dim=(1, 2, 3))
+    return (-10 * error.log10()).clamp(max=MAX_PSNR)
 
 
 @torch.no_grad()
@@ -99,6 +93,9 @@ def ssim(
         >>> ssim(image, image).tolist()
         [1.0, 1.0]
     """
+    # Here and not above: training's validation needs PSNR alone, and not torchmetrics.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     check_pair(image, reconstruction)
     if min(image.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs at least 11x11 pixels, got {tuple(image.shape[-2:])}")

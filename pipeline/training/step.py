@@ -27,7 +27,8 @@ class TrainingStep:
     ) -> None:
         self.settings = settings
         self.processes = processes or Processes("cpu")
-        self.objective = objective.to(self.processes.device).to(memory_format=torch.channels_last)
+        self.objective = objective.to(self.processes.device)
+        self.use_memory_format(torch.channels_last)
         self.averaged_steps = 0
         self._averaged = AveragedModel(objective, multi_avg_fn=self._average)
         # Some terms have parameters of their own, as the shape of a density.
@@ -41,6 +42,11 @@ class TrainingStep:
             objective.vae.compile()
         self._wrapped = self.processes.wrap(objective)
         self.skipped = self.skipped_in_a_row = 0
+
+    def use_memory_format(self, memory_format: torch.memory_format) -> None:
+        """How weights and images lie in memory; the values are the same."""
+        self.memory_format = memory_format
+        self.objective.to(memory_format=memory_format)
 
     @property
     def averaged(self) -> Objective:
@@ -66,7 +72,7 @@ class TrainingStep:
         objective.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in objective.buffers()]  # the forward pass moves σ
         means = self._accumulate(
-            batch.contiguous(memory_format=torch.channels_last), noise, beta, warm_up
+            batch.contiguous(memory_format=self.memory_format), noise, beta, warm_up
         )
         norm = nn.utils.clip_grad_norm_(self._learned, settings.gradient_clip or math.inf)
         sound = batch.isfinite().all().to(norm.dtype)

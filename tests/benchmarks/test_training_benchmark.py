@@ -22,7 +22,7 @@ import terms
 import training
 from measure import Spread, alternate, processor, ratio
 from quality import Point, Run, Schedule, Scorer, best, compare
-from report import COLOURS, markdown
+from report import COLOURS
 
 from data_prep.store import Store
 from pipeline.config import Config
@@ -273,29 +273,6 @@ def test_scored_slices_are_those_of_the_validation_monitor(store_writer: Any, wo
 # The command
 
 
-def test_gpu_figures_show_the_share_of_the_blur_term() -> None:
-    even = {"median": 1.25, "low": 1.2, "high": 1.3}
-    case = {
-        "side": 64, "kernel_size": 11, "levels": "4²×16", "batch": 64, "target": 1.05, "rounds": 9,
-        "seconds": {"gaussian": even}, "relative_difference": 1e-7,
-        "ratio": {"blur": even, "straightforward": even},
-    }  # fmt: skip
-    row = {"side": 64, "batch": 64, "precision": "float32", "peak_mib": 100.4}
-    machine = {"processor": "P", "cores": 2, "threads": 1, "torch": "2", "gpu": "G"}
-    store = {"name": "s", "digest": "d", "simulated": True}
-    text = markdown(
-        {
-            "machine": machine,
-            "store": store | {"training_slices": 1, "validation_people": 1},
-            "seed": 0, "config": "c", "command": "x", "terms": [case],
-            "gpu": [row | {"images_per_second": even}],
-        }
-    )  # fmt: skip
-    assert "at 64² 4²×16" in text
-    assert "GPU: G" in text and ", simulated" in text and "not measured" not in text
-    assert "| 64×64 | 64 | float32 | 1 (1–1) | 100 MiB | 20.0% |" in text
-
-
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
@@ -351,6 +328,6 @@ def test_all_parts_from_end_to_end(
     assert found["reading"]["ratio"]["reading"]["median"] > 0
     assert found["store"]["digest"] == tiny_store.digest
     text = (tmp_path / "out/training.md").read_text()
-    assert "GPU: not measured" in text and "python benchmarks/training.py --store" in text
+    assert "python benchmarks/training.py --store" in text
     assert "pythae VAE is left out" in text and "≤ 1.15" in text
     assert (tmp_path / "out/time_to_quality.png").read_bytes()[:4] == b"\x89PNG"

@@ -4,9 +4,9 @@
     python benchmarks/accelerator.py --minutes 3 --device cpu --store work/stores/hcp128
 
 Five parts: `agreement` (gradients of both steps against a CPU in float64; FFTs in float32 outside
-autocast), `repeat` (whether two runs end with the same bits), `speed` (images/s and memory at 64²,
-128² and 256² in float32 and bf16, channels_last or not, with torch.compile), `terms` (share of the
-step that the blur term takes), `training` (half of the time: 128² slices, scores of validation
+autocast), `speed` (images/s and memory at 64², 128² and 256² in float32 and bf16, channels_last or
+not, with torch.compile), `terms` (share of the step that the blur term takes), `repeat` (whether two
+runs end with the same bits), `training` (half of the time: 128² slices, scores of validation
 subjects over seconds, beside MONAI's AutoencoderKL where MONAI is installed). Writes
 OUT/accelerator.md, OUT/accelerator.json and OUT/accelerator.png, and after each part what is there.
 
@@ -46,7 +46,7 @@ from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import load_config
 
-PARTS = ("agreement", "repeat", "speed", "terms", "training")
+PARTS = ("agreement", "speed", "terms", "repeat", "training")
 SIDE = 128
 
 
@@ -212,7 +212,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", type=int, choices=sides, default=sides,
                         help="of `speed` and `terms`")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
-    parser.add_argument("--steps", type=int, default=20, help="of each run in `repeat`")
+    parser.add_argument("--steps", type=int, default=10, help="of each run in `repeat`")
     parser.add_argument("--batch", type=int, default=8, help="images in `agreement`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=work / "benchmarks")

@@ -12,9 +12,9 @@ def markdown(results: Results) -> str:
     sections = [_header(results)]
     for name, section in (
         ("agreement", _agreement),
-        ("repeat", _repeat),
         ("speed", _speed),
         ("terms", _terms),
+        ("repeat", _repeat),
         ("training", _training),
     ):
         if results.get(name):

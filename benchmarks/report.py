@@ -1,11 +1,13 @@
 """What was measured, as Markdown and as a figure."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from peers import PROJECT
 from quality import KEPT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = dict[str, Any]
 
@@ -216,8 +218,10 @@ def _reading(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def figure(found: dict[str, Any]) -> Figure:
+def figure(found: dict[str, Any]) -> "Figure":
     """Curves of the metrics over seconds, a line per model; dotted: a fifth of the time."""
+    from matplotlib.figure import Figure  # tables can be had without it
+
     ticks = [tick for tick in TICKS if tick <= 1.5 * found["seconds"]]
     points = [point for run in found["runs"] for point in run["curve"]]
     shown = {m: v for m, v in METRICS.items() if any(point[m] is not None for point in points)}

@@ -3,11 +3,11 @@
     python benchmarks/accelerator.py --minutes 8                   # a GPU, if there is one
     python benchmarks/accelerator.py --minutes 3 --device cpu --store work/stores/hcp128
 
-Five parts: `agreement` (gradients of both steps against a CPU in float64; FFTs in float32 outside
-autocast), `speed` (images/s and memory at 64², 128² and 256² in float32 and bf16, channels_last or
-not, with torch.compile), `terms` (share of the step that the blur term takes), `repeat` (whether two
-runs end with the same bits), `training` (half of the time: 128² slices, scores of validation
-subjects over seconds, beside MONAI's AutoencoderKL where MONAI is installed). Writes
+Five parts. `agreement`: gradients of both steps against a CPU in float64; FFTs in float32 outside
+autocast. `speed`: images/s and memory at 64², 128² and 256² in float32 and bf16, as a CUDA graph,
+channels_last or not, with torch.compile. `terms`: share of the step that the blur term takes.
+`repeat`: whether two runs end with the same bits. `training`, half of the time: 128² slices, scores
+of validation subjects over seconds, beside MONAI's AutoencoderKL where MONAI is installed. Writes
 OUT/accelerator.md, OUT/accelerator.json and OUT/accelerator.png, and after each part what is there.
 
 Without --store the simulated cohort is prepared at 128². With one, torch and a few small packages
@@ -38,10 +38,19 @@ from agreement import measure_agreement, measure_repeat
 from measure import machine
 from peers import MONAI_CHANNELS, MONAI_FULL_CHANNELS, MonaiAutoencoderKL
 from quality import Scorer, train_peer, train_project, training_slices
-from speed import CONFIGS, SIZES, VARIANTS, all_levels_open, measure_speed
-from terms import CASES, measure_terms
+from speed import (
+    CONFIGS,
+    SIZES,
+    VARIANTS,
+    Variant,
+    WholeStep,
+    all_levels_open,
+    measure_speed,
+)
+from terms import CASES, measure_terms, resized
 
 from data_prep.store import Store, StoreError
+from pipeline.config import Config
 from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import load_config
@@ -135,7 +144,8 @@ class Accelerator:
         )
 
     def speed(self) -> None:
-        variants = [v for v in VARIANTS if self.device.type == "cuda" or not v.compile]
+        on_gpu = self.device.type == "cuda"
+        variants = [v for v in VARIANTS if on_gpu or not (v.compile or v.graph)]
         for rows in measure_speed(
             self.slices,
             self.processes,
@@ -165,6 +175,7 @@ class Accelerator:
         seconds = self.half / (1 + len(peers))
         training = replace(self.config.training, precision=self.options.precision)
         config = replace(self.config, training=training)
+        self._warm_up(config, peers)
         with tempfile.TemporaryDirectory() as folder:
             runs = [train_project(config, self.store, self.scorer, seconds, Path(folder))]
         runs += [train_peer(peer, config, self.store, self.scorer, seconds) for peer in peers]
@@ -173,6 +184,15 @@ class Accelerator:
             "precision": self.options.precision,
             "runs": [asdict(run) for run in runs],
         }
+
+    def _warm_up(self, config: Config, peers: Sequence[Callable[[], Any]]) -> None:
+        """A step of each model that does not count: libraries load and choose their kernels."""
+        side = self.store.image_shape[-1]
+        images = resized(self.slices, side, config.training.batch_size).to(self.device)
+        variant = Variant("", self.options.precision, graph=config.training.cuda_graph)
+        WholeStep(config, variant, images, self.processes, self.options.seed)()
+        for peer in peers:
+            peer().step(images)
 
     def run(self) -> dict[str, Any]:
         for part in PARTS:

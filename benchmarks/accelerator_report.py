@@ -149,7 +149,8 @@ def _training(found: dict[str, Any]) -> list[str]:
         *table(header, cells),
         "",
         "Validation subjects at the end, averaged weights; the same slices, augmentation and batch "
-        f"size for all; this project in {found['precision']}.",
+        f"size for all; this project in {found['precision']}. A step of each before the clock "
+        "starts: libraries load and choose their kernels.",
         *(["", "Scores over seconds: accelerator.png."] if cells else []),
         *(f"- {run['name']}: {run['notes']}." for run in found["runs"]),
     ]

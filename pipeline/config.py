@@ -61,6 +61,8 @@ class TrainingConfig:
     """Pieces in which a process takes its share of a batch, to save memory."""
     compile: bool = field(default=False, metadata={"decides": "nothing"})
     """Whether torch.compile compiles the VAE; takes minutes at first."""
+    cuda_graph: bool = field(default=True, metadata={"decides": "nothing"})
+    """On one GPU without accumulation: launch forward and backward pass as one CUDA graph."""
     max_skipped: int = field(default=20, metadata={"decides": "nothing"})
     """Batches in a row that may be skipped because loss or gradient is not finite."""
     checkpoint_every: int = field(default=1, metadata={"decides": "nothing"})

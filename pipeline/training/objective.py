@@ -148,7 +148,7 @@ class Objective(nn.Module):
         return pulls[1] / pulls[0] if pulls[0] else math.nan
 
     def forward(
-        self, image: Tensor, noise: Tensor, *, beta: float, warm_up: bool
+        self, image: Tensor, noise: Tensor, *, beta: float | Tensor, warm_up: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Both steps of a batch: a scalar to call backward on, and detached means to report.
 

@@ -1,5 +1,6 @@
 """One training step: gradients, their check, both optimisers, averaged weights."""
 
+import logging
 import math
 from contextlib import nullcontext
 from typing import Any, cast
@@ -12,7 +13,10 @@ from pipeline.config import TrainingConfig
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import StepState
+from pipeline.training.graph import CapturedPass
 from pipeline.training.objective import Objective
+
+log = logging.getLogger(__name__)
 
 
 class TrainingStep:
@@ -42,6 +46,16 @@ class TrainingStep:
             objective.vae.compile()
         self._wrapped = self.processes.wrap(objective)
         self.skipped = self.skipped_in_a_row = 0
+        self._captured: CapturedPass | None = None
+        if self._graph_fits():
+            self._captured = CapturedPass(objective)
+
+    def _graph_fits(self) -> bool:
+        """Whether the pass may be a CUDA graph: one GPU, the whole batch at once."""
+        settings = self.settings
+        alone = self.processes.count == 1 and settings.accumulation == 1
+        on_gpu = self.processes.device.type == "cuda"
+        return on_gpu and alone and settings.cuda_graph and not settings.compile
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
         """How weights and images lie in memory; the values are the same."""
@@ -69,9 +83,8 @@ class TrainingStep:
         """
         objective, settings = self.objective, self.settings
         objective.train()
-        objective.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in objective.buffers()]  # the forward pass moves σ
-        means = self._accumulate(
+        means = self._gradients(
             batch.contiguous(memory_format=self.memory_format), noise, beta, warm_up
         )
         norm = nn.utils.clip_grad_norm_(self._learned, settings.gradient_clip or math.inf)
@@ -92,18 +105,43 @@ class TrainingStep:
         self.averaged_steps += 1
         return dict(zip([*means, "gradient_norm"], found, strict=False))
 
+    def _gradients(
+        self, batch: Tensor, noise: Tensor, beta: float, warm_up: bool
+    ) -> dict[str, Tensor]:
+        """Gradients of the whole batch in the parameters; returns its means."""
+        if self._captured is not None:
+            try:
+                return self._captured(
+                    lambda images, draw, weight: self._forward(images, draw, weight, warm_up),
+                    batch, noise, beta, warm_up,
+                )  # fmt: skip
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0][:120]
+                log.warning("no CUDA graph of the step (%s): it runs without, slower", reason)
+                self._captured = None
+        self.objective.zero_grad(set_to_none=True)
+        return self._accumulate(batch, noise, beta, warm_up)
+
+    def _forward(
+        self, images: Tensor, noise: Tensor, beta: float | Tensor, warm_up: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        half = self.settings.precision == "bf16"
+        # Without its cache, which would keep casts of weights from before a capture.
+        with torch.autocast(
+            images.device.type, torch.bfloat16, enabled=half, cache_enabled=self._captured is None
+        ):
+            return self._wrapped(images, noise, beta=beta, warm_up=warm_up)
+
     def _accumulate(
         self, batch: Tensor, noise: Tensor, beta: float, warm_up: bool
     ) -> dict[str, Tensor]:
         """Gradients of the batch, piece by piece; only the last piece synchronises processes."""
         pieces = self.settings.accumulation
-        half = self.settings.precision == "bf16"
         rows: list[dict[str, Tensor]] = []
         for images, draw in zip(batch.chunk(pieces), noise.chunk(pieces), strict=True):
             waits = len(rows) < pieces - 1
             with self.processes.unsynchronised(self._wrapped) if waits else nullcontext():
-                with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
-                    loss, means = self._wrapped(images, draw, beta=beta, warm_up=warm_up)
+                loss, means = self._forward(images, draw, beta, warm_up)
                 (loss / pieces).backward()
             rows.append(means)
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}

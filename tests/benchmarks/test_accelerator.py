@@ -84,10 +84,11 @@ def test_a_variant_that_fails_or_comes_too_late_is_a_row(
     monkeypatch.setattr(speed, "all_levels_open", lambda _: TINY)
     sizes = (speed.Size(32, "hcp64.yaml", (2,), 2),)
     slices = training_slices(tiny_store, 4)
+    variants = [variant for variant in speed.VARIANTS if not (variant.graph or variant.compile)]
     *_, rows = speed.measure_speed(
-        slices, Processes("cpu"), 0, sizes=sizes, variants=speed.VARIANTS[:4], rounds=3
+        slices, Processes("cpu"), 0, sizes=sizes, variants=variants, rounds=3
     )
-    assert [row["variant"] for row in rows] == [v.name for v in speed.VARIANTS[:4]]
+    assert [row["variant"] for row in rows] == [variant.name for variant in variants]
     assert all(row["images_per_second"]["median"] > 0 for row in rows)
     *_, late = speed.measure_speed(
         slices, Processes("cpu"), 0, sizes=sizes, variants=speed.VARIANTS[:1], deadline=0.0

@@ -145,7 +145,12 @@ class Accelerator:
 
     def speed(self) -> None:
         on_gpu = self.device.type == "cuda"
-        variants = [v for v in VARIANTS if on_gpu or not (v.compile or v.graph)]
+        variants = [
+            variant
+            for variant in VARIANTS
+            if variant.name in self.options.variants
+            and (on_gpu or not (variant.compile or variant.graph))
+        ]
         for rows in measure_speed(
             self.slices,
             self.processes,
@@ -222,6 +227,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     work = Path(os.environ.get("WORK") or "work")
     sides = [size.side for size in SIZES]
+    names = [variant.name for variant in VARIANTS]
     parser.add_argument("--minutes", type=float, default=8.0, help="for all, about")
     parser.add_argument("--store", type=Path, help="folder of a prepared store of 128²")
     parser.add_argument("--config", type=Path, default=CONFIGS / "hcp128.yaml")
@@ -231,6 +237,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--sides", nargs="+", type=int, choices=sides, default=sides,
                         help="of `speed` and `terms`")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", choices=names, default=names,
+                        help="of `speed`")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
     parser.add_argument("--steps", type=int, default=10, help="of each run in `repeat`")
     parser.add_argument("--batch", type=int, default=8, help="images in `agreement`")

@@ -96,9 +96,9 @@ def half_spectrum_weights(width: int, like: Float[Tensor, "..."]) -> Float[Tenso
     Column 0, and column width/2 of an even width, stand once, all others twice.
     """
     weights = torch.full((width // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
-    weights[0] = 1.0
+    weights[:1].fill_(1.0)  # an assignment would copy from the CPU, which a CUDA graph refuses
     if width % 2 == 0:
-        weights[-1] = 1.0
+        weights[-1:].fill_(1.0)
     return weights
 
 

@@ -1,5 +1,6 @@
 """Images a second and memory of whole training steps of the shipped configurations."""
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -135,6 +136,7 @@ def _measured(
     on_gpu = device.type == "cuda"
     try:
         if on_gpu:
+            gc.collect()  # the memory of the variant before
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         step = build()

@@ -46,7 +46,10 @@ def write_celeba(root: Path) -> None:
 # Where each file differs from the defaults. A file may be rewritten; what it means is kept here.
 GOLDEN = Path(__file__).with_name("golden_configs.json")
 # Files that share the store of another.
-STORES = {"compare_hcp64": "hcp64", "paper64": "hcp64"}
+STORES = {
+    "compare_hcp64": "hcp64", "paper64": "hcp64", "paper_cifar10": "cifar10",
+    "paper_celeba64": "celeba64", "paper_celeba256": "celeba256",
+}  # fmt: skip
 
 
 def as_plain(value: Any) -> Any:

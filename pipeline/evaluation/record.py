@@ -10,12 +10,13 @@ from typing import Any
 
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
-from pipeline.data.slices import Store
+from pipeline.data.slices import Store, open_store
+from pipeline.errors import InputError
 from pipeline.figures import write_figure
-from pipeline.files import csv_text, write_json, write_text
+from pipeline.files import csv_text, work_folder, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, TrainingState
 
 
 @dataclass
@@ -31,6 +32,21 @@ class Evaluation:
     """The curves of the figure of calibration, to draw runs side by side later."""
 
 
+def trained_store(state: TrainingState) -> Store | None:
+    """The store a checkpoint was trained on, where it is still there as it was.
+
+    On another machine than that of the training it is looked for by its name, too.
+    """
+    for name in (state.config["data"]["store"], state.store["name"]):
+        try:
+            store = open_store(name, work_folder())
+        except InputError:
+            continue
+        if store.digest == state.store["digest"]:
+            return store
+    return None
+
+
 def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[str, Any]:
     """What an evaluation depends on; the same again gives the same result."""
     settings = asdict(config.evaluation)
@@ -40,6 +56,8 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
         "store": store.digest,
         "evaluation": {key: value for key, value in settings.items() if key not in machines_own},
         "prior": asdict(config.prior),
+        # Prior and law are fitted to it where they are not there yet: scores differ without.
+        "trained_store": trained_store(checkpoint.state) is not None,
         "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
     }
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config, EvaluationConfig
-from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread, open_store
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
-from pipeline.files import work_folder
+from pipeline.evaluation.record import trained_store
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.prior import LatentPrior
 from pipeline.training.checkpoint import Checkpoint, TrainingState
@@ -51,7 +51,7 @@ def load_trained_run(checkpoint: Checkpoint, config: Config) -> TrainedRun:
     """
     device = choose_device(config.evaluation.device, "evaluation.device")
     objective = load_objective(checkpoint, config).to(device)
-    trained = _trained_store(checkpoint.state)
+    trained = trained_store(checkpoint.state)
     return TrainedRun(
         objective,
         config,
@@ -60,15 +60,6 @@ def load_trained_run(checkpoint: Checkpoint, config: Config) -> TrainedRun:
         residual_law_of(checkpoint, objective.vae, config, trained),
         training_slices(trained) if trained else None,
     )
-
-
-def _trained_store(state: TrainingState) -> Store | None:
-    """The store a checkpoint was trained on, where it is still there as it was."""
-    try:
-        store = open_store(state.config["data"]["store"], work_folder())
-    except InputError:
-        return None
-    return store if store.digest == state.store["digest"] else None
 
 
 def training_slices(store: Store) -> Tensor:

@@ -67,12 +67,14 @@ def example() -> Callable[[str], ModuleType]:
     return load
 
 
-def blobs(count: int, channels: int, generator: np.random.Generator) -> np.ndarray:
-    """Smooth blobs with some sharp edges in a dark surround, (count,channels,32,32) in [0,1]."""
-    noise = generator.standard_normal((count, channels, SIDE, SIDE))
+def blobs(
+    count: int, channels: int, generator: np.random.Generator, side: int = SIDE
+) -> np.ndarray:
+    """Smooth blobs, some sharp edges, a dark surround: (count,channels,side,side) in [0,1]."""
+    noise = generator.standard_normal((count, channels, side, side))
     smooth = gaussian_filter(noise, (0, 0, 2.5, 2.5))
     smooth = 0.5 + 0.2 * smooth / smooth.std()
-    axis = np.linspace(-1, 1, SIDE)
+    axis = np.linspace(-1, 1, side)
     head = np.hypot(axis[:, None], axis[None, :]) < 0.85
     return np.clip((smooth + 0.2 * (smooth > 0.6)) * head, 0, 1)
 
@@ -88,6 +90,7 @@ def write_store(
     slices: int = 6,
     channels: int = 1,
     plane: str = "axial",
+    side: int = SIDE,
 ) -> Store:
     """A prepared store of one subject per item of `splits`, written by the store's own writer."""
     generator = np.random.default_rng(seed)
@@ -95,7 +98,7 @@ def write_store(
     entries = []
     for index, split in enumerate(splits):
         subject = f"{prefix}{index:02d}"
-        shard = write_shard(path, subject, blobs(slices, channels, generator))
+        shard = write_shard(path, subject, blobs(slices, channels, generator, side))
         entries.append(
             SubjectEntry(
                 subject=subject,
@@ -118,8 +121,8 @@ def write_store(
         path,
         name=name,
         simulated=True,
-        configuration=PrepareConfig(size=SIDE).recorded(),
-        image_shape=(channels, SIDE, SIDE),
+        configuration=PrepareConfig(size=side).recorded(),
+        image_shape=(channels, side, side),
         spacing_mm=3.2,
         orientation="rows A>P, columns L>R",
         plane=plane,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import (
     OFTEN,
+    ROOT,
     Command,
     checkpoint_of,
     files_of,
@@ -180,6 +181,30 @@ def test_torchrun_s_two_processes_compute_what_one_computes(work_of_all: Path) -
     assert said.count("is trained") == said.count("slices of") == 1
 
 
+@pytest.mark.slow  # the network of a real run, four times
+def test_processes_at_128_compute_what_one_computes(
+    tmp_path: Path, store_writer: Callable[..., Store], work_of_all: Path
+) -> None:
+    """The shipped model at 128², two and four processes."""
+    store = store_writer(tmp_path, splits=("train", "train", "validation"), slices=8, side=128)
+    words = (
+        "train", "--config", str(ROOT / "configs/hcp128.yaml"), f"--data.store={store.path}",
+        "--training.epochs=2", "--training.batch_size=8", "--likelihood.warmup_epochs=1",
+        "--likelihood.residual_steps=2", "--prior.images=20", "--training.device=cpu",
+        "--training.threads=1", "--tracking.enabled=false",
+    )  # fmt: skip
+    for count in (1, 2, 4):
+        _ended(forked_ranks(tmp_path, (*words, "--run", f"of-{count}"), count))
+    one = checkpoint_of(tmp_path, "of-1")
+    for count in (2, 4):
+        other = checkpoint_of(tmp_path, f"of-{count}")
+        assert other.state.step == one.state.step == 4
+        for name, value in one.weights.items():
+            torch.testing.assert_close(
+                other.weights[name], value, rtol=0, atol=2e-5, equal_nan=True
+            )
+
+
 # ------------------------------------------------------------------ within one process
 
 
@@ -234,6 +259,18 @@ def test_a_batch_in_pieces_gives_the_same_weights(
         torch.testing.assert_close(left, right, rtol=0, atol=2e-5, equal_nan=True)
     for left, right in zip(rows.rows.values(), found.rows.values(), strict=True):
         assert right == pytest.approx(left, rel=1e-3)
+
+
+def test_pieces_in_half_precision_learn_as_the_whole_batch_does(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    changes = {"likelihood__scale": 0.1, "training__precision": "bf16"}
+    _, rows = _trained(tiny_store, tmp_path / "whole", **changes)
+    parts, found = _trained(tiny_store, tmp_path / "parts", training__accumulation=3, **changes)
+    assert all(value.isfinite().all() for value in parts.objective.parameters())
+    for left, right in zip(rows.rows.values(), found.rows.values(), strict=True):
+        assert right["skipped_batches"] == 0
+        assert right["distortion"] == pytest.approx(left["distortion"], rel=0.02)
 
 
 def test_half_precision_leaves_likelihood_and_ffts_in_full(

@@ -22,7 +22,7 @@ OTHER_SECTIONS = (
 )  # fmt: skip
 
 # Keys that mean true where no value follows.
-SWITCHES = ("--prepare.download", "--prepare.dry_run")
+SWITCHES = ("--prepare.download", "--prepare.dry_run", "--prepare.check")
 
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 

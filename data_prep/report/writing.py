@@ -109,7 +109,8 @@ def write_report(store: Store) -> None:
             stream.write(line.getvalue().encode())
     with atomic_file(store.path / FOLDER / PAGE) as stream:
         for piece in render(Page(store, subjects, digest(store))):
-            stream.write(piece.encode())
+            # A path may hold bytes that are no text.
+            stream.write(piece.encode("utf-8", "backslashreplace"))
     lines = [_sum(store.path / FOLDER / name) or b"" for name in (PAGE, TABLE)]
     with atomic_file(store.path / FOLDER / SUMS) as stream:
         stream.write(b"".join(lines))

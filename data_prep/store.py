@@ -103,7 +103,7 @@ def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") ->
 
 def _running(store: Path) -> str:
     try:
-        return (store / RUNNING).read_text()
+        return (store / RUNNING).read_text("utf-8")
     except OSError:
         return ""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.analysis.packages import FILES_CHECKED
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.slices import Store
@@ -40,6 +41,7 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
         "store": store.digest,
         "evaluation": {key: value for key, value in settings.items() if key not in machines_own},
         "prior": asdict(config.prior),
+        **({"other_people": FILES_CHECKED} if config.evaluation.other_people else {}),
         "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
     }
 
@@ -77,9 +79,11 @@ def read_evaluation(
     With `complete` None, too, where metrics were left out whose weights may have come since.
     """
     try:
-        if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
+        if json.loads((folder / "inputs.json").read_text("utf-8")) != json.loads(
+            json.dumps(inputs)
+        ):
             return None
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return None if complete and _may_be_had_now(metrics, inputs["evaluation"]) else metrics

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.analysis.packages import OTHER_PEOPLE
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread, open_store
 from pipeline.distributed import choose_device
@@ -99,16 +100,36 @@ def subjects_to_score(
             f"store {store.name} holds images of {store.image_shape}, the run was trained on "
             f"{tuple(state.image_shape)}: prepare it with the same prepare.size"
         )
-    refuse_trained_on(entries, state)
+    if settings.other_people and store.digest == state.store["digest"]:
+        raise InputError(
+            f"evaluation.other_people: store {store.name} is the one that was trained on, so equal "
+            "names are the same people"
+        )
+    refuse_trained_on(entries, state, settings.other_people)
     return entries
 
 
-def refuse_trained_on(entries: list[SubjectEntry], state: TrainingState) -> None:
+def refuse_trained_on(
+    entries: list[SubjectEntry], state: TrainingState, other_people: bool = False
+) -> None:
     """Raise InputError, with their names, where subjects to be scored were trained on.
 
-    The same subject, a member of the same family and the same file count as trained on.
+    The same subject, a member of the same family and the same file count as trained on; where they
+    are said to be other people, the same file alone.
     """
-    keys = ("subject", "family", "source_sha256")
+    by_file = {subject["source_sha256"]: subject["subject"] for subject in state.trained_on}
+    copies = {
+        f"{entry.subject} is the file of {by_file[entry.source_sha256]}"
+        for entry in entries
+        if by_file.get(entry.source_sha256, entry.subject) != entry.subject
+    }
+    if copies:
+        raise InputError(
+            f"{len(copies)} of {len(entries)} subjects are files that this run was trained on under "
+            f"other names ({_some(sorted(copies))}): prepare the store that was trained on again, "
+            "which puts both names into one split, and train again; or take them out of this store"
+        )
+    keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
     trained = {key: {subject[key] for subject in state.trained_on} for key in keys}
     seen = [
         entry.subject
@@ -116,8 +137,12 @@ def refuse_trained_on(entries: list[SubjectEntry], state: TrainingState) -> None
         if any(getattr(entry, key) in trained[key] for key in keys)
     ]
     if seen:
-        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        way_out = "" if other_people else OTHER_PEOPLE.format("evaluation.other_people true")
         raise InputError(
-            f"{len(seen)} of {len(entries)} subjects were trained on by this run ({shown}): "
-            "score evaluation.split test, or a store of other subjects"
+            f"{len(seen)} of {len(entries)} subjects were trained on by this run "
+            f"({_some(seen)}): score evaluation.split test, or a store of other subjects{way_out}"
         )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
 from pipeline.data.slices import Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
@@ -13,11 +14,6 @@ from pipeline.files import find_folder
 from pipeline.losses.law import GaussianLaw
 
 Choice = Literal["best", "fitted", "term"]
-
-# The way out where names alone are equal, with the option that says so.
-OTHER_PEOPLE = "; where only the names are equal and the people others, {}"
-# What is printed and recorded then.
-FILES_CHECKED = "equal names were taken for other people; file digests (SHA-256) were compared"
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
@@ -99,8 +95,8 @@ def unseen_subjects(
                          f"store {store.name} has no subject {subject}")  # fmt: skip
     if other_people and store.digest == package.metadata["store"].get("digest"):
         raise InputError(
-            f"--other_people: store {store.name} is the one that was trained on, so equal names are "
-            "the same people"
+            f"--other_people: store {store.name} is the one that was trained on, so equal names "
+            "are the same people"
         )
     seen = [
         e.subject
@@ -109,7 +105,7 @@ def unseen_subjects(
         or (not other_people and package.trained_on(subject=e.subject, family=e.family))
     ]
     if seen:
-        way_out = "" if other_people else OTHER_PEOPLE.format("--other_people true")
+        way_out = "" if other_people else WAY_OUT.format("--other_people true")
         raise InputError(
             f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
             f"({', '.join(seen[:5])}): score the split test, or a store of other subjects{way_out}"

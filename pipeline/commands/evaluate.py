@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from data_prep import flat_keys
-from pipeline.analysis.packages import FILES_CHECKED
 from pipeline.config import Config
+from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.record import (

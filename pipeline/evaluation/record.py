@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.packages import FILES_CHECKED
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
+from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store
 from pipeline.figures import write_figure
 from pipeline.files import csv_text, write_json, write_text
@@ -79,9 +79,8 @@ def read_evaluation(
     With `complete` None, too, where metrics were left out whose weights may have come since.
     """
     try:
-        if json.loads((folder / "inputs.json").read_text("utf-8")) != json.loads(
-            json.dumps(inputs)
-        ):
+        before = json.loads((folder / "inputs.json").read_text("utf-8"))
+        if before != json.loads(json.dumps(inputs)):
             return None
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.analysis.packages import OTHER_PEOPLE
 from pipeline.config import Config, EvaluationConfig
+from pipeline.data.other_people import WAY_OUT
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread, open_store
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
@@ -125,9 +125,9 @@ def refuse_trained_on(
     }
     if copies:
         raise InputError(
-            f"{len(copies)} of {len(entries)} subjects are files that this run was trained on under "
-            f"other names ({_some(sorted(copies))}): prepare the store that was trained on again, "
-            "which puts both names into one split, and train again; or take them out of this store"
+            f"{len(copies)} of {len(entries)} subjects are files that were trained on under "
+            f"another name ({_some(sorted(copies))}): take these files away; where it is the store "
+            "that was trained on, prepare it again, which puts both into one split, and train again"
         )
     keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
     trained = {key: {subject[key] for subject in state.trained_on} for key in keys}
@@ -137,7 +137,7 @@ def refuse_trained_on(
         if any(getattr(entry, key) in trained[key] for key in keys)
     ]
     if seen:
-        way_out = "" if other_people else OTHER_PEOPLE.format("evaluation.other_people true")
+        way_out = "" if other_people else WAY_OUT.format("evaluation.other_people true")
         raise InputError(
             f"{len(seen)} of {len(entries)} subjects were trained on by this run "
             f"({_some(seen)}): score evaluation.split test, or a store of other subjects{way_out}"

@@ -32,7 +32,7 @@ def families(found: Discovered) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "code",
-    ["n/a", "nan", "", "NA", "null", "None", "NaN", "N/A", "<NA>", ".", "?", "-999", " n/a "],
+    ["n/a", "nan", "", "NA", "null", "None", "NaN", "N/A", "<NA>", ".", "?", "-99", " n/a "],
 )
 def test_a_code_for_missing_is_no_family(tmp_path: Path, code: str) -> None:
     touch(tmp_path, ["1", "2", "3", "4"], LAYOUT)

@@ -23,6 +23,9 @@ from pipeline.__main__ import main
 ROOT = Path(__file__).parents[1]
 SECRET = "pa55w0rd%21x"
 TOKEN = "t0k3n-of-the-query"
+# Seconds, imports on a busy machine included: it is 13 and less on a quiet one, and minutes with
+# the client's own patience.
+LONGEST = 60
 # The default levels are those of larger images than the tiny store's.
 LEAST = ("--model.levels", "[{side: 4, channels: 2}]")
 
@@ -92,7 +95,7 @@ def test_a_training_without_its_server_ends_soon_in_one_line_without_the_passwor
     store_writer(work)
     began = time.monotonic()
     assert main(["train", "--data.store", "tiny", *LEAST]) == 2
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < LONGEST
     said = capfd.readouterr()
     assert len(said.err.splitlines()) == 1
     assert f"MLflow can't be used at {shown_address(nobody)}" in said.err
@@ -111,7 +114,7 @@ def test_so_does_a_preparation_whose_store_is_there(
     began = time.monotonic()
     with pytest.raises(InputError) as ended:
         tracking.track(store, work)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < LONGEST
     assert "the store x is finished" in str(ended.value)
     assert "pa55w0rd" not in f"{ended.value}{capfd.readouterr()}"
     assert ended.value.__cause__ is None  # a notebook prints the cause, address and all
@@ -157,7 +160,7 @@ def test_a_database_that_is_none_is_told_in_seconds(
     began = time.monotonic()
     with pytest.raises(Exception, match="unable to open database"):
         mlflow_connection.mlflow_client("x", work)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < LONGEST
 
 
 @pytest.fixture

@@ -26,5 +26,6 @@ def safe_cell(value: Any) -> Any:
 def csv_line(cells: Iterable[Any]) -> str:
     """A row of a csv file, with its end of line; None is an empty cell."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([safe_cell(cell) for cell in cells])
-    return line.getvalue()
+    # The writer puts what holds a character of its end of line into quotes: either has to be one.
+    csv.writer(line, lineterminator="\r\n").writerow([safe_cell(cell) for cell in cells])
+    return line.getvalue().removesuffix("\r\n") + "\n"

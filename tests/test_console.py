@@ -19,8 +19,8 @@ PRINTS = """
 import sys
 from data_prep.console import steady_output
 steady_output()
-print("β 1.00 σ² – M\\u00fcller \\udcff", flush=True)
-print("×", file=sys.stderr)
+print("\\u03b2 1.00 \\u00b2 \\u2013 M\\u00fcller \\udcff", flush=True)
+print("\\u00d7", file=sys.stderr)
 print("end" * 40_000, flush=True)
 open(sys.argv[1], "w").close()
 """

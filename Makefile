@@ -88,7 +88,8 @@ bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/sto
 ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http://*|https://*) \
-	  echo "MLFLOW_TRACKING_URI is a server: open $$MLFLOW_TRACKING_URI in a browser"; exit 0;; \
+	  shown=$$(printf %s "$$MLFLOW_TRACKING_URI" | sed 's|//.*@|//|; s|[?#].*||'); \
+	  echo "MLFLOW_TRACKING_URI is a server: open $$shown in a browser"; exit 0;; \
 	esac; \
 	uri="$$MLFLOW_TRACKING_URI"; \
 	if [ -z "$$uri" ]; then \
@@ -99,8 +100,8 @@ ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	  runs="/#/experiments"; \
 	fi; \
 	echo "open http://127.0.0.1:$(PORT)$$runs in a browser; Ctrl-C ends it"; \
-	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	  exec $(PY) -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$$uri"
+	MLFLOW_BACKEND_STORE_URI="$$uri" MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  exec $(PY) -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
 
 lint: $(INSTALLED) ## Style, format, types
 	$(PY) -m ruff check .

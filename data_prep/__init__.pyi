@@ -1,6 +1,8 @@
 from .config import TRANSFORM_VERSION as TRANSFORM_VERSION
 from .config import PrepareConfig as PrepareConfig
 from .config import where_keys as where_keys
+from .console import steady_output as steady_output
+from .copies import copies as copies
 from .errors import InputError as InputError
 from .errors import VolumeError as VolumeError
 from .executors.local import available_cores as available_cores
@@ -16,11 +18,15 @@ from .invocation import program as program
 from .invocation import run_option as run_option
 from .layers import read_layers as read_layers
 from .mlflow_connection import flat_keys as flat_keys
+from .mlflow_connection import impatient as impatient
 from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
+from .mlflow_connection import mlflow_reason as mlflow_reason
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
+from .redaction import shown_address as shown_address
+from .spreadsheet import csv_line as csv_line
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from data_prep.config import PLAIN_NAME, PrepareConfig
+from data_prep.console import steady_output
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.invocation import program
@@ -22,7 +23,7 @@ OTHER_SECTIONS = (
 )  # fmt: skip
 
 # Keys that mean true where no value follows.
-SWITCHES = ("--prepare.download", "--prepare.dry_run")
+SWITCHES = ("--prepare.download", "--prepare.dry_run", "--prepare.check")
 
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 all good; 2 bad input, in one line; 3 the store is there, but more
     subjects than prepare.max_quarantined are not usable; 130 interrupted.
     """
+    steady_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["verify"]:

@@ -137,6 +137,7 @@ class PrepareConfig:
             a subject needs more memory than there is.
         scheduler: address of a Dask scheduler (tcp://host:8786) whose workers do the work instead;
             they must see the same files under the same paths.
+        check: read every shard that is kept, and make those anew that are damaged.
         dry_run: list what would be done and why, and write nothing.
         max_quarantined: more unusable subjects (celeba: images) make the exit code 3.
         track: log the quality report of a store that changed to MLflow.
@@ -169,6 +170,7 @@ class PrepareConfig:
     cohort: CohortConfig = _key(CohortConfig, "template_cohort")
     workers: int = _key(0, decides="nothing")
     scheduler: str = _key("", decides="nothing")
+    check: bool = _key(False, decides="nothing")
     dry_run: bool = _key(False, decides="nothing")
     max_quarantined: int = _key(0, decides="nothing")
     track: bool = _key(True, decides="nothing")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import tempfile
@@ -30,6 +31,14 @@ def find_folder(name: str, kind: str, work: Path | None = None) -> Path:
     return Path(name) if "/" in name else (work or work_folder()) / kind / name
 
 
+def expanded(path: str, key: str) -> Path:
+    """A path with ~ replaced. Raises InputError, naming the key, where nobody knows that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{key}: {path}: {error}") from None
+
+
 def writable(folder: Path) -> None:
     """Make a folder and try to write there, before the work whose results it is for. OSError."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal; where it cannot be read, words in its place."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,8 +56,8 @@ def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig)
     """Decide about every item. store: what an earlier run left, finished or not, if anything.
 
     An item is made again where a key that its pixels depend on, its files, or the version of the
-    arithmetic changed, where its shard is not as the manifest says, or where it failed for a
-    reason that may have passed.
+    arithmetic changed, where its shard is not as the manifest says (prepare.check: byte for byte),
+    or where it failed for a reason that may have passed.
     """
     earlier: dict[str, list[Outcome]] = {}
     changed = ""
@@ -70,7 +70,9 @@ def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig)
     kept: dict[str, list[Outcome]] = {}
     for item in items:
         outcomes = earlier.pop(item.subject, [])
-        why = (changed or _why_again(store, outcomes, item)) if store and outcomes else "new"
+        why = "new"
+        if store and outcomes:
+            why = changed or _why_again(store, outcomes, item, config.check)
         if why:
             todo[item.subject] = why
             continue
@@ -93,8 +95,11 @@ def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> str:
     return " and ".join(words)
 
 
-def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
-    """Why an item's earlier outcomes are not what its files would give, or "" where they are."""
+def _why_again(store: Store, outcomes: list[Outcome], item: Item, read: bool) -> str:
+    """Why an item's earlier outcomes are not what its files would give, or "" where they are.
+
+    read: read its shard, too.
+    """
     found = item.fingerprint()
     for outcome in outcomes:
         # An image of a block has names of its own.
@@ -109,6 +114,8 @@ def _why_again(store: Store, outcomes: list[Outcome], item: Item) -> str:
                 return "an earlier version of this program refused it"
         elif store.shard_problem(outcome):
             return "its shard is missing or cut"
+        elif read and store.shard_problem(outcome, read=True):
+            return "its shard is damaged"
         elif not store.image_set and outcome.volume is None:
             return "an earlier version of this program prepared it"
     return ""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
+from data_prep.copies import as_families
 from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
 from data_prep.files import atomic_file, locked
@@ -61,6 +62,8 @@ def prepare(
         f"another process is preparing this store (it holds {lock}): wait for its end, or choose "
         "another prepare.name"
     )
+    for note in source.notes:
+        notify(note)
     with locked(lock, busy):
         if source.begin:
             source.begin(notify)
@@ -74,7 +77,7 @@ def list_work(config: PrepareConfig, work: Path) -> list[str]:
     folder = work / "stores" / config.name
     before, finished = _existing(folder)
     plan = make_plan(before, source.items, config)
-    lines = plan.lines(source.noun, shown=None)
+    lines = [*source.notes, *plan.lines(source.noun, shown=None)]
     if finished and not plan.todo and not plan.gone:
         lines.append("nothing to prepare: at most families and splits change")
     return [*lines, f"dry run: nothing was written to {folder}"]
@@ -93,7 +96,7 @@ class _Preparation:
         before, finished = _existing(self.folder)
         _remove_unfinished(self.folder, partial=finished)
         plan = make_plan(before, self.source.items, self.config)
-        outcomes = {o.subject: o for found in plan.kept.values() for o in found}
+        outcomes = self._joined({o.subject: o for found in plan.kept.values() for o in found})
         if not plan.todo and finished and before and _unchanged(before, outcomes, self.config):
             if not report.is_current(before):
                 report.write_report(before)
@@ -114,6 +117,7 @@ class _Preparation:
                 # What failed before mostly fails again: the store is not touched for that.
                 for found in self._transformed(jobs):
                     outcomes |= {outcome.subject: outcome for outcome in found}
+                outcomes = self._joined(outcomes)
                 if _unchanged(before, outcomes, self.config):
                     return Prepared(before, 0, False)
                 jobs = []
@@ -153,11 +157,17 @@ class _Preparation:
         for file in (self.folder / "slices").glob("*.npy"):
             if f"slices/{file.name}" not in shards:
                 file.unlink()
-        self._save(outcomes, MANIFEST)
+        self._save(self._joined(outcomes), MANIFEST)
         (self.folder / PARTIAL).unlink()
         store = Store.open(self.folder)
         report.write_report(store)
         return Prepared(store, len(jobs), True)
+
+    def _joined(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+        """The outcomes, subjects of one scan in one family; blocks of a set have their splits."""
+        if self.source.plane == "image":
+            return outcomes
+        return as_families(outcomes, self.config.split)
 
     def _save(self, outcomes: dict[str, Outcome], filename: str) -> None:
         results = outcomes.values()

@@ -1,7 +1,8 @@
 """The prepared store: writer and reader of the one format between data_prep and pipeline.
 
     work/stores/<name>/manifest.json      what is there and where it came from; written last
-    work/stores/<name>/slices/<id>.npy    one shard per subject: uint16 (n, C, H, W)
+    work/stores/<name>/slices/<id>.npy    one shard per subject: uint16 (n, C, H, W); the subject's
+                                          name, percent-encoded where it is no plain file name
 
 A shard's numbers are intensity x 65535, intensity in [0, 1]. A shard's affine maps
 (row, column, slice number) to RAS mm, the slice number being the one in `slice_indices`.
@@ -24,8 +25,9 @@ import numpy as np
 from data_prep.config import CohortConfig, PrepareConfig, SplitConfig, where_keys
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
-from data_prep.files import atomic_file
+from data_prep.files import atomic_file, sha256_of
 from data_prep.invocation import command
+from data_prep.names import shard_name
 from data_prep.split import SPLITS
 
 __all__ = [
@@ -87,7 +89,7 @@ def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") ->
     stream = io.BytesIO()
     np.save(stream, scaled)
     content = stream.getbuffer()
-    shard = f"slices/{subject}.npy"
+    shard = f"slices/{shard_name(subject)}.npy"
     with atomic_file(store / shard) as file:
         file.write(content)
         if run and _running(store) != run:
@@ -101,7 +103,7 @@ def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") ->
 
 def _running(store: Path) -> str:
     try:
-        return (store / RUNNING).read_text()
+        return (store / RUNNING).read_text("utf-8")
     except OSError:
         return ""
 
@@ -250,8 +252,11 @@ class Store:
             raise InputError(f"split must be train, validation, test or all, got '{split}'")
         return [entry for entry in self.entries if split in (entry.split, "all")]
 
-    def shard_problem(self, entry: SubjectEntry) -> str | None:
-        """What is wrong with a shard as far as its name and length tell, or None."""
+    def shard_problem(self, entry: SubjectEntry, *, read: bool = False) -> str | None:
+        """What is wrong with a shard as far as its name and length tell, or None.
+
+        read: compare its digest, too.
+        """
         relative = PurePosixPath(entry.shard)
         file = self.path / relative
         inside = file.resolve().is_relative_to(self.path.resolve())
@@ -261,6 +266,8 @@ class Store:
             return f"shard {file} is missing: prepare the store again"
         if file.stat().st_size != entry.shard_bytes:
             return f"shard {file} has the wrong length: prepare the store again"
+        if read and sha256_of(file) != entry.shard_sha256:
+            return f"shard {file} is damaged: its digest is not the manifest's"
         return None
 
     def slices(self, entry: SubjectEntry) -> np.memmap:

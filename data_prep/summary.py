@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.copies import described
 from data_prep.flags import FORMS_DISAGREE
 from data_prep.report.writing import FOLDER, PAGE
 from data_prep.split import SPLITS
@@ -80,7 +81,7 @@ def _subject_lines(store: Store) -> list[str]:
             f"{len(apart)} subjects have a qform more than a voxel away from the sform, which is "
             f"used: {', '.join(apart[:SHOWN_FLAGGED])}" + (", …" * (len(apart) > SHOWN_FLAGGED))
         )
-    return lines
+    return lines + described(store.entries, SHOWN_FLAGGED)
 
 
 def _image_set_lines(store: Store) -> list[str]:

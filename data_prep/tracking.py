@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.errors import InputError
-from data_prep.mlflow_connection import flat_keys, mlflow_address, mlflow_client
+from data_prep.mlflow_connection import flat_keys, mlflow_address, mlflow_client, mlflow_reason
+from data_prep.redaction import shown_address
 from data_prep.report.writing import FOLDER, PAGE, TABLE
 from data_prep.split import SPLITS
 from data_prep.store import Store
@@ -25,17 +26,14 @@ def track(store: Store, work: Path) -> None:
     Raises:
         InputError: MLflow cannot be used. The store is not touched.
     """
-    uri = mlflow_address(work)
     try:
         _log(store, work)
     except Exception as error:  # a full disk, a server that is gone, an extra that is broken
-        lines = str(error).splitlines() or [""]
-        reason = next((line for line in lines if "Error" in line), lines[0])[:200]
         raise InputError(
-            f"the store {store.name} is finished, but MLflow can't be used at {uri} "
-            f"({reason or type(error).__name__}): check that it exists and can be written; "
-            "prepare.track false skips it"
-        ) from error
+            f"the store {store.name} is finished, but MLflow can't be used at "
+            f"{shown_address(mlflow_address(work))} ({mlflow_reason(error)}): check that it exists "
+            "and can be written; prepare.track false skips it"
+        ) from None  # the cause may repeat a password
 
 
 def _log(store: Store, work: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, Namespace
 
-from data_prep import absent_package, one_line, program
+from data_prep import absent_package, one_line, program, steady_output
 from data_prep import command as typed
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
@@ -170,6 +170,7 @@ REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryEr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 2 bad input, 128 + N stopped by signal N."""
+    steady_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if not argv or argv[0] in ("-h", "--help"):

@@ -100,6 +100,9 @@ class EvaluationConfig:
 
     store: str = field(default="", metadata={"where": True})
     """Another prepared store, by name or path: external validation."""
+    other_people: bool = field(default=False, metadata={"decides": "nothing"})
+    """The subjects of `store` are other people than those of the training, whatever their names:
+    equal subject and family names are no reason to refuse them, the same file still is."""
     split: Literal["test", "validation", "all"] = "test"
     checkpoint: Literal["best", "last"] = "best"
     device: str = field(default="auto", metadata={"decides": "nothing"})
@@ -126,6 +129,8 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.other_people and not self.store:
+            raise ValueError("evaluation.other_people is for another store: set evaluation.store")
         for name in ("batch_size", "samples", "bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")

@@ -3,9 +3,7 @@
 Files that are there whole or not at all are data_prep's.
 """
 
-import csv
 import gzip
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from data_prep import (
     atomic_file,
+    csv_line,
     find_folder,
     locked,
     sync_folder,
@@ -45,16 +44,16 @@ def run_folder(run: str) -> Path:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """A table with a header; None is an empty cell.
+    """A table with a header; None is an empty cell, and no text is a spreadsheet's formula.
 
     columns: their names, where there may be no rows; else those of the first row. Raises
     ValueError for a row with another column.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    names = list(columns or rows[0])
+    if strange := {key for row in rows for key in row}.difference(names):
+        raise ValueError(f"columns {sorted(strange)} are not in the table's header")
+    cells = ([row.get(name) for name in names] for row in rows)
+    return csv_line(names) + "".join(csv_line(row) for row in cells)
 
 
 def write_nifti(path: Path, image: Any) -> None:

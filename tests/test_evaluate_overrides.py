@@ -206,3 +206,46 @@ def test_another_device_or_other_threads_are_no_reason_to_score_again(
     assert "nothing to do" in said and metrics.stat().st_mtime_ns == before
     # What changes the numbers is one.
     assert "nothing to do" not in evaluate("--evaluation.samples", "5")
+
+
+OTHERS = ["--evaluation.split", "all", "--evaluation.other_people", "true"]
+
+
+def test_another_study_s_people_of_equal_names_are_scored_where_that_is_said(
+    trained: Path, evaluate: Command, store_writer: Callable[..., Store]
+) -> None:
+    store_writer(trained, "other", seed=90)  # p00 to p05, as those of the training
+    said = evaluate("--evaluation.store", "other", "--evaluation.split", "all", code=2)
+    assert "trained on" in said and "evaluation.other_people true" in said
+    said = evaluate("--evaluation.store", "other", *OTHERS)
+    assert "file digests (SHA-256) were compared" in said and "psnr" in said
+    inputs = (trained / "runs/tiny/evaluation-other/inputs.json").read_text()
+    assert "file digests (SHA-256) were compared" in inputs
+
+
+def test_so_are_families_of_equal_names(
+    trained: Path, evaluate: Command, store_writer: Callable[..., Store]
+) -> None:
+    families = ["p00", "p01", "p02", "x", "y", "z"]
+    store_writer(trained, "families", prefix="f", seed=91, families=families)
+    said = evaluate("--evaluation.store", "families", "--evaluation.split", "all", code=2)
+    assert "3 of 6" in said
+    assert "psnr" in evaluate("--evaluation.store", "families", *OTHERS)
+
+
+@pytest.mark.parametrize("prefix", ["p", "q"])
+def test_a_file_that_was_trained_on_is_refused_all_the_same(
+    trained: Path, evaluate: Command, store_writer: Callable[..., Store], prefix: str
+) -> None:
+    store_writer(trained, f"copy-{prefix}", prefix=prefix, seed=0, families=list("abcdef"))
+    said = evaluate("--evaluation.store", f"copy-{prefix}", *OTHERS, code=2)
+    assert "3 of 6" in said and "trained on" in said and "other_people" not in said
+    if prefix == "q":
+        assert "q00 is the file of p00" in said
+
+
+def test_the_people_of_the_run_s_own_store_are_its_own(trained: Path, evaluate: Command) -> None:
+    said = evaluate(*OTHERS, code=2)
+    assert "evaluation.other_people is for another store: set evaluation.store" in said
+    said = evaluate("--evaluation.store", "tiny", *OTHERS, code=2)
+    assert "is the one that was trained on" in said

@@ -10,9 +10,7 @@ piece by piece, and pictures are read as they are written: memory does not grow 
 number of subjects.
 """
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 from data_prep.files import atomic_file
 from data_prep.report.page import Page, render
 from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
+from data_prep.spreadsheet import csv_line
 from data_prep.store import Store, canonical_digest
 
 FOLDER, PAGE, TABLE, SUMS = "report", "index.html", "subjects.csv", "SHA256SUMS"
@@ -104,12 +103,11 @@ def write_report(store: Store) -> None:
     subjects = sample_of_set(store) if store.image_set else compared(measured(store))
     with atomic_file(store.path / FOLDER / TABLE) as stream:
         for row in _rows(store, subjects):
-            line = io.StringIO()
-            csv.writer(line, lineterminator="\n").writerow(row)
-            stream.write(line.getvalue().encode())
+            stream.write(csv_line(row).encode())
     with atomic_file(store.path / FOLDER / PAGE) as stream:
         for piece in render(Page(store, subjects, digest(store))):
-            stream.write(piece.encode())
+            # A path may hold bytes that are no text.
+            stream.write(piece.encode("utf-8", "backslashreplace"))
     lines = [_sum(store.path / FOLDER / name) or b"" for name in (PAGE, TABLE)]
     with atomic_file(store.path / FOLDER / SUMS) as stream:
         stream.write(b"".join(lines))

@@ -13,6 +13,7 @@ import numpy as np
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
+from data_prep.files import expanded
 from data_prep.sources.source import Item, Job, Outcome, Source
 
 Value = TypeVar("Value")
@@ -66,7 +67,7 @@ def locate(
     way_out = f"download the set from {page} and give its folder as prepare.root"
     if not config.root:
         raise InputError(f"prepare.root is not set: {way_out}")
-    root = Path(config.root).expanduser()
+    root = expanded(config.root, "prepare.root")
 
     def found() -> Path | None:
         places = (root, root / folder)

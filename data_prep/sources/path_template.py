@@ -1,27 +1,37 @@
 """Subjects found by a path template: the HCP layout, BIDS, or any other with one image each."""
 
-import csv
-import glob
 import os
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PLAIN_NAME, PrepareConfig
+from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
+from data_prep.files import expanded
+from data_prep.names import as_path, joined, printable, same
+from data_prep.sources import freesurfer
+from data_prep.sources.families import Families, read_families
+from data_prep.sources.matching import Match, search
 from data_prep.split import split_of
+
+# Of what is left out, by name; a dry run shows all.
+SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One image to prepare: its subject, the family, and where image and mask lie under `root`."""
+    """One image to prepare: its subject, the family, and where image and mask lie under `root`.
+
+    closed: why its folder cannot be entered; its image is not known then.
+    """
 
     subject: str
     family: str
     root: Path
     source: str
     mask: str = ""
+    closed: str = ""
 
     def assignment(self, config: PrepareConfig) -> dict[str, Any]:
         """The entry's keys that can change without rewriting a pixel: family and split."""
@@ -42,11 +52,11 @@ class Subject:
 
     @property
     def source_path(self) -> Path:
-        return self.root / self.source
+        return self.root / as_path(self.source)
 
     @property
     def mask_path(self) -> Path | None:
-        return self.root / self.mask if self.mask else None
+        return self.root / as_path(self.mask) if self.mask else None
 
 
 def _status(path: Path | None) -> tuple[int, int]:
@@ -57,8 +67,19 @@ def _status(path: Path | None) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns) if found else (0, 0)
 
 
-def discover(config: PrepareConfig) -> list[Subject]:
-    """Every subject whose image exists under `config.root`, sorted by identifier.
+@dataclass(frozen=True)
+class Discovered:
+    """What there is to prepare, sorted by subject, and what the user should know beside it."""
+
+    subjects: Sequence[Subject]
+    notes: Sequence[str] = ()
+
+
+def discover(config: PrepareConfig) -> Discovered:
+    """Every subject whose image exists under `config.root`.
+
+    All sessions of a subject are one family, and so are the time points of FreeSurfer's
+    longitudinal stream. Its templates, and averages of many people, are left out.
 
     Raises:
         InputError: root missing or without a match; a subject's mask is looked for later, so that
@@ -66,128 +87,78 @@ def discover(config: PrepareConfig) -> list[Subject]:
     """
     if not config.root:
         raise InputError("prepare.root is not set: give the folder that holds the subjects")
-    try:
-        root = Path(config.root).expanduser().absolute()  # workers may stand elsewhere
-    except RuntimeError as error:
-        raise InputError(f"prepare.root: {config.root}: {error}") from None
+    root = expanded(config.root, "prepare.root").absolute()  # workers may stand elsewhere
     if not root.is_dir():
         raise InputError(f"prepare.root: there is no folder {root}")
-    names = matching_subjects(root, config.template)
-    if not names:
+    found = search(root, config.template)
+    names = {match.subject for match in found.matches}
+    points = freesurfer.listed_points(root, config.template, names | set(found.without))
+    averages = sorted(filter(freesurfer.is_average, names))
+    templates = sorted(freesurfer.templates(names, points))
+    notes = [
+        *_left_out(found.without, "folders hold no image", config.dry_run),
+        *_left_out(averages, "averages of many people are left out", config.dry_run),
+        *_left_out(templates, "templates of time points are left out", config.dry_run),
+    ]
+    matches = [m for m in found.matches if m.subject not in {*averages, *templates}]
+    if not matches:
         raise InputError(
             f"prepare.root: nothing under {root} matches prepare.template '{config.template}'"
+            + "".join(f"; {note}" for note in notes)
         )
-    subjects = sorted({subject for subject, _ in names})
-    families = read_families(root, config, subjects) if config.subjects_table else {}
-    found: dict[str, Subject] = {}
-    for owner, session in names:
-        name = f"{owner}_{session}" if session else owner
-        # All sessions of a subject are one family, so that they are in one split.
-        subject = Subject(
-            name,
-            families.get(owner) or owner,
-            root,
-            *(_filled(t, owner, session) for t in (config.template, config.mask_template)),
-        )
-        if name in found:
+    families = _families(root, config, sorted({printable(m.subject) for m in matches}), points)
+    subjects: dict[str, Subject] = {}
+    for match in matches:
+        subject = _subject(match, root, config, families.of)
+        if subject.subject in subjects:
             raise InputError(
-                f"prepare.template: {found[name].source} and {subject.source} would both be "
-                f"called {name}"
+                f"prepare.template: {subjects[subject.subject].source} and {subject.source} would "
+                f"both be called {subject.subject}"
             )
-        found[name] = subject
-    return [found[name] for name in sorted(found)]
+        subjects[subject.subject] = subject
+    return Discovered([subjects[name] for name in sorted(subjects)], [*notes, *families.notes])
 
 
-def _filled(template: str, subject: str, session: str) -> str:
-    return template.replace("{subject}", subject).replace("{session}", session)
+def _left_out(names: Sequence[str], what: str, all_shown: bool) -> list[str]:
+    """A note with the names of what is left out, if anything is."""
+    shown = [printable(name) for name in (names if all_shown else names[:SHOWN])]
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return [f"{len(names)} {what}: {', '.join(shown)}{more}"] if names else []
 
 
-def matching_subjects(root: Path, template: str) -> list[tuple[str, str]]:
-    """(subject, session), sorted, for which `template` names something; session "" without one.
-
-    Each {subject} must be the same, and each {session}. Folders and links that lead nowhere are
-    listed too: they are reported, not skipped.
-    """
-    pieces = re.split(r"(\{subject\}|\{session\})", template)
-    keys = ("{subject}", "{session}")
-    pattern = "".join("*" if piece in keys else glob.escape(piece) for piece in pieces)
-    expression, seen = "", set()
-    for piece in pieces:
-        if piece not in keys:
-            expression += re.escape(piece)
-            continue
-        group = piece[1:-1]
-        expression += f"(?P={group})" if group in seen else f"(?P<{group}>{PLAIN_NAME.pattern})"
-        seen.add(group)
-    lazy = expression.replace(PLAIN_NAME.pattern, PLAIN_NAME.pattern + "?")
-    found = set()
-    for path in glob.iglob(pattern, root_dir=root):
-        match = re.fullmatch(expression, path.replace(os.sep, "/"))
-        if match:
-            groups = match.groupdict()
-            found.add((groups["subject"], groups.get("session", "")))
-            other = re.fullmatch(lazy, path.replace(os.sep, "/"))
-            if "_ses-" in groups["subject"] or other is None or other.groupdict() != groups:
-                raise InputError(
-                    f"prepare.template: where does the session begin in {path}? Sessions "
-                    "of one subject would count as several: write {session} where the session is, "
-                    "with a folder or ses- before it"
-                )
-    return sorted(found)
+def _subject(
+    match: Match, root: Path, config: PrepareConfig, families: Mapping[str, str]
+) -> Subject:
+    owner, session = printable(match.subject), printable(match.session)
+    name = f"{owner}_{session}" if session else owner
+    if match.folder:
+        closed = f"{match.folder} cannot be entered: {match.why}"
+        return Subject(name, families[owner], root, match.folder, closed=closed)
+    source, mask = (
+        template.replace("{subject}", match.subject).replace("{session}", match.session)
+        for template in (config.template, config.mask_template)
+    )
+    return Subject(name, families[owner], root, source, mask)
 
 
-def read_families(root: Path, config: PrepareConfig, names: list[str]) -> dict[str, str]:
-    """Family per subject from a csv with the columns Subject and Family_ID; blank: not known.
+def _families(
+    root: Path,
+    config: PrepareConfig,
+    owners: Sequence[str],
+    points: Mapping[str, tuple[str, ...]],
+) -> Families:
+    """The family of each subject: by the table, else its own; FreeSurfer's time points are one."""
+    alike = {owner: freesurfer.origins(owner) for owner in owners}
+    for base, members in points.items():
+        for member in members:
+            if member in alike:
+                alike[member] = (base, *alike[member])
+    known = read_families(root, config, alike) if config.subjects_table else Families({})
 
-    A subject that is not among `names` is an error, or skipped where
-    prepare.subjects_table_extra says so, as a study's table may list more subjects than have
-    images; a table with none of them is an error in any case.
+    def named(name: str) -> str:
+        return known.of.get(same(name)) or name
 
-    Raises:
-        InputError: no such table, a column missing, a row without, with a repeated or with an
-            unknown subject, or one of `names` missing in the table.
-    """
-    table, with_image = config.subjects_table, set(names)
-    unknown = ""
-    path = root / table
-    families: dict[str, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if "Subject" not in (reader.fieldnames or []):
-                raise InputError(f"prepare.subjects_table: {path} has no column Subject")
-            if "Family_ID" not in (reader.fieldnames or []):
-                raise InputError(
-                    f"prepare.subjects_table: {path} has no column Family_ID; leave the table out "
-                    "where families are not known"
-                )
-            for row in reader:
-                place = f"prepare.subjects_table: {path}, row {reader.line_num}"
-                name = (row["Subject"] or "").strip()
-                if not name:
-                    raise InputError(f"{place} has no Subject")
-                if name in families:
-                    raise InputError(f"{place} names subject {name} a second time")
-                families[name] = (row["Family_ID"] or "").strip()
-                if name not in with_image and not unknown:
-                    unknown = f"{place} names subject {name}, which has no image"
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"prepare.subjects_table: {path} cannot be read: {error}") from None
-    if not families.keys() & with_image:
-        raise InputError(
-            f"prepare.subjects_table: {path} names none of the {len(names)} subjects found, "
-            f"the first of which is {names[0]}"
-        )
-    if unknown and config.subjects_table_extra == "refuse":
-        raise InputError(
-            f"{unknown}: remove the row, correct prepare.template, or set "
-            "prepare.subjects_table_extra to ignore"
-        )
-    absent = [name for name in names if name not in families]
-    if absent:
-        raise InputError(
-            f"prepare.subjects_table: {path} has no row for {len(absent)} of the subjects found, "
-            f"the first of which is {absent[0]}: add them, with a blank Family_ID where the family "
-            "is not known, as siblings could end up in different splits otherwise"
-        )
-    return families
+    pairs = [(named(owner), named(one)) for owner, others in alike.items() for one in others]
+    bases = [others[0] for others in alike.values() if others]
+    one = joined(pairs, [family for family in known.of.values() if family] or bases)
+    return Families({o: one.get(named(o), named(o)) for o in owners}, known.notes)

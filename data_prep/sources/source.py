@@ -42,6 +42,7 @@ class Source:
     items have names of their own. transform makes an item's shard in a worker process, so it is a
     function of a module; it returns the entry, and a Quarantined for whatever is not usable.
     image_shape is (C, H, W); spacing_mm is between pixels; noun names what can fail.
+    notes are what the user should know of what was found.
     begin makes the files that are not there yet (simulated people), reporting to the
     function it gets.
     """
@@ -54,4 +55,5 @@ class Source:
     plane: str
     simulated: bool = False
     noun: str = "subjects"
+    notes: Sequence[str] = ()
     begin: Callable[[Callable[[str], None]], None] | None = None

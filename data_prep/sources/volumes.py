@@ -22,14 +22,20 @@ def find(config: PrepareConfig, raw: Path) -> Source:
     if config.n4:
         require_n4()
     simulated = config.source == "template_cohort"
+    found = (
+        path_template.Discovered(cohort.people(config, raw))
+        if simulated
+        else path_template.discover(config)
+    )
     return Source(
-        cohort.people(config, raw) if simulated else path_template.discover(config),
+        found.subjects,
         transform,
         image_shape=(1, config.size, config.size),
         spacing_mm=config.spacing_mm,
         orientation=ORIENTATIONS[config.plane],
         plane=config.plane,
         simulated=simulated,
+        notes=found.notes,
         begin=partial(cohort.make, config, raw) if simulated else None,
     )
 
@@ -44,6 +50,8 @@ def transform(job: Job) -> list[Outcome]:
     from data_prep.volume.transforms import IMAGE, apply, volume_transforms
 
     try:
+        if subject.closed:
+            raise VolumeError("no_permission", subject.closed)
         if subject.mask_path and not subject.mask_path.is_file():
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
         chain = volume_transforms(config)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
 from pipeline.data.slices import Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
@@ -61,9 +62,16 @@ def check_finest(package: DecoderPackage, finest: int) -> None:
 
 
 def unseen_subjects(
-    store: Store, package: DecoderPackage, split: str, subject: str = ""
+    store: Store,
+    package: DecoderPackage,
+    split: str,
+    subject: str = "",
+    other_people: bool = False,
 ) -> list[SubjectEntry]:
     """The subjects of a split, or the one that is named.
+
+    other_people: the store's subjects are others than those trained on, whatever their names, so
+    that the same file alone counts as trained on; this is printed.
 
     Raises:
         InputError: there is none, the images have another shape than the decoder's or were prepared
@@ -85,16 +93,25 @@ def unseen_subjects(
     if not entries:
         raise InputError(f"store {store.name} has no subjects in split {split}" if not subject else
                          f"store {store.name} has no subject {subject}")  # fmt: skip
+    if other_people and store.digest == package.metadata["store"].get("digest"):
+        raise InputError(
+            f"--other_people: store {store.name} is the one that was trained on, so equal names "
+            "are the same people"
+        )
     seen = [
         e.subject
         for e in entries
-        if package.trained_on(subject=e.subject, family=e.family, source_sha256=e.source_sha256)
+        if package.trained_on(source_sha256=e.source_sha256)
+        or (not other_people and package.trained_on(subject=e.subject, family=e.family))
     ]
     if seen:
+        way_out = "" if other_people else WAY_OUT.format("--other_people true")
         raise InputError(
             f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
-            f"({', '.join(seen[:5])}): score the split test, or a store of other subjects"
+            f"({', '.join(seen[:5])}): score the split test, or a store of other subjects{way_out}"
         )
+    if other_people:
+        print(f"--other_people: {FILES_CHECKED}")
     return entries
 
 

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
         name, _, run_name = word.rpartition("=")
         path = work_folder() / "runs" / run_name / "evaluation" / "calibration.json"
         try:
-            laws = json.loads(path.read_text())
+            laws = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             raise InputError(
                 f"run {run_name} has no {path}: score it ({command('evaluate')}). There is none "

@@ -8,6 +8,7 @@ import torch
 
 from data_prep import flat_keys
 from pipeline.config import Config
+from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.record import (
@@ -79,6 +80,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         if threads := settings.threads or config.training.threads:
             torch.set_num_threads(threads)
         entries = subjects_to_score(checkpoint.state, store, settings)
+        if settings.other_people:
+            print(f"evaluation.other_people: {FILES_CHECKED}")
         networks = load_networks(settings)
         trained = load_trained_run(checkpoint, config)
         name, parent = f"{run} {folder.name}", checkpoint.state.tracking_run
@@ -86,6 +89,8 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
             found = evaluate(trained, store, entries, networks)
             metrics = found.metrics
             write_evaluation(folder, found, inputs)
+            if settings.other_people:
+                tracker.tag("other_people", FILES_CHECKED)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
             _track_results(tracker, found, folder)
@@ -98,7 +103,7 @@ def _track_results(tracker: NoTracker, found: Evaluation, folder: Path) -> None:
     for name, figure in found.figures.items():
         tracker.figure(figure, f"figures/{name}")
     for name in ("per_subject.csv", "metrics.json"):
-        tracker.text((folder / name).read_text(), name)
+        tracker.text((folder / name).read_text("utf-8"), name)
     for key, interval in found.metrics.items():
         suffixes = {"mean": "", "low": "_low", "high": "_high"}
         values = {key + suffixes[part]: value for part, value in interval.items()}

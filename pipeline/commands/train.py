@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep import run_option, where_keys
+from data_prep import command, copies, run_option, where_keys
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
@@ -64,6 +64,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
                 if processes.main:
                     _fit_the_rest(config, folder, store, processes)
                 return
+        refuse_copies(store)
         monitor = None
         if processes.main:
             from pipeline.evaluation.monitor import ValidationMonitor  # slow to import
@@ -116,6 +117,20 @@ def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
 
 
 def _nothing(_: str) -> None: ...
+
+
+def refuse_copies(store: Store) -> None:
+    """Raise InputError where a scan is in two splits under two names: an earlier version's store.
+
+    Known here, before the training, and not after it.
+    """
+    for group in () if store.image_set else copies(store.entries):
+        if len({entry.split for entry in group}) > 1:
+            named = " and ".join(f"{entry.subject} ({entry.split})" for entry in group)
+            raise InputError(
+                f"store {store.name}: {named} are one scan: prepare the store again "
+                f"({command('prepare')}), which puts them into one split"
+            )
 
 
 def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:

@@ -229,7 +229,7 @@ def _track(
 ) -> None:
     """One MLflow run for the comparison, with the training runs as its children."""
     memory = folder / "mlflow_run.txt"
-    earlier = memory.read_text().strip() if memory.exists() else None
+    earlier = memory.read_text("utf-8").strip() if memory.exists() else None
     work = work_folder()
     with track(config.tracking, work, f"compare {title}", continued=earlier) as parent:
         if parent.run_id is None:

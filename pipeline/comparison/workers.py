@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from data_prep import steady_output
 from pipeline.comparison.plan import Entry
 from pipeline.errors import InputError, Stopped
 from pipeline.files import locked
@@ -106,9 +107,10 @@ def _work(entry: Entry, folder: Path, restart: bool, environment: dict[str, str]
     """Body of a run's process. environment: this one's; the fork's is that of the first call."""
     os.environ.clear()
     os.environ.update(environment)
-    with _log(folder, entry).open("a", buffering=1) as log:
+    with _log(folder, entry).open("a", buffering=1, encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        steady_output()
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         os.setpgrp()  # Ctrl-C is the comparison's, which passes it on
         threading.Thread(target=_follow, daemon=True).start()

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
+from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.figures import write_figure
@@ -58,6 +59,7 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
         "prior": asdict(config.prior),
         # Prior and law are fitted to it where they are not there yet: scores differ without.
         "trained_store": trained_store(checkpoint.state) is not None,
+        **({"other_people": FILES_CHECKED} if config.evaluation.other_people else {}),
         "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
     }
 
@@ -95,9 +97,10 @@ def read_evaluation(
     With `complete` None, too, where metrics were left out whose weights may have come since.
     """
     try:
-        if json.loads((folder / "inputs.json").read_text()) != json.loads(json.dumps(inputs)):
+        before = json.loads((folder / "inputs.json").read_text("utf-8"))
+        if before != json.loads(json.dumps(inputs)):
             return None
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return None if complete and _may_be_had_now(metrics, inputs["evaluation"]) else metrics

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config, EvaluationConfig
+from pipeline.data.other_people import WAY_OUT
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
@@ -90,16 +91,36 @@ def subjects_to_score(
             f"store {store.name} holds images of {store.image_shape}, the run was trained on "
             f"{tuple(state.image_shape)}: prepare it with the same prepare.size"
         )
-    refuse_trained_on(entries, state)
+    if settings.other_people and store.digest == state.store["digest"]:
+        raise InputError(
+            f"evaluation.other_people: store {store.name} is the one that was trained on, so equal "
+            "names are the same people"
+        )
+    refuse_trained_on(entries, state, settings.other_people)
     return entries
 
 
-def refuse_trained_on(entries: list[SubjectEntry], state: TrainingState) -> None:
+def refuse_trained_on(
+    entries: list[SubjectEntry], state: TrainingState, other_people: bool = False
+) -> None:
     """Raise InputError, with their names, where subjects to be scored were trained on.
 
-    The same subject, a member of the same family and the same file count as trained on.
+    The same subject, a member of the same family and the same file count as trained on; where they
+    are said to be other people, the same file alone.
     """
-    keys = ("subject", "family", "source_sha256")
+    by_file = {subject["source_sha256"]: subject["subject"] for subject in state.trained_on}
+    copies = {
+        f"{entry.subject} is the file of {by_file[entry.source_sha256]}"
+        for entry in entries
+        if by_file.get(entry.source_sha256, entry.subject) != entry.subject
+    }
+    if copies:
+        raise InputError(
+            f"{len(copies)} of {len(entries)} subjects are files that were trained on under "
+            f"another name ({_some(sorted(copies))}): take these files away; where it is the store "
+            "that was trained on, prepare it again, which puts both into one split, and train again"
+        )
+    keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
     trained = {key: {subject[key] for subject in state.trained_on} for key in keys}
     seen = [
         entry.subject
@@ -107,8 +128,12 @@ def refuse_trained_on(entries: list[SubjectEntry], state: TrainingState) -> None
         if any(getattr(entry, key) in trained[key] for key in keys)
     ]
     if seen:
-        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        way_out = "" if other_people else WAY_OUT.format("evaluation.other_people true")
         raise InputError(
-            f"{len(seen)} of {len(entries)} subjects were trained on by this run ({shown}): "
-            "score evaluation.split test, or a store of other subjects"
+            f"{len(seen)} of {len(entries)} subjects were trained on by this run "
+            f"({_some(seen)}): score evaluation.split test, or a store of other subjects{way_out}"
         )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

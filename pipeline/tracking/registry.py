@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import command, mlflow_address, quieten_mlflow
+from data_prep import (
+    command,
+    impatient,
+    mlflow_address,
+    mlflow_reason,
+    quieten_mlflow,
+    shown_address,
+)
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.tracking.runs import TrackingConfig, active_run, connect, mlflow_failures
@@ -176,15 +183,15 @@ def fetch(source: str) -> Path:
         )
     try:
         with _quiet():
-            place = mlflow.artifacts.download_artifacts(
-                artifact_uri=_location(MlflowClient(uri), source), tracking_uri=uri
-            )
+            with impatient():
+                location = _location(MlflowClient(uri), source)
+            place = mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"{source} can't be fetched from MLflow at {uri} ({lines[0][:160]}): register it with "
-            f"{command('export', run='…')}, or set MLFLOW_TRACKING_URI"
-        ) from error
+            f"{source} can't be fetched from MLflow at {shown_address(uri)} "
+            f"({mlflow_reason(error)}): register it with {command('export', run='…')}, or set "
+            "MLFLOW_TRACKING_URI"
+        ) from None  # the cause may repeat a password
     found = sorted(Path(place).glob("**/metadata.json"))
     if not found:
         raise InputError(

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import flat_keys, mlflow_address, mlflow_client, quieten_mlflow
+from data_prep import (
+    flat_keys,
+    mlflow_address,
+    mlflow_client,
+    mlflow_reason,
+    quieten_mlflow,
+    shown_address,
+)
 from pipeline.errors import InputError, Stopped
 
 # MLflow's limits on one request, see its REST API's runs/log-batch.
@@ -64,12 +71,10 @@ def mlflow_failures() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "Error" in line), lines[0])
         raise InputError(
-            f"MLflow's database or artifacts can't be written ({reason[:200]}): make room, or "
-            "check the server, then give the same command again"
-        ) from error
+            f"MLflow's database or artifacts can't be written ({mlflow_reason(error)}): make room, "
+            "or check the server, then give the same command again"
+        ) from None  # the cause may repeat a password
 
 
 class Tracker(NoTracker):
@@ -233,14 +238,13 @@ def connect(
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
-    uri = mlflow_address(work)
     try:
         return mlflow_client(config.experiment, work)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"MLflow can't be used at {uri} ({reason}): set MLFLOW_TRACKING_URI, or pass {instead}"
-        ) from error
+            f"MLflow can't be used at {shown_address(mlflow_address(work))} "
+            f"({mlflow_reason(error)}): set MLFLOW_TRACKING_URI, or pass {instead}"
+        ) from None  # the cause may repeat a password
 
 
 def active_run(client: Any, run_id: str | None) -> str | None:

@@ -51,7 +51,9 @@ def placed(
         subjects_table="subjects.csv",
         split=SplitConfig(*shares, salt),
     )
-    found = [item.assignment(config) | {"subject": item.subject} for item in discover(config)]
+    found = [
+        item.assignment(config) | {"subject": item.subject} for item in discover(config).subjects
+    ]
     assert [f["subject"] for f in found] == sorted(people)
     return {f["subject"]: (f["family"], f["split"]) for f in found}
 
@@ -112,6 +114,6 @@ def test_two_scans_of_one_person_stay_together(oasis: Path, work: Path, tmp_path
             subjects_table="subjects.csv",
             split=SplitConfig(salt=str(salt)),
         )
-        splits = {i.subject: i.assignment(config)["split"] for i in discover(config)}
+        splits = {i.subject: i.assignment(config)["split"] for i in discover(config).subjects}
         assert splits["1003"] == splits["1023"]
         assert splits["1004"] == splits["1024"]

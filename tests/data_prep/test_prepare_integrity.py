@@ -109,3 +109,35 @@ def test_what_verify_asks_for_mends_the_store(folder: Path, tmp_path: Path) -> N
     assert shard.read_bytes() == sound
     assert (folder / "slices/1.npy").stat().st_mtime_ns == stamp
     assert verify(folder) == 0
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
+    shard = folder / "slices/2.npy"
+    sound, others = shard.read_bytes(), {p: p.stat() for p in folder.glob("slices/[13].npy")}
+    damaged = bytearray(sound)
+    damaged[place] ^= 1
+    shard.write_bytes(damaged)
+    arguments = ["--config", str(tmp_path / "study.yaml")]
+    capsys.readouterr()
+    assert main(arguments) == 0  # by name and length alone all is well
+    assert "nothing to do" in capsys.readouterr().out and shard.read_bytes() == damaged
+    assert main([*arguments, "--prepare.check", "--prepare.dry_run"]) == 0
+    assert "to prepare, its shard is damaged: 1 subjects: 2\n" in capsys.readouterr().out
+    assert main([*arguments, "--prepare.check", "true"]) == 0
+    assert "to prepare, its shard is damaged: 1 subjects: 2\n" in capsys.readouterr().out
+    assert shard.read_bytes() == sound
+    assert {p: p.stat() for p in folder.glob("slices/[13].npy")} == others
+    assert verify(folder) == 0
+
+
+def test_check_of_a_whole_store_changes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat() for p in folder.rglob("*")}
+    capsys.readouterr()
+    assert main(["--config", str(tmp_path / "study.yaml"), "--prepare.check"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p: p.stat() for p in folder.rglob("*")} == before

@@ -281,9 +281,10 @@ def test_a_worker_that_outlived_its_run_writes_nothing(tmp_path: Path) -> None:
 def test_sessions_are_items_of_their_own_and_one_person(work: Path, tmp_path: Path) -> None:
     template = "sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T1w.nii.gz"
     root = tmp_path / "bids"
-    for person, session in [("01", "a"), ("01", "b"), ("02", "a"), ("03", "2024")]:
+    scans = [("01", "a"), ("01", "b"), ("02", "a"), ("03", "2024")]
+    for seed, (person, session) in enumerate(scans):
         name = template.replace("{subject}", person).replace("{session}", session)
-        write_nifti(root / name, brain(seed=len(session)))
+        write_nifti(root / name, brain(seed=seed))
     # Neither: the two places of {session}, or of {subject}, disagree.
     write_nifti(root / "sub-01/ses-c/anat/sub-01_ses-d_T1w.nii.gz", brain())
     write_nifti(root / "sub-01/ses-c/anat/sub-02_ses-c_T1w.nii.gz", brain())

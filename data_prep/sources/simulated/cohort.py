@@ -115,7 +115,7 @@ def _clear(folder: Path, settings: dict[str, object], families: dict[str, str]) 
         "subjects.csv": "\n".join(["Subject,Family_ID", *rows]) + "\n",
     }
     for name, text in texts.items():
-        if not (folder / name).is_file() or (folder / name).read_text() != text:
+        if not (folder / name).is_file() or (folder / name).read_text("utf-8") != text:
             with atomic_file(folder / name) as stream:
                 stream.write(text.encode())
 

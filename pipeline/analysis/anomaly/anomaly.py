@@ -196,7 +196,7 @@ def _check_unseen(inputs: Inputs) -> None:
 def _check_same_image(summary: Path, sha256: str) -> None:
     """Raise InputError where `summary` is of another image: HCP's files share their names."""
     try:
-        found = json.loads(summary.read_text())["image_sha256"]
+        found = json.loads(summary.read_text("utf-8"))["image_sha256"]
     except (ValueError, KeyError, TypeError):
         return  # cut off, so no result
     if found != sha256:

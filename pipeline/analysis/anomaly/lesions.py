@@ -45,6 +45,8 @@ class Options:
             WORK/packages, or an address in MLflow.
         store: a prepared store of subjects without lesions.
         split: its subjects: test, validation, or all.
+        other_people: the store's subjects are others than those trained on, whatever their names:
+            the same file alone is refused.
         slices: slices per subject, evenly spaced about the middle; 0 = all.
         diameters: of the lesions, mm.
         contrasts: of the lesions, in intensities of [0,1]; negative ones are dark.
@@ -62,6 +64,7 @@ class Options:
     package: str
     store: str
     split: Literal["test", "validation", "all"] = "test"
+    other_people: bool = False
     slices: int = 8
     diameters: tuple[float, ...] = (3.0, 6.0, 9.0, 12.0)
     contrasts: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
@@ -100,9 +103,10 @@ def run(options: Options) -> None:
     if model.image_shape[0] != 1:
         raise InputError(f"the decoder draws {model.image_shape[0]} channels: MR images have one")
     store = open_store(options.store, work_folder())
-    entries = unseen_subjects(store, model, options.split)
+    others = options.other_people
+    entries = unseen_subjects(store, model, options.split, other_people=others)
     if baseline is not None:
-        unseen_subjects(store, baseline, options.split)
+        unseen_subjects(store, baseline, options.split, other_people=others)
     output = Path(options.output or work_folder() / "lesions")
     begin(output, FILES)
     data = SliceDataset(store, entries)

@@ -41,6 +41,9 @@ class StudyOptions:
     """Subjects of the store."""
     subject: str = ""
     """One subject of the store in place of a split."""
+    other_people: bool = False
+    """The store's subjects are others than those trained on, whatever their names: the same file
+    alone is refused."""
     slices: int = 4
     """Slices per subject, evenly spaced about the middle; 0 = all."""
     image: str = ""
@@ -145,7 +148,9 @@ def carry_out(
     }
     if options.store:
         store = open_store(options.store, work_folder())
-        entries = unseen_subjects(store, package, options.split, options.subject)
+        entries = unseen_subjects(
+            store, package, options.split, options.subject, options.other_people
+        )
         study = Simulation(
             store, entries, package, degrade, task.simple,
             options.slices, options.weights, options.solver,

@@ -1,0 +1,67 @@
+"""What a command makes of the machine it starts on: output and figures never end its work.
+
+Text that a terminal cannot show is escaped, and output that nobody takes any more is dropped.
+"""
+
+import io
+import os
+import select
+import sys
+from typing import TextIO
+
+
+class _Patient(io.RawIOBase):
+    """A file descriptor to write to, whose failures are not the writer's.
+
+    The reader of a pipe may be gone (`| head`), a terminal closed, the disk of a log full.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, content) -> int:  # type: ignore[no-untyped-def]
+        while True:
+            try:
+                return os.write(self._descriptor, content)
+            except BlockingIOError:  # a slow terminal that another program made non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                return len(content)
+
+
+def steady_output() -> None:
+    """Call it when a command starts, and in each of its processes that prints.
+
+    Letters that the terminal's encoding lacks are written as escapes (a name stays recognisable);
+    a closed output is none. Figures are drawn for files: the backend that MPLBACKEND asks for, a
+    notebook's for example, may not be installed here, and matplotlib would refuse to be imported.
+    """
+    os.environ["MPLBACKEND"] = "agg"
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:  # closed by the caller: >&-
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _steady(stream))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _steady(stream: io.TextIOWrapper) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Patient(stream.fileno())),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )

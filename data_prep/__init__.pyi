@@ -15,12 +15,14 @@ from .invocation import command as command
 from .invocation import program as program
 from .invocation import run_option as run_option
 from .layers import read_layers as read_layers
+from .mlflow_connection import NOTE as NOTE
 from .mlflow_connection import flat_keys as flat_keys
 from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
+from .provenance import code_version as code_version
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry

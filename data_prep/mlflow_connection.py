@@ -11,6 +11,12 @@ from typing import Any
 
 from data_prep.files import locked
 
+# Tags that MLflow's pages read: a description in Markdown, and what an experiment is about. Without
+# the second MLflow asks, or takes the experiment for one of language models.
+NOTE, KIND, MODEL_TRAINING = (
+    "mlflow.note.content", "mlflow.experimentKind", "custom_model_development",
+)  # fmt: skip
+
 
 def quieten_mlflow() -> None:
     """Before MLflow's first import: no telemetry, and no message about what is raised as well."""
@@ -26,10 +32,12 @@ def mlflow_address(work: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work.resolve()}/mlflow.db"
 
 
-def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
+def mlflow_client(experiment: str, work: Path, note: str = "") -> tuple[Any, str]:
     """A client and the experiment's id. One process at a time creates the database.
 
     Artifacts lie beside the database; a server chooses its own. Raises what MLflow raises.
+
+    note: description of the experiment, unless somebody has written one.
     """
     quieten_mlflow()
     from mlflow import MlflowClient
@@ -38,14 +46,18 @@ def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).resolve()
         artifacts = str(database.parent / "mlartifacts")
+    about = {KIND: MODEL_TRAINING} | ({NOTE: note} if note else {})
     with locked(work / ".mlflow.lock"):
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        if found is not None:
-            return client, found.experiment_id
-        return client, client.create_experiment(experiment, artifact_location=artifacts)
+        if found is None:
+            made = client.create_experiment(experiment, artifact_location=artifacts, tags=about)
+            return client, made
+        for key in about.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, about[key])
+        return client, found.experiment_id
 
 
 def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,167 @@
+"""Open MLflow's pages at the runs, in the view of model training.
+
+python -m pipeline ui [--port 5000]
+"""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from data_prep import command, mlflow_address, quieten_mlflow
+from pipeline.errors import InputError
+from pipeline.files import work_folder
+from pipeline.tracking.runs import TrackingConfig
+
+HOST = "127.0.0.1"
+# What MLflow's pages call the view of trainings; without it they open as for language models.
+VIEW = "workflowType=machine_learning"
+# Set in a session on another machine, or in a job: a browser there shows nobody anything.
+ELSEWHERE = ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "CI")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which experiment to show, and where."""
+
+    port: int = 5000
+    """Port of MLflow's pages on this machine."""
+    experiment: str = TrackingConfig.experiment
+    """The experiment that is opened."""
+    browser: Literal["auto", "always", "never"] = "auto"
+    """Whether a browser is opened; auto: on a desktop, not over ssh and not in a job."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must be from 1 to 65535, not {self.port}")
+
+
+def run(options: Options) -> None:
+    """The command: serves until Ctrl-C, or only says where a given server is.
+
+    Raises InputError if nothing was tracked yet, or the port is in use.
+    """
+    quieten_mlflow()
+    uri = mlflow_address(work_folder())
+    show = options.browser == "always" or (options.browser == "auto" and has_desktop(os.environ))
+    if uri.startswith(("http://", "https://")):
+        address = f"{without_password(uri).rstrip('/')}/{page_of(uri, options.experiment)}"
+        print(f"MLFLOW_TRACKING_URI is a server: open {address} in a browser")
+        if show:
+            webbrowser.open(address)
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        raise InputError(f"there is no {database} yet: first train a run ({command('train')})")
+    check_free(options.port)
+    address = f"http://{HOST}:{options.port}/" + page_of(uri, options.experiment)
+    with contextlib.suppress(KeyboardInterrupt), served(uri, options.port) as server:
+        if answers(options.port, server):
+            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+            if show:
+                webbrowser.open(address)
+        code = server.wait()
+        raise InputError(f"MLflow's server ended with code {code}: see its messages above")
+
+
+def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
+    """Whether somebody sits before this machine's own screen."""
+    if any(environment.get(name) for name in ELSEWHERE):
+        return False
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    return platform in ("darwin", "win32") or any(environment.get(name) for name in screens)
+
+
+def page_of(uri: str, experiment: str) -> str:
+    """The experiment's page, within MLflow's; the list of experiments where there is none yet.
+
+    Raises InputError if MLflow can't be asked.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
+
+    try:
+        found = MlflowClient(uri).get_experiment_by_name(experiment)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"MLflow can't be used at {without_password(uri)} ({lines[0][:200]}): check WORK and "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+    return f"#/experiments/{found.experiment_id}/runs?{VIEW}" if found else f"#/experiments?{VIEW}"
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown.
+
+    Example:
+        >>> without_password("https://me:secret@example.org:8080/mlflow")
+        'https://example.org:8080/mlflow'
+    """
+    parts = urlsplit(uri)
+    if not parts.netloc:  # a file
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def check_free(port: int) -> None:
+    """Raise InputError if something answers on the port already."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} can't be used ({error.strerror}): choose another, make ui PORT=5001"
+            ) from error
+
+
+@contextlib.contextmanager
+def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """MLflow's server, a process of its own that ends with the block."""
+    words = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    # The address in the environment, not among the words: it may hold a password.
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", *words], env=environment)
+    before = signal.signal(signal.SIGTERM, _ended)
+    try:
+        yield server
+    finally:
+        server.terminate()
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            server.wait(10)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ended(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers; False if it ends before."""
+    while server.poll() is None:
+        connection = http.client.HTTPConnection(HOST, port, timeout=2)  # past any proxy
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return True
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.3)
+    return False

@@ -32,7 +32,7 @@ from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint
-from pipeline.training.description import run_tags
+from pipeline.training.description import SIMULATED, run_tags
 
 # Sections, or beginnings of keys, that evaluation takes anew; and its own key in place of another.
 HONOURED = ("evaluation.", "tracking.", "prior.", "likelihood.residual")
@@ -123,10 +123,10 @@ def _track_results(
     tracker.table(scores_columns(found.metrics, split), "scores.json")
     if found.absent:
         tracker.text(json.dumps(found.absent, indent=1, sort_keys=True), "absent.json")
-    note = scores_note(found.metrics, found.absent, store)
-    trained = tracker.parent
+    note, trained = scores_note(found.metrics, found.absent), tracker.parent
+    warning = f"{SIMULATED}\n\n" if store.simulated else ""
     of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
-    tracker.note(SCORES, f"{of_run}{note}\n\n{LOOK}")
+    tracker.note(SCORES, f"{of_run}{warning}{note}\n\n{LOOK}")
     if trained.run_id is None or tracker.run_id is None:
         return
     trained.latest(headline_names(means, split, folder.name))

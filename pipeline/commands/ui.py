@@ -3,29 +3,23 @@
 python -m pipeline ui [--port 5000]
 """
 
-import contextlib
-import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from data_prep import command, mlflow_address, quieten_mlflow
+from pipeline.commands import opening
 from pipeline.errors import InputError
 from pipeline.files import work_folder
-from pipeline.tracking.runs import TrackingConfig
+from pipeline.tracking.runs import VIEW, TrackingConfig
 
-HOST = "127.0.0.1"
-# What MLflow's pages call the view of trainings; without it they open as for language models.
-VIEW = "workflowType=machine_learning"
 # Set in a session on another machine, or in a job: a browser there shows nobody anything.
 ELSEWHERE = ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "CI")
 
@@ -47,7 +41,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """The command: serves until Ctrl-C, or only says where a given server is.
+    """The command: becomes MLflow's server, until Ctrl-C; or only says where a given server is.
 
     Raises InputError if nothing was tracked yet, or the port is in use.
     """
@@ -64,14 +58,11 @@ def run(options: Options) -> None:
     if uri.startswith("sqlite:///") and not database.exists():
         raise InputError(f"there is no {database} yet: first train a run ({command('train')})")
     check_free(options.port)
-    address = f"http://{HOST}:{options.port}/" + page_of(uri, options.experiment)
-    with contextlib.suppress(KeyboardInterrupt), served(uri, options.port) as server:
-        if answers(options.port, server):
-            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
-            if show:
-                webbrowser.open(address)
-        code = server.wait()
-        raise InputError(f"MLflow's server ended with code {code}: see its messages above")
+    address = f"http://{opening.HOST}:{options.port}/{page_of(uri, options.experiment)}"
+    print("MLflow starts, which takes some seconds", flush=True)
+    words = [address, str(options.port), "show" if show else "say"]
+    subprocess.Popen([sys.executable, "-m", opening.__name__, *words])
+    serve(uri, options.port)
 
 
 def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
@@ -116,52 +107,22 @@ def without_password(uri: str) -> str:
 
 
 def check_free(port: int) -> None:
-    """Raise InputError if something answers on the port already."""
+    """Raise InputError if something has the port already."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((HOST, port))
+            tried.bind((opening.HOST, port))
         except OSError as error:
             raise InputError(
-                f"port {port} can't be used ({error.strerror}): choose another, make ui PORT=5001"
+                f"port {port} can't be used ({error.strerror}): choose another, as in "
+                "make ui PORT=5001"
             ) from error
 
 
-@contextlib.contextmanager
-def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server, a process of its own that ends with the block."""
-    words = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    # The address in the environment, not among the words: it may hold a password.
-    environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", *words], env=environment)
-    before = signal.signal(signal.SIGTERM, _ended)
-    try:
-        yield server
-    finally:
-        server.terminate()
-        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-            server.wait(10)
-        signal.signal(signal.SIGTERM, before)
-
-
-def _ended(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def answers(port: int, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers; False if it ends before."""
-    while server.poll() is None:
-        connection = http.client.HTTPConnection(HOST, port, timeout=2)  # past any proxy
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return True
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.3)
-    return False
+def serve(uri: str, port: int) -> None:
+    """Go on as MLflow's server: this process keeps its number and gets the signals."""
+    words = ["--host", opening.HOST, "--port", str(port), "--workers", "1"]
+    # The address goes by the environment, not as a word: it may hold a password.
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    program = [sys.executable, "-m", "mlflow", "ui", *words]
+    os.execve(sys.executable, program, os.environ | settings)

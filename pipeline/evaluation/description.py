@@ -8,7 +8,7 @@ from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES
 from pipeline.tracking.names import score_name
 from pipeline.tracking.notes import table
-from pipeline.training.description import SIMULATED, run_name
+from pipeline.training.description import run_name
 
 # What the training run shows, too, to sort the list of runs by.
 HEADLINE = (
@@ -61,7 +61,7 @@ def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, lis
     }
 
 
-def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str], store: Store) -> str:
+def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str]) -> str:
     """Headline scores as a Markdown table, and what is missing."""
     rows = []
     for key in HEADLINE:
@@ -71,8 +71,7 @@ def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str], stor
         low, high = interval["low"], interval["high"]
         between = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
         rows.append([HEADINGS[key], f"{interval['mean']:.4g}", between])
-    parts = [SIMULATED] if store.simulated else []
-    parts.append(table(["score", "mean", "95% interval"], rows))
+    parts = [table(["score", "mean", "95% interval"], rows)]
     if absent:
         parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
     return "\n\n".join(parts)

@@ -24,12 +24,16 @@ PARAMETERS_PER_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_DIGEST = 36
 
+# What MLflow's pages call the view of trainings; without it they open as for language models.
+VIEW = "workflowType=machine_learning"
 EXPERIMENT_NOTE = """\
-Trainings of variational autoencoders, with their evaluations nested below them (and below a
-comparison, its trainings). Metrics are in groups: `train/` and `validation/` by epoch, `test/`,
-`samples/` and `calibration/` of the evaluation. Filter the list with, for example,
-`tags.stage = 'training' and tags.term = 'blur'`; add `test/psnr` as a column to sort by it. Runs
-tagged `simulated` = `true` are of simulated people, and tell nothing about brains.
+Trainings, with their evaluations nested below them (+). Runs tagged `simulated` are of no real brains.
+
+- Metrics are in groups: `train/`, `validation/` by epoch; `test/`, `samples/`, `calibration/` of the
+  evaluation. To sort the list by one, add it under *Columns*.
+- To filter the list: `tags.stage = 'training' and tags.term = 'blur'`; also `dataset`, `form`,
+  `size`, `seed`, `commit`, `clean`, `run`.
+- The trainings of a comparison are nested below it.
 """
 
 
@@ -222,7 +226,7 @@ class Tracker(NoTracker):
     def link(self) -> str:
         """The run's page, an address within MLflow's own pages."""
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{self.run_id}"
+        return f"#/experiments/{experiment}/runs/{self.run_id}?{VIEW}"
 
 
 @contextlib.contextmanager

@@ -78,9 +78,8 @@ def run_figures(metrics: dict[str, float], epochs: int, seconds: float) -> str:
         for key, (words, decimals) in FIGURES.items()
         if key in metrics
     ]
-    return f"{epochs} epochs in {seconds / 60:.1f} minutes; the last one:\n\n" + table(
-        ["figure", "value"], rows
-    )
+    time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    return f"{epochs} epochs in {time}; the last one:\n\n" + table(["figure", "value"], rows)
 
 
 def what_to_look_at(config: Config) -> str:

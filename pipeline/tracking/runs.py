@@ -27,9 +27,9 @@ LONGEST_DIGEST = 36
 # What MLflow's pages call the view of trainings; without it they open as for language models.
 VIEW = "workflowType=machine_learning"
 EXPERIMENT_NOTE = """\
-Trainings, with their evaluations nested below them (+). Runs tagged `simulated` are of no real brains.
+Trainings, with their evaluations nested below (+). Where `simulated` is true, of no real brains.
 
-- Metrics are in groups: `train/`, `validation/` by epoch; `test/`, `samples/`, `calibration/` of the
+- Groups of metrics: `train/`, `validation/` by epoch; `test/`, `samples/`, `calibration/` of the
   evaluation. To sort the list by one, add it under *Columns*.
 - To filter the list: `tags.stage = 'training' and tags.term = 'blur'`; also `dataset`, `form`,
   `size`, `seed`, `commit`, `clean`, `run`.

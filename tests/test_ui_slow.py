@@ -151,7 +151,7 @@ def page(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_a_walk_through_the_pages_shows_runs_charts_pictures_and_the_registry(
     page: Any, server: tuple[str, str], runs: Tracked, tmp_path: Path
 ) -> None:
-    """Every step asserts what is seen; the pictures are kept by pytest for whoever wants to look."""
+    """Every step asserts what is seen; pytest keeps the pictures for whoever wants to look."""
     base, printed = server
     experiment = f"{base}/#/experiments/{runs.blur.info.experiment_id}"
     view = "workflowType=machine_learning"

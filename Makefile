@@ -85,23 +85,8 @@ bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/sto
 	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" \
 	  $(if $(filter file,$(origin CONFIG)),,--config "$(CONFIG)") $(ARGS)
 
-ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
-	@case "$$MLFLOW_TRACKING_URI" in \
-	http://*|https://*) \
-	  shown=$$(printf %s "$$MLFLOW_TRACKING_URI" | sed 's|//.*@|//|; s|[?#].*||'); \
-	  echo "MLFLOW_TRACKING_URI is a server: open $$shown in a browser"; exit 0;; \
-	esac; \
-	uri="$$MLFLOW_TRACKING_URI"; \
-	if [ -z "$$uri" ]; then \
-	  if [ ! -f "$$WORK/mlflow.db" ]; then \
-	    echo "error: there is no $$WORK/mlflow.db yet: run make prepare train first" >&2; exit 2; \
-	  fi; \
-	  uri="sqlite:///$$(cd "$$WORK" && pwd)/mlflow.db"; \
-	  runs="/#/experiments"; \
-	fi; \
-	echo "open http://127.0.0.1:$(PORT)$$runs in a browser; Ctrl-C ends it"; \
-	MLFLOW_BACKEND_STORE_URI="$$uri" MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	  exec $(PY) -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
+ui: $(INSTALLED) ## MLflow's pages on 127.0.0.1:PORT, opened at the runs under WORK
+	$(PY) -m pipeline ui --port "$(PORT)" $(ARGS)
 
 lint: $(INSTALLED) ## Style, format, types
 	$(PY) -m ruff check .

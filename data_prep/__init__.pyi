@@ -17,6 +17,7 @@ from .invocation import command as command
 from .invocation import program as program
 from .invocation import run_option as run_option
 from .layers import read_layers as read_layers
+from .mlflow_connection import NOTE as NOTE
 from .mlflow_connection import flat_keys as flat_keys
 from .mlflow_connection import impatient as impatient
 from .mlflow_connection import mlflow_address as mlflow_address
@@ -25,6 +26,7 @@ from .mlflow_connection import mlflow_reason as mlflow_reason
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
+from .provenance import code_version as code_version
 from .redaction import shown_address as shown_address
 from .spreadsheet import csv_line as csv_line
 from .store import Store as Store

@@ -20,6 +20,12 @@ DATABASE_ATTEMPTS = 6  # in 6 seconds
 
 LONGEST_REASON = 200
 
+# Tags that MLflow's pages read: a description in Markdown, and what an experiment is about. Without
+# the second MLflow asks, or takes the experiment for one of language models.
+NOTE, KIND, MODEL_TRAINING = (
+    "mlflow.note.content", "mlflow.experimentKind", "custom_model_development",
+)  # fmt: skip
+
 
 def quieten_mlflow() -> None:
     """Before MLflow's first import: no telemetry, and no message about what is raised as well."""
@@ -62,10 +68,12 @@ def impatient() -> Iterator[None]:
             os.environ.pop(key, None)
 
 
-def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
+def mlflow_client(experiment: str, work: Path, note: str = "") -> tuple[Any, str]:
     """A client and the experiment's id. One process at a time creates the database.
 
     Artifacts lie beside the database; a server chooses its own. Raises what MLflow raises.
+
+    note: description of the experiment, unless somebody has written one.
     """
     quieten_mlflow()
     from mlflow import MlflowClient
@@ -74,14 +82,18 @@ def mlflow_client(experiment: str, work: Path) -> tuple[Any, str]:
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).resolve()
         artifacts = str(database.parent / "mlartifacts")
+    about = {KIND: MODEL_TRAINING} | ({NOTE: note} if note else {})
     with locked(work / ".mlflow.lock"), impatient():
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        if found is not None:
-            return client, found.experiment_id
-        return client, client.create_experiment(experiment, artifact_location=artifacts)
+        if found is None:
+            made = client.create_experiment(experiment, artifact_location=artifacts, tags=about)
+            return client, made
+        for key in about.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, about[key])
+        return client, found.experiment_id
 
 
 def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

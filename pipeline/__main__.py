@@ -35,6 +35,7 @@ commands:
   restore     noisy, blurred or coarse images under the same        -> WORK/restorations
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
   lesions     insert lesions into healthy slices, and find them     -> WORK/lesions
+  ui          open MLflow's pages at the runs
 
 {program} COMMAND --help lists every key and option."""
 
@@ -142,6 +143,7 @@ MODULES: dict[str, str] = {
     "reconstruct": "pipeline.analysis.inverse.reconstruct",
     "restore": "pipeline.analysis.inverse.restore",
     "lesions": "pipeline.analysis.anomaly.lesions",
+    "ui": "pipeline.commands.ui",
 }
 
 

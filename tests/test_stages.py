@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from data_prep import NOTE, code_version
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
@@ -23,7 +24,9 @@ from pipeline.commands import train
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import networks, record
 from pipeline.evaluation.calibration import FITTED, keys
+from pipeline.evaluation.description import HEADLINE
 from pipeline.metrics.perceptual import PerceptualDistance
+from pipeline.tracking.names import score_name
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer
@@ -105,7 +108,8 @@ class Trained:
         experiment = client.get_experiment_by_name("sharp-vae-mri")
         runs = client.search_runs(
             [experiment.experiment_id],
-            "tags.`mlflow.runName` = 'tiny evaluation' and attributes.status = 'FINISHED'",
+            "tags.run = 'tiny' and tags.dataset = 'tiny' and tags.stage = 'evaluation' and "
+            "attributes.status = 'FINISHED'",
         )
         assert len(runs) == 1
         return parent, runs[0]
@@ -161,6 +165,11 @@ def refused(
 
 def _metrics(folder: Path) -> dict[str, dict[str, float]]:
     return json.loads((folder / "metrics.json").read_text())
+
+
+def _artifact(run: Any, name: str) -> str:
+    """A text among the artifacts of an MLflow run."""
+    return (Path(run.info.artifact_uri.removeprefix("file://")) / name).read_text()
 
 
 def _has_weights() -> bool:
@@ -389,8 +398,11 @@ def test_without_weights_lpips_is_absent_and_the_reason_is_logged(
     assert set(_metrics(trained.run / "evaluation-elsewhere")) == KEYS
     for network in ("alex", "vgg"):
         assert f"no weights for {network} anywhere" in caplog.text
+    (scored, *_) = trained.client().search_runs(["1"], "tags.split = 'validation'")
+    absent = json.loads(_artifact(scored, "absent.json"))
     for key in ("lpips_alex", "kid_vgg16", "sample_fd_vgg16", "fid"):
-        assert trained.client().search_runs(["1"], f"tags.`absent.{key}` LIKE '%anywhere%'")
+        assert "anywhere" in absent[key]
+    assert not [tag for tag in scored.data.tags if tag.startswith("absent")]
 
 
 def test_weights_that_were_asked_for_and_are_not_there_are_an_error(
@@ -404,21 +416,27 @@ def test_weights_that_were_asked_for_and_are_not_there_are_an_error(
 def test_mlflow_holds_the_training_run(trained: Trained) -> None:
     run, _ = trained.tracked()
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "tiny"
+    assert run.info.run_name == "tiny, blur, seed 0"
     assert run.data.params["training.epochs"] == "3"
     assert json.loads(run.data.params["model.levels"].replace("'", '"')) == [
         {"side": 4, "channels": 2, "groups": 1, "opens": 0.0},
         {"side": 8, "channels": 1, "groups": 1, "opens": 0.2},
     ]
     assert run.data.params["training.rate_warmup_steps"] == "2"
-    assert run.data.tags["simulated"] == "true"
+    wanted = {"stage": "training", "run": "tiny", "dataset": "tiny", "term": "blur",
+              "form": "wiener", "size": "32", "seed": "0", "simulated": "true",
+              **code_version()}  # fmt: skip
+    assert wanted.items() <= run.data.tags.items()
     assert {
-        "elbo", "distortion", "rate", "rate_side_4", "rate_side_8", "levels_open", "kernel_loss",
-        "kernel_width", "validation_psnr",
-        "validation_high_frequency_ratio", "images_per_second",
+        "train/elbo", "train/distortion", "train/rate", "train/rate_side_4", "train/rate_side_8",
+        "train/levels_open", "train/kernel_loss", "train/kernel_width", "validation/psnr",
+        "validation/high_frequency_ratio", "train/images_per_second",
     } <= set(run.data.metrics)  # fmt: skip
+    note = run.data.tags[NOTE]
+    assert "simulated" in note and "3 train, 1 validation, 2 test" in note
+    assert f"{run.data.metrics['validation/psnr']:.2f}" in note
     client = trained.client()
-    history = client.get_metric_history(run.info.run_id, "validation_psnr")
+    history = client.get_metric_history(run.info.run_id, "validation/psnr")
     assert [point.step for point in history] == [1, 2, 3]
     names = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
     assert sum(name.endswith(".png") for name in names) == 4  # step 0 and every epoch
@@ -435,12 +453,56 @@ def test_mlflow_holds_the_evaluation_nested_in_the_training_run(trained: Trained
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.info.status == "FINISHED"
     metrics = _metrics(trained.run / "evaluation")
-    for key, interval in metrics.items():
-        assert run.data.metrics[key] == pytest.approx(interval["mean"])
-        if interval["low"] is None:
-            assert f"{key}_low" not in run.data.metrics
-        else:
-            assert run.data.metrics[f"{key}_low"] == pytest.approx(interval["low"])
+    logged = {key: value for key, value in run.data.metrics.items() if not _of_machine(key)}
+    assert logged == pytest.approx({score_name(k): i["mean"] for k, i in metrics.items()})
+    table = json.loads(_artifact(run, "scores.json"))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {row["key"]: {k: row[k] for k in ("mean", "low", "high")} for row in rows} == {
+        key: pytest.approx(interval) for key, interval in metrics.items()
+    }
+
+
+def test_the_training_run_shows_the_headline_scores_and_leads_to_the_evaluation(
+    trained: Trained,
+) -> None:
+    parent, run = trained.tracked()
+    metrics = _metrics(trained.run / "evaluation")
+    headline = {score_name(key): metrics[key]["mean"] for key in HEADLINE if key in metrics}
+    assert "test/psnr" in headline and "samples/novelty" in headline
+    assert {k: parent.data.metrics[k] for k in headline} == pytest.approx(headline)
+    assert parent.data.tags["evaluation.run"] == run.info.run_id
+    assert f"runs/{run.info.run_id}?workflowType=machine_learning)" in parent.data.tags[NOTE]
+    assert f"runs/{parent.info.run_id}?workflowType=machine_learning)" in run.data.tags[NOTE]
+    for note in (parent.data.tags[NOTE], run.data.tags[NOTE]):
+        assert f"| {metrics['psnr']['mean']:.4g} |" in note
+
+
+def test_scores_of_others_do_not_pass_for_test_scores(
+    trained: Trained, without_weights: None
+) -> None:
+    before = trained.tracked()[0].data.metrics
+    words = ["evaluate", "--run", "tiny", "--evaluation.store", "elsewhere"]
+    _run(trained.work, *words, "--evaluation.split", "test")
+    parent = trained.tracked()[0]
+    name = "evaluation-elsewhere/test/psnr"
+    found = _metrics(trained.run / "evaluation-elsewhere")["psnr"]["mean"]
+    assert parent.data.metrics[name] == pytest.approx(found)
+    for key in ("test/psnr", "validation/psnr"):
+        assert parent.data.metrics[key] == before[key]
+
+
+def test_the_experiment_is_one_of_model_training_and_described(trained: Trained) -> None:
+    experiment = trained.client().get_experiment_by_name("sharp-vae-mri")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "tags.stage" in experiment.tags[NOTE]
+
+
+def _of_machine(key: str) -> bool:
+    return key.startswith("system/")
+
+
+def test_the_figures_and_the_data_are_with_the_evaluation(trained: Trained) -> None:
+    _, run = trained.tracked()
     names = {a.path for a in trained.client().list_artifacts(run.info.run_id, "figures")}
     drawn = ("calibration", "error_bars", "kernels", "reconstructions", "samples", "spectra")
     assert names == {f"figures/{n}.png" for n in drawn}
@@ -464,7 +526,7 @@ def test_the_given_tracking_server_wins(
 
     client = MlflowClient(f"sqlite:///{server}")
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
-    assert run.info.run_name == "served"
+    assert run.info.run_name == "tiny, blur, seed 0 (served)"
     assert not (work / "mlflow.db").exists()
 
 
@@ -485,7 +547,7 @@ def test_a_training_that_breaks_off_says_so_in_mlflow(
     else:
         with pytest.raises(RuntimeError, match="broken"):
             main(arguments)
-    (run,) = trained.client().search_runs(["1"], f"tags.`mlflow.runName` = 'breaks-{status}'")
+    (run,) = trained.client().search_runs(["1"], f"tags.run = 'breaks-{status}'")
     assert run.info.status == status
 
 
@@ -506,7 +568,7 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(
     monkeypatch.setattr(Trainer, "_picture", picture)
     said = _run(trained.work, *arguments)
     assert "going on from step 3 in epoch 2" in said
-    (run,) = trained.client().search_runs(["1"], "tags.`mlflow.runName` = 'halves'")
+    (run,) = trained.client().search_runs(["1"], "tags.run = 'halves'")
     assert run.info.status == "FINISHED"
     whole, halves = (_last(trained.work / "runs" / name).weights for name in ("tiny", "halves"))
     assert all(torch.equal(value, halves[key]) for key, value in whole.items())

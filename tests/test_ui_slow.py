@@ -1,6 +1,8 @@
 """`make ui`: MLflow in a real browser shows what a run tracked, figures and pictures included."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,8 +11,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -47,29 +51,51 @@ START_SECONDS, SHOW_MILLISECONDS = 300, 120_000
 pytestmark = pytest.mark.slow
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """MLflow's client and what it holds: two trainings, the evaluation of the first, a decoder."""
+
+    client: Any
+    blur: Any
+    gaussian: Any
+    scored: Any
+
+
 @pytest.fixture
-def runs(work: Path, store_writer: Callable[..., Store]) -> tuple[Any, Any, Any]:
-    """A run that was trained and evaluated; MLflow's client and its two runs."""
+def runs(work: Path, store_writer: Callable[..., Store]) -> Tracked:
+    """A run under each of two terms; one of them is scored and exported."""
     from mlflow import MlflowClient
 
     store_writer(work)
-    assert (
-        main(["train", "--run", "shown", *[f"--{key}={value}" for key, value in TINY.items()]]) == 0
-    )
-    assert main(["evaluate", "--run", "shown"]) == 0
+    options = [f"--{key}={value}" for key, value in TINY.items()]
+    assert main(["train", "--run", "tiny", *options]) == 0
+    assert main(["train", "--run", "other", *options, "--likelihood.term=gaussian"]) == 0
+    assert main(["evaluate", "--run", "tiny"]) == 0
+    assert main(["export", "--run", "tiny", "--champion", "always"]) == 0
     client = MlflowClient(f"sqlite:///{work.resolve()}/mlflow.db")
     experiment = client.get_experiment_by_name("sharp-vae-mri")
     by_name = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    return client, by_name["shown"], by_name["shown evaluation"]
+    return Tracked(
+        client,
+        by_name["tiny, blur, seed 0"],
+        by_name["tiny, gaussian, seed 0 (other)"],
+        by_name["tiny, blur, seed 0: test"],
+    )
 
 
 @pytest.fixture
-def server(runs: object, work: Path) -> Iterator[str]:
-    """Address of `make ui`, run as a user does but with the Python of these tests."""
+def server(runs: object, work: Path) -> Iterator[tuple[str, str]]:
+    """`make ui`, run as a user does but with the Python of these tests.
+
+    Its address, and the address that it prints.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["make", "ui", "-o", ".venv/.installed", f"PY={sys.executable}", f"PORT={port}"]
+    command = [
+        "make", "ui", "-o", ".venv/.installed", f"PY={sys.executable}", f"PORT={port}",
+        "ARGS=--browser never",
+    ]  # fmt: skip
     log = work / "ui.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -78,12 +104,12 @@ def server(runs: object, work: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(address):
+        while not (printed := re.search(r"^open (\S+) in a browser", log.read_text(), re.M)):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)
-        assert address in log.read_text()
-        yield address
+        assert _answers(address)
+        yield address, printed[1]
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
@@ -117,52 +143,104 @@ def page(request: pytest.FixtureRequest) -> Iterator[Any]:
         page.close()
         browser.close()
     assert not errors
-    own = (server, "blob:", "data:", "about:")
+    own = (server[0], "blob:", "data:", "about:")
     elsewhere = {url for url in asked if not url.startswith(own)}
     assert not elsewhere
 
 
-def test_the_browser_shows_runs_metrics_and_pictures(
-    page: Any, server: str, runs: tuple[Any, Any, Any], tmp_path: Path
+def test_a_walk_through_the_pages_shows_runs_charts_pictures_and_the_registry(
+    page: Any, server: tuple[str, str], runs: Tracked, tmp_path: Path
 ) -> None:
-    client, trained, scored = runs
-    experiment = f"{server}/#/experiments/{trained.info.experiment_id}/runs"
+    """Every step asserts what is seen; pytest keeps the pictures for whoever wants to look."""
+    base, printed = server
+    experiment = f"{base}/#/experiments/{runs.blur.info.experiment_id}"
+    view = "workflowType=machine_learning"
 
-    def run(which: Any, part: str) -> None:
-        page.goto("about:blank")  # else the page keeps what it showed of another run
-        page.goto(f"{experiment}/{which.info.run_id}{part}")
+    def go(address: str) -> None:
+        page.goto("about:blank")  # else the page keeps what it showed before
+        page.goto(address)
+
+    def seen(text: str) -> None:
+        page.get_by_text(text, exact=True).first.wait_for()
 
     def shot(name: str) -> None:
-        page.screenshot(path=tmp_path / f"{name}.png")  # kept by pytest for whoever wants to look
+        page.screenshot(path=tmp_path / f"{name}.png")
 
-    page.goto(f"{server}/#/experiments")  # the address that `make ui` prints
-    page.get_by_text("sharp-vae-mri", exact=True).first.wait_for()
-
-    page.goto(f"{experiment}?workflowType=machine_learning")
-    page.get_by_role("link", name="shown", exact=True).wait_for()
+    # The address that `make ui` prints: our experiment, as one of model training, described.
+    assert printed == f"{experiment}/runs?{view}"
+    go(printed)
+    for run in (runs.blur, runs.gaussian):
+        page.get_by_role("link", name=run.info.run_name, exact=True).wait_for()
+    page.get_by_text("Trainings, with their evaluations nested below").first.wait_for()
+    assert page.get_by_text("Evaluation runs").count() == 0  # of the view for language models
+    close = page.get_by_role("button", name="Close")  # MLflow's assistant
+    if close.count():
+        close.first.click()
+    # The evaluation is below its training.
+    assert page.get_by_role("link", name=runs.scored.info.run_name, exact=True).count() == 0
+    row = page.get_by_role("row").filter(has=page.get_by_text(runs.blur.info.run_name, exact=True))
+    row.get_by_role("button").first.click()
+    page.get_by_role("link", name=runs.scored.info.run_name, exact=True).wait_for()
     shot("runs")
 
-    for which, names in ((trained, ("elbo", "kernel_loss")), (scored, ("psnr", "ssim"))):
-        run(which, "")
-        page.get_by_role("heading", name=which.info.run_name, exact=True).wait_for()
-        for name in names:
-            row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
-            row.get_by_text(f"{which.data.metrics[name]:.6f}"[:-1]).wait_for()
-        shot(which.info.run_name)
-
-    run(trained, "/model-metrics")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot path.js-line').length > 2")
+    # One chart of two terms: a line of each.
+    go(f"{experiment}/runs?{view}&compareRunsMode=CHART")
+    page.get_by_placeholder("Search metric charts").fill("validation/psnr")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot path.js-line').length >= 2")
     shot("charts")
 
-    # By folder and file, as a user goes there: MLflow does not find a "+" in an address.
-    images = [item.path for item in client.list_artifacts(trained.info.run_id, "images")]
-    grid = min(path for path in images if path.endswith(".png"))
-    for which, path in ((scored, "figures/reconstructions.png"), (trained, grid)):
-        run(which, "/artifacts")
+    # A run: its description with the headline figures, and from there to its evaluation.
+    go(f"{experiment}/runs/{runs.blur.info.run_id}?{view}")
+    page.get_by_role("heading", name=runs.blur.info.run_name, exact=True).wait_for()
+    seen("What to look at")
+    psnr = f"{runs.scored.data.metrics['test/psnr']:.4g}"
+    page.get_by_role("row").filter(has_text="PSNR, dB").get_by_text(psnr, exact=True).wait_for()
+    table = page.get_by_role("row").filter(has=page.get_by_text("train/elbo", exact=True))
+    table.get_by_text(f"{runs.blur.data.metrics['train/elbo']:.6f}"[:-1]).wait_for()
+    shot("run")
+    link = page.get_by_role("link", name="the evaluation", exact=True)
+    assert link.get_attribute("href").endswith(f"/runs/{runs.scored.info.run_id}?{view}")
+    go(f"{experiment}/runs/{runs.scored.info.run_id}?{view}")
+    page.get_by_role("heading", name=runs.scored.info.run_name, exact=True).wait_for()
+    row = page.get_by_role("row").filter(has=page.get_by_text("test/ssim", exact=True))
+    row.get_by_text(f"{runs.scored.data.metrics['test/ssim']:.6f}"[:-1]).wait_for()
+    assert page.get_by_text("test/ssim_low").count() == 0
+    shot("evaluation")
+
+    # Figures, and images by epoch: by folder and file, as MLflow does not find a "+" in an address.
+    images = [item.path for item in runs.client.list_artifacts(runs.blur.info.run_id, "images")]
+    grids = sorted(path for path in images if path.endswith(".png"))
+    assert len(grids) == 1 + int(TINY["training.epochs"])
+    for run, path in (
+        (runs.scored, "figures/reconstructions.png"), (runs.blur, grids[0]), (runs.blur, grids[-1]),
+    ):  # fmt: skip
+        go(f"{experiment}/runs/{run.info.run_id}/artifacts?{view}")
         for part in path.split("/"):
             page.get_by_text(part, exact=True).first.click()
-        page.get_by_text(path, exact=True).first.wait_for()
+        seen(path)
         page.wait_for_function(
             "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 200)"
         )
         shot(path.split("/")[0])
+
+    # The intervals, as a table.
+    go(f"{experiment}/runs/{runs.scored.info.run_id}/artifacts?{view}")
+    page.get_by_text("scores.json", exact=True).first.click()
+    page.get_by_text("low", exact=True).first.wait_for()
+    seen("test/psnr")
+    shot("scores")
+
+    # A comparison of the two.
+    both = json.dumps([runs.blur.info.run_id, runs.gaussian.info.run_id])
+    inside = json.dumps([runs.blur.info.experiment_id])
+    go(f"{base}/#/compare-runs?runs={quote(both)}&experiments={quote(inside)}")
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    for run in (runs.blur, runs.gaussian):
+        seen(run.info.run_name)
+    shot("comparison")
+
+    # The registry: the decoder, and which version is the champion.
+    go(f"{base}/#/models/sharp-vae-mri-decoder")
+    seen("Version 1")
+    page.get_by_text("champion").last.wait_for()
+    shot("registry")

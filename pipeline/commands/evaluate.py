@@ -1,5 +1,6 @@
 """Score a run: a checkpoint in, metrics, tables, figures and an MLflow run out."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,15 @@ from pipeline.config import Config
 from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
+from pipeline.evaluation.description import (
+    LOOK,
+    SCORES,
+    evaluation_name,
+    headline_names,
+    score_names,
+    scores_columns,
+    scores_note,
+)
 from pipeline.evaluation.record import (
     Evaluation,
     describe,
@@ -23,6 +33,7 @@ from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint
+from pipeline.training.description import SIMULATED, run_tags
 
 # Sections, or beginnings of keys, that evaluation takes anew; and its own key in place of another.
 HONOURED = ("evaluation.", "tracking.", "prior.", "likelihood.residual")
@@ -41,7 +52,7 @@ def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
     checkpoint = find_checkpoint(folder / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
     inputs = fingerprint(checkpoint, store, config)
-    return read_evaluation(folder / _evaluation_folder(config, store), inputs, complete=False)
+    return read_evaluation(folder / evaluation_folder(config, store), inputs, complete=False)
 
 
 def store_to_score(config: Config) -> Store:
@@ -49,7 +60,8 @@ def store_to_score(config: Config) -> Store:
     return open_store(config.evaluation.store or config.data.store, work_folder())
 
 
-def _evaluation_folder(config: Config, store: Store) -> str:
+def evaluation_folder(config: Config, store: Store) -> str:
+    """Name of the folder of scores on `store`, in the run's."""
     external = config.evaluation.store
     return f"evaluation-{store.path.resolve().name}" if external else "evaluation"
 
@@ -67,7 +79,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     settings = config.evaluation
     checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
     store = store_to_score(config)
-    folder = run_folder(run) / _evaluation_folder(config, store)
+    folder = run_folder(run) / evaluation_folder(config, store)
     inputs = fingerprint(checkpoint, store, config)
     metrics = read_evaluation(folder, inputs)
     if metrics is not None:
@@ -84,8 +96,12 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
             print(f"evaluation.other_people: {FILES_CHECKED}")
         networks = load_networks(settings)
         trained = load_trained_run(checkpoint, config)
-        name, parent = f"{run} {folder.name}", checkpoint.state.tracking_run
-        with track(config.tracking, work_folder(), name, parent=parent) as tracker:
+        name = evaluation_name(config, store, run, checkpoint.state.store["name"])
+        parent = checkpoint.state.tracking_run
+        tags = run_tags(config, store, run) | {"stage": "evaluation", "split": settings.split}
+        with track(
+            config.tracking, work_folder(), name, parent=parent, tags=tags, machine=True
+        ) as tracker:
             found = evaluate(trained, store, entries, networks)
             metrics = found.metrics
             write_evaluation(folder, found, inputs)
@@ -93,23 +109,37 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
                 tracker.tag("other_people", FILES_CHECKED)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
-            _track_results(tracker, found, folder)
+            _track_results(tracker, found, folder, store, settings.split)
     print(describe(metrics))
     print(f"scores, tables and figures: {folder}")
     return metrics
 
 
-def _track_results(tracker: NoTracker, found: Evaluation, folder: Path) -> None:
+def _track_results(
+    tracker: NoTracker, found: Evaluation, folder: Path, store: Store, split: str
+) -> None:
+    """Log an evaluation to its own run, and its headline to the training run that it is of."""
     for name, figure in found.figures.items():
         tracker.figure(figure, f"figures/{name}")
     for name in ("per_subject.csv", "metrics.json"):
         tracker.text((folder / name).read_text("utf-8"), name)
-    for key, interval in found.metrics.items():
-        suffixes = {"mean": "", "low": "_low", "high": "_high"}
-        values = {key + suffixes[part]: value for part, value in interval.items()}
-        tracker.metrics({k: v for k, v in values.items() if v is not None})
-    for key, reason in found.absent.items():
-        tracker.tag(f"absent.{key}", reason)
+    means = {key: interval["mean"] for key, interval in found.metrics.items()}
+    tracker.metrics(score_names(means, split))
+    tracker.table(scores_columns(found.metrics, split), "scores.json")
+    if found.absent:
+        tracker.text(json.dumps(found.absent, indent=1, sort_keys=True), "absent.json")
+    note, trained = scores_note(found.metrics, found.absent), tracker.parent
+    warning = f"{SIMULATED}\n\n" if store.simulated else ""
+    of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
+    tracker.note(SCORES, f"{of_run}{warning}{note}\n\n{LOOK}")
+    if trained.run_id is None or tracker.run_id is None:
+        return
+    trained.latest(headline_names(means, split, folder.name))
+    trained.tags({f"{folder.name}.run": tracker.run_id})
+    trained.note(
+        f"{SCORES}: {split} of {store.name}",
+        f"{note}\n\nThe rest: [the evaluation]({tracker.link()}).",
+    )
 
 
 def with_run_config(config: Config, run_config: Config, given: Iterable[str]) -> Config:

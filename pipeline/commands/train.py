@@ -24,6 +24,15 @@ from pipeline.training.checkpoint import (
     load_checkpoint,
     path_of,
 )
+from pipeline.training.description import (
+    LOOK,
+    TRAINING,
+    run_facts,
+    run_figures,
+    run_name,
+    run_tags,
+    what_to_look_at,
+)
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
@@ -73,9 +82,13 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         trainer = Trainer(config, store, folder, monitor, processes)
         tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
         continued = found.state.tracking_run if found else None
+        tags = {"stage": "training", **run_tags(config, store, run)} if processes.main else {}
+        name = run_name(config, store.name, run)
         with (
             StopSignals() as signals,
-            track(tracking, work_folder(), run, continued=continued) as tracker,
+            track(
+                tracking, work_folder(), name, continued=continued, tags=tags, machine=True
+            ) as tracker,
         ):
             if found is not None:
                 trainer.resume(found)
@@ -83,13 +96,16 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             elif processes.main:
                 _begin(config, folder)
             if tracker.run_id != continued:  # a new run, or one in place of a deleted one
-                _describe(config, store, tracker)
+                _describe(config, store, tracker, run)
             parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
             report(
                 f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} subjects from "
                 f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
             )
             metrics = trainer.fit(tracker, signals)
+            facts = run_facts(config, store, run)
+            figures = run_figures(metrics, trainer.epoch, trainer.seconds)
+            tracker.note(TRAINING, f"{facts}\n\n{figures}")
         report(f"run {run} is trained: {summary(metrics)}")
         for side, rate in levels_of(metrics).items():
             if rate < LEAST_RATE:
@@ -157,13 +173,13 @@ def _resolved(config: Config) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _describe(config: Config, store: Store, tracker: NoTracker) -> None:
-    """Describe a new MLflow run: parameters, configuration, store."""
+def _describe(config: Config, store: Store, tracker: NoTracker, run: str) -> None:
+    """Describe a new MLflow run: parameters, configuration, store, what to look at."""
     tracker.parameters(asdict(config))
     tracker.text(_resolved(config), "config.yaml")
     tracker.dataset(store.name, store.digest, store.path, "training")
-    tracker.tag("store_digest", store.digest)
-    tracker.tag("simulated", str(store.simulated).lower())
+    tracker.note(TRAINING, run_facts(config, store, run))
+    tracker.note(LOOK, what_to_look_at(config))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from data_prep import available_cores, run_option
-from pipeline.commands.evaluate import earlier_scores, store_to_score
+from data_prep import available_cores, code_version, run_option
+from pipeline.commands.evaluate import earlier_scores, evaluation_folder, store_to_score
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
 from pipeline.comparison.leaderboard import (
@@ -28,12 +28,15 @@ from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
+from pipeline.evaluation.description import headline_names
 from pipeline.evaluation.networks import load_networks
 from pipeline.figures import write_figure
 from pipeline.files import locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels
+from pipeline.tracking.names import epoch_name
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
+from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.loop import load_objective
 from pipeline.training.rate import RateController
 
@@ -94,7 +97,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
             write_figure(folder / "figures" / file, figure)
         for file, text in tables.items():
             write_text(folder / file, text)
-        _track(config, title, folder, tables, figures, made, results)
+        _track(config, store, scored, title, folder, tables, figures, made, results)
         print(page)
         print(f"leaderboard, tables and figures: {folder}")
         if first:
@@ -220,6 +223,8 @@ def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[s
 
 def _track(
     config: Config,
+    store: Store,
+    scored: Store,
     title: str,
     folder: Path,
     tables: dict[str, str],
@@ -231,27 +236,43 @@ def _track(
     memory = folder / "mlflow_run.txt"
     earlier = memory.read_text("utf-8").strip() if memory.exists() else None
     work = work_folder()
-    with track(config.tracking, work, f"compare {title}", continued=earlier) as parent:
+    terms = len(dict.fromkeys(result.row for result in results))
+    name = f"{store.name}, {terms} terms compared" + (f" ({title})" if title != store.name else "")
+    tags = {"stage": "comparison", "dataset": store.name, "size": str(store.image_shape[-1]),
+            "simulated": str(store.simulated).lower(), "store_digest": store.digest,
+            **code_version()}  # fmt: skip
+    with track(config.tracking, work, name, continued=earlier, tags=tags) as parent:
         if parent.run_id is None:
             return
         write_text(memory, f"{parent.run_id}\n")
         if parent.run_id != earlier:
             parent.parameters({"comparison": title})
-        parent.tag("compare.config", json.dumps(asdict(config.compare)))
+        parent.tags({"compare.config": json.dumps(asdict(config.compare))})
+        warning = f"{SIMULATED}\n\n" if store.simulated else ""
+        parent.note("Leaderboard", f"{warning}{tables['leaderboard.md']}")
         for file, text in tables.items():
             parent.text(text, file)
         for file, figure in figures.items():
             parent.figure(figure, f"figures/{file}")
         for entry, result in zip(made, results, strict=True):
             state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
-            with track(config.tracking, work, entry.run, continued=state.tracking_run) as child:
-                _adopt(child, parent.run_id, result)
+            name = run_name(entry.config, store.name, entry.run)
+            tags = {"stage": "training", **run_tags(entry.config, store, entry.run)}
+            with track(
+                config.tracking, work, name, continued=state.tracking_run, tags=tags
+            ) as child:
+                _adopt(child, parent.run_id, entry, result, scored)
 
 
-def _adopt(child: NoTracker, parent: str, result: Result) -> None:
-    """Put a training run below the comparison, its test scores beside its curves."""
-    child.tag("mlflow.parentRunId", parent)
-    child.tag("compare.term", result.row)
-    child.tag("compare.rate_settled", str(result.settled).lower())
-    scores = {f"test_{key}": value for key, value in result.scores.items() if value is not None}
-    child.latest({**scores, "final_beta": result.beta})
+def _adopt(child: NoTracker, parent: str, entry: Entry, result: Result, scored: Store) -> None:
+    """Put a training run below the comparison, its headline scores beside its curves."""
+    child.tags({
+        "mlflow.parentRunId": parent,
+        "compare.term": result.row,
+        "compare.rate_settled": str(result.settled).lower(),
+    })  # fmt: skip
+    split, folder = entry.config.evaluation.split, evaluation_folder(entry.config, scored)
+    child.latest({
+        **headline_names(result.scores, split, folder),
+        epoch_name("final_beta"): result.beta,
+    })  # fmt: skip

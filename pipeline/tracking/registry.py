@@ -28,6 +28,9 @@ from pipeline.tracking.runs import TrackingConfig, active_run, connect, mlflow_f
 MODEL = "decoder"
 CHAMPION = "champion"
 INSTEAD = "--register false"
+DESCRIPTION = """\
+Decoders as packages: latents of N(0, I) in, images out. The alias `champion` is the version with \
+the best score among those scored alike."""
 # Tags of a version.
 DIGEST, METRICS, SCORED_ON = "package_digest", "metrics", "scored_on"
 
@@ -110,14 +113,15 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(self.name)
+            self.client.create_registered_model(self.name, description=DESCRIPTION)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return list(self.client.search_model_versions(f"name='{self.name}'"))
 
     def _run(self, name: str) -> str:
-        run = self.client.create_run(self.experiment, tags={"mlflow.runName": f"{name} export"})
+        tags = {"mlflow.runName": f"{name} export", "stage": "export", "run": name}
+        run = self.client.create_run(self.experiment, tags=tags)
         self.client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
 

@@ -8,12 +8,13 @@ import contextlib
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep import (
+    NOTE,
     flat_keys,
     mlflow_address,
     mlflow_client,
@@ -22,12 +23,26 @@ from data_prep import (
     shown_address,
 )
 from pipeline.errors import InputError, Stopped
+from pipeline.tracking.notes import with_section
+from pipeline.tracking.system import system_metrics
 
 # MLflow's limits on one request, see its REST API's runs/log-batch.
 METRICS_PER_BATCH = 1000
 PARAMETERS_PER_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_DIGEST = 36
+
+# What MLflow's pages call the view of trainings; without it they open as for language models.
+VIEW = "workflowType=machine_learning"
+EXPERIMENT_NOTE = """\
+Trainings, with their evaluations nested below (+). Where `simulated` is true, of no real brains.
+
+- Groups of metrics: `train/`, `validation/` by epoch; `test/`, `samples/`, `calibration/` of the
+  evaluation. To sort the list by one, add it under *Columns*.
+- To filter the list: `tags.stage = 'training' and tags.term = 'blur'`; also `dataset`, `form`,
+  `size`, `seed`, `commit`, `clean`, `run`.
+- The trainings of a comparison are nested below it.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,10 @@ class NoTracker:
     """Accepts everything and keeps nothing: tracking is off."""
 
     run_id: str | None = None
+    parent: "NoTracker"
+
+    def __init__(self) -> None:
+        self.parent = self
 
     def parameters(self, values: Mapping[str, Any]) -> None: ...
 
@@ -53,13 +72,20 @@ class NoTracker:
 
     def text(self, content: str, name: str) -> None: ...
 
+    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None: ...
+
     def figure(self, figure: Any, name: str) -> None: ...
 
     def image(self, image: Any, key: str, step: int) -> None: ...
 
     def dataset(self, name: str, digest: str, path: Path, context: str) -> None: ...
 
-    def tag(self, name: str, value: str) -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None: ...
+
+    def note(self, heading: str, body: str) -> None: ...
+
+    def link(self) -> str:
+        return ""
 
 
 @contextlib.contextmanager
@@ -84,8 +110,12 @@ class Tracker(NoTracker):
     again.
     """
 
-    def __init__(self, client: Any, run_id: str, continued: bool = False) -> None:
+    def __init__(
+        self, client: Any, run_id: str, continued: bool = False, parent: str | None = None
+    ) -> None:
         self.run_id: str = run_id
+        self.parent: NoTracker = Tracker(client, parent) if parent else NoTracker()
+        """The run that this one is nested in; keeps nothing where there is none."""
         self._client = client
         self._pending: list[Any] = []
         self._logged_steps: dict[str, set[int]] | None = {} if continued else None
@@ -147,6 +177,11 @@ class Tracker(NoTracker):
         self._client.log_text(self.run_id, content, name)
 
     @mlflow_failures()
+    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Log a table as an artifact, a .json that MLflow shows as such. For new runs only."""
+        self._client.log_table(self.run_id, dict(columns), name)
+
+    @mlflow_failures()
     def figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact."""
         self._client.log_figure(self.run_id, figure, name)
@@ -180,9 +215,24 @@ class Tracker(NoTracker):
         )
 
     @mlflow_failures()
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag of the run."""
-        self._client.set_tag(self.run_id, name, value)
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(key, value) for key, value in values.items()]
+        self._client.log_batch(self.run_id, tags=tags)
+
+    @mlflow_failures()
+    def note(self, heading: str, body: str) -> None:
+        """Write a section of the run's description, Markdown, in place of an earlier one."""
+        note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
+        self._client.set_tag(self.run_id, NOTE, with_section(note, heading, body))
+
+    @mlflow_failures()
+    def link(self) -> str:
+        """The run's page, an address within MLflow's own pages."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return f"#/experiments/{experiment}/runs/{self.run_id}?{VIEW}"
 
 
 @contextlib.contextmanager
@@ -193,11 +243,14 @@ def track(
     *,
     parent: str | None = None,
     continued: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    machine: bool = False,
 ) -> Iterator[NoTracker]:
     """Open a run for a block, whose end sets the run's status.
 
     parent: id of the run that this one is nested in; continued: id of a run to continue, or a new
-    one if the database lacks it. Raises InputError if MLflow can't be used.
+    one if the database lacks it; tags: of a new run; machine: whether the machine's load is logged,
+    too. Raises InputError if MLflow can't be used.
     """
     if not config.enabled:
         yield NoTracker()
@@ -205,17 +258,24 @@ def track(
     client, experiment = connect(config, work)
     with mlflow_failures():
         run_id = found = active_run(client, continued)
+        parent = active_run(client, parent)
     if run_id is None:
-        tags = {"mlflow.runName": name}
+        nested = {"mlflow.parentRunId": parent} if parent else {}
         with mlflow_failures():
-            if parent_id := active_run(client, parent):
-                tags["mlflow.parentRunId"] = parent_id
-            run_id = client.create_run(experiment, tags=tags).info.run_id
+            run_id = client.create_run(
+                experiment, tags={**(tags or {}), **nested, "mlflow.runName": name}
+            ).info.run_id
     with mlflow_failures():
         client.update_run(run_id, status="RUNNING")
-    tracker = Tracker(client, run_id, continued=found is not None)
+    tracker = Tracker(client, run_id, continued=found is not None, parent=parent)
+    measured = (
+        system_metrics(run_id, mlflow_address(work), continued=found is not None)
+        if machine
+        else contextlib.nullcontext()
+    )
     try:
-        yield tracker
+        with measured:
+            yield tracker
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
         with contextlib.suppress(Exception):  # the first error must stay the one that is raised
@@ -239,7 +299,7 @@ def connect(
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
     try:
-        return mlflow_client(config.experiment, work)
+        return mlflow_client(config.experiment, work, EXPERIMENT_NOTE)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(
             f"MLflow can't be used at {shown_address(mlflow_address(work))} "

@@ -19,6 +19,7 @@ from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
+from pipeline.tracking.names import epoch_name
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import (
     BEST,
@@ -155,7 +156,8 @@ class Trainer:
         if self.finished or self.epoch % settings.figure_every == 0:
             self._picture()
         self._agree()
-        self.tracker.metrics(metrics, self.epoch)
+        tracked = {epoch_name(key): value for key, value in metrics.items()}
+        self.tracker.metrics(tracked, self.epoch)
         best = self._is_best(metrics)
         if self.finished or best or self.asked or self.epoch % settings.checkpoint_every == 0:
             self._save(best)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_prep import NOTE
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.files import locked
@@ -110,10 +111,10 @@ def _tracked(work: Path, run: str, key: str) -> list[float]:
     """What MLflow holds of a run's metric, epoch after epoch."""
     with contextlib.closing(sqlite3.connect(work / "mlflow.db")) as database:
         question = (
-            "select value from metrics join runs using (run_uuid) where name = ? and key = ? "
-            "order by step"
+            "select value from metrics where key = ? and run_uuid in (select run_uuid from tags "
+            "where key = 'run' and value = ?) order by step"
         )
-        return [value for (value,) in database.execute(question, (run, key))]
+        return [value for (value,) in database.execute(question, (key, run))]
 
 
 def _assert_alike(left: str, right: str) -> None:
@@ -161,7 +162,8 @@ def test_terms_of_a_seed_see_the_same_beginning(compared: Compared) -> None:
     """
     for key in ("rate", "distortion"):
         blur, gaussian = (
-            _tracked(compared.work, f"tiny-{term}-r20-s0", key) for term in ("blur", "gaussian")
+            _tracked(compared.work, f"tiny-{term}-r20-s0", f"train/{key}")
+            for term in ("blur", "gaussian")
         )
         assert len(blur) == len(gaussian) == EPOCHS
         assert blur[0] == pytest.approx(gaussian[0], rel=ROUNDING)
@@ -176,7 +178,7 @@ def test_the_weight_waits_for_the_level_that_opens_in_the_first_epoch(compared: 
     for term in ("gaussian", "blur"):
         folder = compared.work / f"runs/tiny-{term}-r20-s0/checkpoints"
         controller = find_checkpoint(folder, "last").state.controller
-        rates = _tracked(compared.work, f"tiny-{term}-r20-s0", "rate")
+        rates = _tracked(compared.work, f"tiny-{term}-r20-s0", "train/rate")
         assert controller["rates"] == pytest.approx(rates[1:], rel=ROUNDING)
 
 
@@ -189,15 +191,21 @@ def test_mlflow_has_one_parent_with_the_runs_as_children(compared: Compared) -> 
     children = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     )
+    assert parent.info.run_name == "tiny, 2 terms compared"
+    assert parent.data.tags["stage"] == "comparison"
+    assert compared.file("leaderboard.md").splitlines()[0] in parent.data.tags[NOTE]
     assert {child.info.run_name for child in children} == {
-        f"tiny-{term}-r20-s{seed}" for term in ("gaussian", "blur") for seed in "01"
+        f"tiny, {term}, seed {seed} (tiny-{term}-r20-s{seed})"
+        for term in ("gaussian", "blur")
+        for seed in "01"
     }
     runs = list(csv.DictReader((compared.folder / "runs.csv").open()))
     for child in children:
         assert child.info.status == "FINISHED"
-        row = next(r for r in runs if f"tiny-{r['term']}-r20-s{r['seed']}" == child.info.run_name)
-        assert child.data.metrics["test_psnr"] == pytest.approx(float(row["psnr"]))
-        assert child.data.metrics["final_beta"] == pytest.approx(float(row["beta"]))
+        tags = child.data.tags
+        row = next(r for r in runs if (r["term"], r["seed"]) == (tags["term"], tags["seed"]))
+        assert child.data.metrics["test/psnr"] == pytest.approx(float(row["psnr"]))
+        assert child.data.metrics["train/final_beta"] == pytest.approx(float(row["beta"]))
         assert child.data.tags["compare.rate_settled"] == row["rate_settled"].lower()
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"leaderboard.md", "leaderboard.csv", "runs.csv", "figures"} <= artifacts

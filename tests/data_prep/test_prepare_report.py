@@ -16,6 +16,7 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
+from data_prep.mlflow_connection import KIND, MODEL_TRAINING, NOTE
 from data_prep.report.quality import (
     BINS,
     FEWEST,
@@ -346,8 +347,11 @@ def test_mlflow_gets_the_report_of_a_store_that_changed(arguments: list[str], wo
     [run] = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("study", "FINISHED")
     assert run.data.tags["store_digest"] == study(work).digest
-    assert run.data.metrics["quarantined"] == 0
-    assert sum(run.data.metrics[f"{s}.subjects"] for s in ("train", "validation", "test")) == 12
+    assert run.data.tags["stage"] == "preparation" and run.data.tags["dataset"] == "study"
+    assert experiment.tags[KIND] == MODEL_TRAINING
+    assert "| train |" in run.data.tags[NOTE] and "index.html" in run.data.tags[NOTE]
+    assert run.data.metrics["quarantined/all"] == 0
+    assert sum(run.data.metrics[f"subjects/{s}"] for s in ("train", "validation", "test")) == 12
     assert run.data.params["prepare.size"] == "32"
     logged = sorted(Path(a.path).name for a in client.list_artifacts(run.info.run_id, "report"))
     assert logged == [PAGE, TABLE]

@@ -207,23 +207,30 @@ def asked(work: Path, question: str, *values: str) -> list[tuple[Any, ...]]:
         return database.execute(question, values).fetchall()
 
 
+# The MLflow runs of the trainings of a run of this name.
+OF_RUN = (
+    "run_uuid in (select run_uuid from tags where key = 'run' and value = ?) and "
+    "run_uuid in (select run_uuid from tags where key = 'stage' and value = 'training')"
+)
+
+
 def status(work: Path, run: str) -> list[str]:
-    """The status of each MLflow run of a name."""
-    return [row[0] for row in asked(work, "select status from runs where name = ?", run)]
+    """The status of each MLflow run of a training."""
+    return [row[0] for row in asked(work, f"select status from runs where {OF_RUN}", run)]
 
 
 def history(work: Path, run: str) -> list[tuple[Any, ...]]:
     """(key, step, value, is NaN) of all that was tracked, but for what the clock decides."""
     return asked(
         work,
-        "select key, step, value, is_nan from metrics join runs using (run_uuid) "
-        "where name = ? and key <> 'images_per_second' order by key, step",
+        f"select key, step, value, is_nan from metrics where {OF_RUN} "
+        "and key <> 'train/images_per_second' and key not like 'system/%' order by key, step",
         run,
     )
 
 
 def logged_images(work: Path, run: str) -> list[str]:
     """The logged images' names without the clock's part."""
-    ((folder,),) = asked(work, "select artifact_uri from runs where name = ?", run)
+    ((folder,),) = asked(work, f"select artifact_uri from runs where {OF_RUN}", run)
     names = [path.name for path in (Path(folder.removeprefix("file://")) / "images").iterdir()]
     return sorted(name.split("timestamp")[0] + Path(name).suffix for name in names)

@@ -1,0 +1,121 @@
+"""Open MLflow's pages at the runs, in the view of model training.
+
+python -m pipeline ui [--port 5000]
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep import (
+    command,
+    impatient,
+    mlflow_address,
+    mlflow_reason,
+    quieten_mlflow,
+    shown_address,
+)
+from pipeline.commands import opening
+from pipeline.errors import InputError
+from pipeline.files import work_folder
+from pipeline.tracking.runs import VIEW, TrackingConfig
+
+# Set in a session on another machine, or in a job: a browser there shows nobody anything.
+ELSEWHERE = ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "CI")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which experiment to show, and where."""
+
+    port: int = 5000
+    """Port of MLflow's pages on this machine."""
+    experiment: str = TrackingConfig.experiment
+    """The experiment that is opened."""
+    browser: Literal["auto", "always", "never"] = "auto"
+    """Whether a browser is opened; auto: on a desktop, not over ssh and not in a job."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must be from 1 to 65535, not {self.port}")
+
+
+def run(options: Options) -> None:
+    """The command: becomes MLflow's server, until Ctrl-C; or only says where a given server is.
+
+    Raises InputError if nothing was tracked yet, or the port is in use.
+    """
+    quieten_mlflow()
+    uri = mlflow_address(work_folder())
+    show = options.browser == "always" or (options.browser == "auto" and has_desktop(os.environ))
+    if uri.startswith(("http://", "https://")):
+        address = f"{shown_address(uri).rstrip('/')}/{page_of(uri, options.experiment)}"
+        print(f"MLFLOW_TRACKING_URI is a server: open {address} in a browser")
+        if show:
+            webbrowser.open(address)
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        raise InputError(f"there is no {database} yet: first train a run ({command('train')})")
+    check_free(options.port)
+    address = f"http://{opening.HOST}:{options.port}/{page_of(uri, options.experiment)}"
+    print("MLflow starts, which takes some seconds", flush=True)
+    words = [address, str(options.port), "show" if show else "say"]
+    subprocess.Popen([sys.executable, "-m", opening.__name__, *words])
+    serve(uri, options.port)
+
+
+def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
+    """Whether somebody sits before this machine's own screen."""
+    if any(environment.get(name) for name in ELSEWHERE):
+        return False
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    return platform in ("darwin", "win32") or any(environment.get(name) for name in screens)
+
+
+def page_of(uri: str, experiment: str) -> str:
+    """The experiment's page, within MLflow's; the list of experiments where there is none yet.
+
+    Raises InputError if MLflow can't be asked.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
+
+    try:
+        with impatient():
+            found = MlflowClient(uri).get_experiment_by_name(experiment)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise InputError(
+            f"MLflow can't be used at {shown_address(uri)} ({mlflow_reason(error)}): check WORK and "
+            "MLFLOW_TRACKING_URI"
+        ) from None  # the cause may repeat a password
+    return f"#/experiments/{found.experiment_id}/runs?{VIEW}" if found else f"#/experiments?{VIEW}"
+
+
+def check_free(port: int) -> None:
+    """Raise InputError if something has the port already."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((opening.HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} can't be used ({error.strerror}): choose another, as in "
+                "make ui PORT=5001"
+            ) from error
+
+
+def serve(uri: str, port: int) -> None:
+    """Go on as MLflow's server: this process keeps its number and gets the signals."""
+    words = ["--host", opening.HOST, "--port", str(port), "--workers", "1"]
+    # The address goes by the environment, not as a word: it may hold a password.
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    program = [sys.executable, "-m", "mlflow", "ui", *words]
+    os.execve(sys.executable, program, os.environ | settings)

@@ -1,0 +1,77 @@
+"""What MLflow says of an evaluation: headline scores, the table of intervals, the description."""
+
+from collections.abc import Mapping
+
+from data_prep import Store
+from pipeline.config import Config
+from pipeline.metrics.aggregate import Interval
+from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES
+from pipeline.tracking.names import score_name
+from pipeline.tracking.notes import table
+from pipeline.training.description import run_name
+
+# What the training run shows, too, to sort the list of runs by.
+HEADLINE = (
+    "psnr", "ssim", "lpips_alex", "fid", "high_frequency_ratio", "rate", "elbo_bits_per_dim",
+    "sample_kid_coarse", "sample_novelty", "calibration_fitted_coverage_90",
+)  # fmt: skip
+HEADINGS = {metric.key: metric.heading for metric in (*RECONSTRUCTION, *DENSITY)}
+HEADINGS |= {metric.key: f"samples: {metric.heading}" for metric in SAMPLES}
+HEADINGS["calibration_fitted_coverage_90"] = "90% intervals that hold, fitted law → 0.9"
+
+SCORES = "Scores"
+LOOK = """\
+- *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
+- `scores.json`: every metric with its 95% interval; `per_subject.csv`: every subject's"""
+
+
+def evaluation_name(config: Config, store: Store, run: str, trained_on: str) -> str:
+    """The training run's name and what was scored; `trained_on` is the name of that run's store."""
+    settings = config.evaluation
+    where = f" of {store.name}" if settings.store else ""
+    return f"{run_name(config, trained_on, run)}: {settings.split}{where}"
+
+
+Means = Mapping[str, float | None]
+
+
+def score_names(means: Means, split: str) -> dict[str, float]:
+    """All means by their names in MLflow."""
+    return {score_name(key, split): value for key, value in means.items() if value is not None}
+
+
+def headline_names(means: Means, split: str, folder: str) -> dict[str, float]:
+    """Headline means by their names on the training run.
+
+    folder: the evaluation's. Scores of other subjects than the run's own test subjects get it as a
+    further group: they must not pass for test scores, nor for the validation of the epochs.
+    """
+    names = score_names({key: means[key] for key in HEADLINE if key in means}, split)
+    own = folder == "evaluation" and split == "test"
+    return names if own else {f"{folder}/{name}": value for name, value in names.items()}
+
+
+def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, list[object]]:
+    """Every metric with its interval, as columns."""
+    keys = sorted(metrics)
+    return {
+        "metric": [score_name(key, split) for key in keys],
+        "key": [*keys],
+        **{part: [metrics[key][part] for key in keys] for part in ("mean", "low", "high")},
+    }
+
+
+def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str]) -> str:
+    """Headline scores as a Markdown table, and what is missing."""
+    rows = []
+    for key in HEADLINE:
+        interval = metrics.get(key)
+        if interval is None or interval["mean"] is None:
+            continue
+        low, high = interval["low"], interval["high"]
+        between = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+        rows.append([HEADINGS[key], f"{interval['mean']:.4g}", between])
+    parts = [table(["score", "mean", "95% interval"], rows)]
+    if absent:
+        parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
+    return "\n\n".join(parts)

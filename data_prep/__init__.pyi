@@ -24,6 +24,8 @@ from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
 from .mlflow_connection import mlflow_reason as mlflow_reason
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
+from .pages import data_uri as data_uri
+from .pages import page_templates as page_templates
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
 from .provenance import code_version as code_version

@@ -25,7 +25,7 @@ def shown_address(address: str) -> str:
     'http://***@host:5000/path?***'
     """
     scheme, mark, rest = address.partition("://")
-    if not mark:
+    if not mark or rest.startswith("/"):  # a file's name may hold any sign
         return address
     user, at, host = rest.rpartition("@")  # a password may hold any sign, if wrongly
     place = re.split("[?#]", host, maxsplit=1)[0]

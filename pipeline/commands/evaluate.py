@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep import flat_keys
+from data_prep import command, flat_keys
 from pipeline.config import Config
 from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
@@ -23,14 +23,16 @@ from pipeline.evaluation.description import (
 )
 from pipeline.evaluation.record import (
     Evaluation,
-    describe,
     fingerprint,
     read_evaluation,
     write_evaluation,
 )
+from pipeline.evaluation.report import REPORT
+from pipeline.evaluation.scores import table
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
+from pipeline.parsing import load_config
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.description import SIMULATED, run_tags
@@ -82,11 +84,13 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     folder = run_folder(run) / evaluation_folder(config, store)
     inputs = fingerprint(checkpoint, store, config)
     metrics = read_evaluation(folder, inputs)
-    if metrics is not None:
+    # Of a run that was scored before there were reports, one is made now.
+    if metrics is not None and (folder / REPORT).is_file():
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
         from pipeline.evaluation.evaluate import evaluate
         from pipeline.evaluation.networks import load_networks
+        from pipeline.evaluation.report.about import about_run
         from pipeline.evaluation.trained_run import load_trained_run, subjects_to_score
 
         if threads := settings.threads or config.training.threads:
@@ -104,15 +108,27 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         ) as tracker:
             found = evaluate(trained, store, entries, networks)
             metrics = found.metrics
-            write_evaluation(folder, found, inputs)
+            kept = load_config(run_folder(run) / "config.yaml")
+            about = about_run(config, kept, run, store, checkpoint.state.epoch)
+            write_evaluation(folder, found, inputs, about)
             if settings.other_people:
                 tracker.tag("other_people", FILES_CHECKED)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
             _track_results(tracker, found, folder, store, settings.split)
-    print(describe(metrics))
-    print(f"scores, tables and figures: {folder}")
+    print(table(metrics))
+    print("\n".join(where_next(folder, run, config)))
     return metrics
+
+
+def where_next(folder: Path, run: str, config: Config) -> list[str]:
+    """Where to look after an evaluation, a line each."""
+    browse = [f"all runs:       {command('ui')}"] if config.tracking.enabled else []
+    return [
+        f"report:         {folder / REPORT}",
+        *browse,
+        f"for your code:  {command('export', run)}",
+    ]
 
 
 def _track_results(
@@ -121,7 +137,7 @@ def _track_results(
     """Log an evaluation to its own run, and its headline to the training run that it is of."""
     for name, figure in found.figures.items():
         tracker.figure(figure, f"figures/{name}")
-    for name in ("per_subject.csv", "metrics.json"):
+    for name in ("per_subject.csv", "metrics.json", REPORT):
         tracker.text((folder / name).read_text("utf-8"), name)
     means = {key: interval["mean"] for key, interval in found.metrics.items()}
     tracker.metrics(score_names(means, split))

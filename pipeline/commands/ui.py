@@ -55,7 +55,7 @@ def run(options: Options) -> None:
     uri = mlflow_address(work_folder())
     show = options.browser == "always" or (options.browser == "auto" and has_desktop(os.environ))
     if uri.startswith(("http://", "https://")):
-        address = f"{shown_address(uri).rstrip('/')}/{page_of(uri, options.experiment)}"
+        address = f"{shown_address(uri).replace(HIDDEN + chr(64), str()).rstrip('/')}/{page_of(uri, options.experiment)}"
         print(f"MLFLOW_TRACKING_URI is a server: open {address} in a browser")
         if show:
             webbrowser.open(address)

@@ -4,7 +4,8 @@ import pytest
 
 from data_prep import code_version
 from data_prep.provenance import ROOT
-from pipeline.commands.ui import has_desktop, without_password
+from data_prep import shown_address
+from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.description import HEADINGS, HEADLINE, headline_names
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES
 from pipeline.tracking.names import epoch_name, score_name
@@ -94,11 +95,11 @@ def test_a_browser_is_opened_where_somebody_sees_it(
 
 @pytest.mark.parametrize("uri", ["http://me:secret@host:1/a", "postgresql://me:secret@host/db"])
 def test_no_password_is_shown(uri: str) -> None:
-    assert "secret" not in without_password(uri) and "host" in without_password(uri)
+    assert "secret" not in shown_address(uri) and "host" in shown_address(uri)
 
 
 def test_the_path_of_a_file_is_shown_as_it_is() -> None:
-    assert without_password("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+    assert shown_address("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
 
 
 def test_the_code_is_known_by_its_commit_in_a_checkout() -> None:

@@ -1,0 +1,44 @@
+"""Builds the documentation as a site, WORK/site: `make docs`.
+
+The pages are copied to WORK/site-source as they lie in the repository, README and benchmarks
+included, so that one relative link holds on GitHub and in the site.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
+FOLDERS = ("docs", "benchmarks/results", "configs")
+# Other files that pages link to, such as an example of a source.
+LINKED = ("data_prep/sources/celeba.py", "pipeline/losses/laplace.py")
+
+
+def lay_out(folder: Path) -> Path:
+    """Copy pages, figures and linked files into `folder`. Returns the configuration's path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pages = folder / "pages"
+    pages.mkdir(parents=True)
+    for name in (*PAGES, *LINKED):
+        (pages / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, pages / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, pages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return Path(shutil.copy(ROOT / "docs/zensical.toml", folder))
+
+
+def main() -> int:
+    """Returns zensical's exit code."""
+    work = Path(os.environ.get("WORK") or ROOT / "work")
+    config = lay_out(work / "site-source")
+    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "-f", config])
+    if done.returncode == 0:
+        print(f"open {work / 'site/index.html'} in a browser")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,7 +40,7 @@ PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest -n auto --maxproces
 .NOTPARALLEL:
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	@awk -F ':.*## ' '/^##- / { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "With these, where they mean something:"
@@ -51,7 +51,7 @@ help: ## List the commands
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
 
-##@ From images to scores
+##- From images to scores
 demo: ## Try it: prepare, train and evaluate simulated people, minutes on two cores
 	@$(MAKE) --no-print-directory prepare train evaluate CONFIG=configs/demo.yaml
 
@@ -84,7 +84,7 @@ ui: $(INSTALLED) ## MLflow on 127.0.0.1:PORT, showing the runs under WORK
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  exec $(PY) -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$$uri"
 
-##@ With a trained decoder
+##- With a trained decoder
 export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
 	$(PY) -m pipeline export --run "$(or $(RUN),$(basename $(notdir $(CONFIG))))" $(ARGS)
 
@@ -103,7 +103,7 @@ anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anoma
 lesions: $(INSTALLED) ## Insert lesions into healthy subjects of STORE, find them with PACKAGE
 	$(PY) -m pipeline lesions $(analysed) $(ARGS)
 
-##@ Development
+##- Development
 lint: $(INSTALLED) ## Style, format, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -36,6 +36,8 @@ def main() -> int:
     config = lay_out(work / "site-source")
     done = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "-f", config])
     if done.returncode == 0:
+        shutil.rmtree(work / "site", ignore_errors=True)
+        (config.parent / "html").rename(work / "site")
         print(f"open {work / 'site/index.html'} in a browser")
     return done.returncode
 

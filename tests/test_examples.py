@@ -16,7 +16,7 @@ from pipeline.decoder_package import standalone
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/examples"
 TINY = (
-    "--training.max_minutes=0",
+    "--training.epochs=2",
     "--training.batch_size=6",
     "--likelihood.warmup_epochs=1",
     "--likelihood.kernel_size=5",
@@ -51,7 +51,7 @@ def looked(
     store_writer(work)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORK", str(work))
-        scores = example("train_and_look").main(str(ROOT / "configs/demo.yaml"), "tiny", 2, *TINY)
+        scores = example("train_and_look").main(str(ROOT / "configs/demo.yaml"), "tiny", *TINY)
         yield work, scores
 
 

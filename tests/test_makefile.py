@@ -33,7 +33,8 @@ def test_help_names_every_target() -> None:
 def test_help_has_three_groups() -> None:
     groups = re.findall(r"^(\S.*)\n  make \S", _make(), re.MULTILINE)
     assert groups == ["From images to scores", "With a trained decoder", "Development"]
-    assert max(map(len, _make().splitlines())) <= 100
+    menu = [line for line in _make().splitlines() if line.startswith("  make ")]
+    assert max(map(len, menu)) <= 100
 
 
 def test_demo_is_the_three_stages_of_its_configuration() -> None:

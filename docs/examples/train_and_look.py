@@ -16,10 +16,10 @@ from data_prep import work_folder
 from pipeline.__main__ import main as command
 
 
-def train(config: str, term: str, epochs: int, *more: str) -> pipeline.DecoderPackage:
-    """A decoder package after so many epochs under a term, the weight of the rate 1."""
+def train(config: str, term: str, *more: str) -> pipeline.DecoderPackage:
+    """The decoder package of a training under a term, the weight of the rate 1."""
     run = f"look-{term}"
-    keys = [f"--likelihood.term={term}", f"--training.epochs={epochs}", *more]
+    keys = [f"--likelihood.term={term}", "--training.max_minutes=0", *more]
     assert command(["train", "--config", config, "--run", run, *keys]) == 0
     assert command(["export", "--run", run, "--register", "false"]) == 0
     return pipeline.open_package(run)
@@ -43,17 +43,17 @@ def look(images: torch.Tensor, packages: dict[str, pipeline.DecoderPackage]) -> 
     return scores
 
 
-def main(config: str, store: str, epochs: int, *more: str) -> dict[str, float]:
+def main(config: str, store: str, *more: str) -> dict[str, float]:
     """Prints and returns PSNR of people of the test."""
     opened = pipeline.open_store(store, work_folder())
     data = pipeline.SliceDataset(opened, opened.subjects("test"))
     images = torch.cat([data.of_subject(n, 3)[1:2] for n in range(min(5, len(data.subjects)))])
-    terms = ("gaussian", "blur")
-    scores = look(images, {term: train(config, term, epochs, *more) for term in terms})
+    more = (f"--data.store={store}", *more)
+    scores = look(images, {term: train(config, term, *more) for term in ("gaussian", "blur")})
     print(", ".join(f"{name}: {score:.2f} dB" for name, score in scores.items()))
     return scores
 
 
 if __name__ == "__main__":
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    main("configs/demo.yaml", "demo", epochs, "--training.max_minutes=0")
+    epochs = sys.argv[1] if len(sys.argv) > 1 else "12"
+    main("configs/demo.yaml", "demo", f"--training.epochs={epochs}")

@@ -5,6 +5,7 @@ included, so that one relative link holds on GitHub and in the site.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,20 +14,26 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
 FOLDERS = ("docs", "benchmarks/results", "configs")
-# Other files that pages link to, such as an example of a source.
-LINKED = ("data_prep/sources/celeba.py", "pipeline/losses/laplace.py")
 
 
 def lay_out(folder: Path) -> Path:
-    """Copy pages, figures and linked files into `folder`. Returns the configuration's path."""
+    """Copy pages, figures and the files they link to. Returns the configuration's path."""
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / "pages"
     pages.mkdir(parents=True)
-    for name in (*PAGES, *LINKED):
-        (pages / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, pages / name)
+    for name in PAGES:
+        shutil.copy(ROOT / name, pages)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, pages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for page in list(pages.rglob("*.md")):
+        for link in re.findall(r"\]\(([\w./-]+)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if not target.is_relative_to(pages.resolve()) or target.exists():
+                continue
+            source = ROOT / target.relative_to(pages.resolve())
+            if source.is_file():  # code that a page points to
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
     return Path(shutil.copy(ROOT / "docs/zensical.toml", folder))
 
 

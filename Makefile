@@ -34,20 +34,26 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare train evaluate export compare reconstruct restore anomaly lesions \
-  bench ui test test-all lint clean
+.PHONY: help demo prepare train evaluate compare ui export reconstruct restore anomaly lesions \
+  lint test test-all bench docs docs-reference wheel clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##- / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
+	@echo "With these, where they mean something:"
 	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
 	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
 	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
-	@echo "  PACKAGE=DIR  a decoder package, of reconstruct, restore and anomaly"
+	@echo "  PACKAGE=DIR  a decoder package, of reconstruct, restore, anomaly and lesions"
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
+
+##- From images to scores
+demo: ## Try it: prepare, train and evaluate simulated people, minutes on two cores
+	@$(MAKE) --no-print-directory prepare train evaluate CONFIG=configs/demo.yaml
 
 prepare: $(INSTALLED) ## Raw images -> WORK/stores/STORE
 	$(PY) -m data_prep $(stage) $(ARGS)
@@ -58,11 +64,21 @@ train: $(INSTALLED) ## Prepared store -> WORK/runs/RUN
 evaluate: $(INSTALLED) ## Score a run on subjects it has not seen
 	$(PY) -m pipeline evaluate $(scored) $(run) $(ARGS)
 
+compare: $(INSTALLED) ## Every reconstruction term at one rate -> WORK/comparisons/RUN
+	$(PY) -m pipeline compare $(stage) $(run) $(ARGS)
+
+ui: $(INSTALLED) ## MLflow's pages on 127.0.0.1:PORT, opened at the runs under WORK
+	$(PY) -m pipeline ui --port "$(PORT)" $(ARGS)
+
+##- With a trained decoder
 export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
 	$(PY) -m pipeline export --run "$(or $(RUN),$(basename $(notdir $(CONFIG))))" $(ARGS)
 
-compare: $(INSTALLED) ## Every reconstruction term at one rate -> WORK/comparisons/RUN
-	$(PY) -m pipeline compare $(stage) $(run) $(ARGS)
+reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE
+	$(PY) -m pipeline reconstruct $(analysed) $(ARGS)
+
+restore: $(INSTALLED) ## Noisy, blurred or coarse images of STORE under the decoder PACKAGE
+	$(PY) -m pipeline restore $(analysed) $(ARGS)
 
 anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anomaly
 	@test -n "$(PACKAGE)" -a -n "$(IMAGE)" || { \
@@ -73,21 +89,7 @@ anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anoma
 lesions: $(INSTALLED) ## Insert lesions into healthy subjects of STORE, find them with PACKAGE
 	$(PY) -m pipeline lesions $(analysed) $(ARGS)
 
-reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE
-	$(PY) -m pipeline reconstruct $(analysed) $(ARGS)
-
-restore: $(INSTALLED) ## Noisy, blurred or coarse images of STORE under the decoder PACKAGE
-	$(PY) -m pipeline restore $(analysed) $(ARGS)
-
-bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
-	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }
-	$(UV_INSTALL) '.[$(EXTRAS),bench]'
-	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" \
-	  $(if $(filter file,$(origin CONFIG)),,--config "$(CONFIG)") $(ARGS)
-
-ui: $(INSTALLED) ## MLflow's pages on 127.0.0.1:PORT, opened at the runs under WORK
-	$(PY) -m pipeline ui --port "$(PORT)" $(ARGS)
-
+##- Development
 lint: $(INSTALLED) ## Style, format, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -98,6 +100,22 @@ test: lint ## Lint, then the quick tests
 
 test-all: lint ## Lint, then all tests
 	$(PYTEST)
+
+bench: $(INSTALLED) ## Speed and time to quality against other VAEs, on WORK/stores/STORE
+	@test -n "$(STORE)" || { echo "error: name a prepared store: make bench STORE=hcp64" >&2; exit 2; }
+	$(UV_INSTALL) '.[$(EXTRAS),bench]'
+	$(PY) benchmarks/training.py --store "$(WORK)/stores/$(STORE)" \
+	  $(if $(filter file,$(origin CONFIG)),,--config "$(CONFIG)") $(ARGS)
+
+docs: $(INSTALLED) ## Documentation as a site -> WORK/site
+	$(UV_INSTALL) '.[$(EXTRAS),docs]'
+	$(PY) docs/site_source.py
+
+docs-reference: $(INSTALLED) ## Write the pages of all keys and of the Python interface from the code
+	$(PY) docs/reference.py
+
+wheel: $(INSTALLED) ## A wheel to pip install -> dist
+	$(PY) -m build --wheel --no-isolation
 
 clean: ## Remove .venv and caches; what WORK holds stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

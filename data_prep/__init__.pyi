@@ -29,6 +29,7 @@ from .pages import page_templates as page_templates
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
 from .provenance import code_version as code_version
+from .redaction import HIDDEN as HIDDEN
 from .redaction import shown_address as shown_address
 from .spreadsheet import csv_line as csv_line
 from .store import Store as Store

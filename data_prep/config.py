@@ -76,9 +76,13 @@ class SplitConfig:
     """Shares of families per split (they sum to 1), and a salt that draws another split."""
 
     train: float = 0.7
+    """Share of families to train on."""
     validation: float = 0.15
+    """Share of families to choose by."""
     test: float = 0.15
+    """Share of families to score."""
     salt: str = ""
+    """Any text; another one draws another split."""
 
     def __post_init__(self) -> None:
         shares = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -96,7 +100,9 @@ class CohortConfig:
     """The simulated cohort: how many people, and the seed that decides who they are."""
 
     people: int = 48
+    """How many people are simulated."""
     seed: int = 0
+    """Decides who they are."""
 
     def __post_init__(self) -> None:
         _require(
@@ -123,8 +129,8 @@ class PrepareConfig:
         subjects_table: csv with Subject and Family_ID; absolute or relative to root.
         subjects_table_extra: what a row of a subject without an image is: an error, or skipped.
         plane: which way slices are cut.
-        size: side of the square slices, pixels.
-        spacing_mm: in-plane distance between pixels, mm.
+        size: side of the square slices, pixels: 32, 64, 128 or 256.
+        spacing_mm: in-plane distance between pixels, mm; size times it must hold a brain.
         slice_spacing_mm: distance between the chosen native slices, mm, to the nearest whole slice.
         min_brain_area: least brain area of a slice, as a share of the subject's largest slice.
         max_slices: most slices per subject, evenly thinned; 0 means no limit.

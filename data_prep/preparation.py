@@ -42,9 +42,14 @@ SECONDS_BETWEEN_PARTIALS = 20.0
 
 
 def prepare(
-    config: PrepareConfig, work: Path, notify: Callable[[str], None] = print_line
+    config: PrepareConfig,
+    work: Path,
+    notify: Callable[[str], None] = print_line,
+    source: Source | None = None,
 ) -> Prepared:
     """Bring the store work/stores/<config.name> up to date with its sources.
+
+    source is one of your own, in place of the one that the configuration names.
 
     Only items (subjects, blocks of images) whose files or relevant keys changed are transformed;
     shards of those that are gone are removed. Where nothing changed, nothing is written, but for a
@@ -55,19 +60,19 @@ def prepare(
         InputError: name missing, sources not found, another process at this store, or no usable
             subject.
     """
-    source = _find(config, work, notify)
+    found = _find(config, work, notify, source)
     folder = work / "stores" / config.name
     lock = folder.with_name(f".{config.name}.lock")
     busy = (
         f"another process is preparing this store (it holds {lock}): wait for its end, or choose "
         "another prepare.name"
     )
-    for note in source.notes:
+    for note in found.notes:
         notify(note)
     with locked(lock, busy):
-        if source.begin:
-            source.begin(notify)
-        return _Preparation(folder, source, config, notify).bring_up_to_date()
+        if found.begin:
+            found.begin(notify)
+        return _Preparation(folder, found, config, notify).bring_up_to_date()
 
 
 def list_work(config: PrepareConfig, work: Path) -> list[str]:
@@ -216,10 +221,17 @@ def _at_store(transform: Callable[[Job], list[Outcome]], job: Job) -> list[Outco
     return transform(job)
 
 
-def _find(config: PrepareConfig, work: Path, notify: Callable[[str], None]) -> Source:
+def _find(
+    config: PrepareConfig,
+    work: Path,
+    notify: Callable[[str], None],
+    given: Source | None = None,
+) -> Source:
     """What there is to prepare. Raises InputError where there is nothing, or no name for it."""
     if not config.name:
         raise InputError("prepare.name is not set: name the store, or give --config FILE")
+    if given is not None:
+        return given
     if config.source == "celeba":
         return celeba.find(config, notify)
     if config.source == "cifar10":

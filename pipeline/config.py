@@ -28,6 +28,7 @@ class TrainingConfig:
     """How long, how fast and with which seed."""
 
     epochs: int = 200
+    """Passes over the training slices."""
     epoch_steps: int = 0
     """Most steps of an epoch, which is then a random part of the slices; 0 = all slices once. With
     many images, the rate is held and validation done more often."""
@@ -37,7 +38,9 @@ class TrainingConfig:
     batch_size: int = 16
     """Slices per step, over all processes and pieces."""
     learning_rate: float = 4e-3
+    """Largest learning rate of encoder, decoder and term (Adam)."""
     kernel_learning_rate: float = 1e-3
+    """The same of the kernel network, which has an optimiser of its own."""
     lr_warmup_steps: int = 100
     """Steps of linear growth before the cosine decay to zero."""
     rate_warmup_steps: int = 300
@@ -51,6 +54,7 @@ class TrainingConfig:
     rate_target: float | None = None
     """Rate in nats that the controller holds by moving β."""
     seed: int = 0
+    """Of initial weights, order of slices, augmentation and noise."""
     threads: int = field(default=0, metadata={"decides": "nothing"})
     """Threads torch may use; 0 = its own choice."""
     device: str = field(default="auto", metadata={"decides": "nothing"})
@@ -104,12 +108,15 @@ class EvaluationConfig:
     """The subjects of `store` are other people than those of the training, whatever their names:
     equal subject and family names are no reason to refuse them, the same file still is."""
     split: Literal["test", "validation", "all"] = "test"
+    """Whose slices are scored."""
     checkpoint: Literal["best", "last"] = "best"
+    """best: by PSNR on validation subjects."""
     device: str = field(default="auto", metadata={"decides": "nothing"})
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …, whatever the run was trained on."""
     threads: int = field(default=0, metadata={"decides": "nothing"})
     """Threads torch may use; 0 = training.threads."""
     batch_size: int = 64
+    """Slices that are scored at once."""
     max_slices: int = 0
     """Most slices scored per subject, evenly thinned; 0 = all."""
     samples: int = 256
@@ -127,6 +134,7 @@ class EvaluationConfig:
     download: bool = field(default=False, metadata={"where": True})
     """Whether backbones (LPIPS, FID) may be downloaded where none are found."""
     seed: int = 0
+    """Of posterior draws, samples, random subsets and resamplings."""
 
     def __post_init__(self) -> None:
         if self.other_people and not self.store:
@@ -146,6 +154,7 @@ class CompareConfig:
     terms: tuple[str, ...] = ()
     """Names of terms, `blur:positive_definite` for the blur term in that form; [] = all."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Values of training.seed: a run each for every term and rate."""
     rate_targets: tuple[float, ...] = ()
     """Rates in nats that all terms are held at, 0 for none: β stays training.beta; [] =
     training.rate_target alone."""

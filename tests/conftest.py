@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -55,16 +56,22 @@ def oasis() -> Path:
 @pytest.fixture(scope="session")
 def example() -> Callable[[str], ModuleType]:
     """Imports a program of docs/examples by its name."""
-    folder = Path(__file__).parents[1] / "docs/examples"
+    return partial(_load, "docs/examples")
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
 
-    return load
+@pytest.fixture(scope="session")
+def docs_program() -> Callable[[str], ModuleType]:
+    """Imports a program of docs/ by its name."""
+    return partial(_load, "docs")
+
+
+def _load(folder: str, name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def blobs(

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {
-    "help", "prepare", "train", "evaluate", "export", "compare", "anomaly", "lesions",
-    "reconstruct", "restore", "bench", "ui", "test", "test-all", "lint", "clean",
+    "help", "demo", "prepare", "train", "evaluate", "export", "compare", "anomaly", "lesions",
+    "reconstruct", "restore", "bench", "ui", "test", "test-all", "lint", "docs", "docs-reference",
+    "wheel", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -27,6 +28,19 @@ def test_help_names_every_target() -> None:
     (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE.replace("\\\n", ""), re.MULTILINE)
     assert set(phony.split()) == TARGETS
     assert set(re.findall(r"^ +make (\S+) +\S", _make(), re.MULTILINE)) == TARGETS
+
+
+def test_help_has_three_groups() -> None:
+    groups = re.findall(r"^(\S.*)\n  make \S", _make(), re.MULTILINE)
+    assert groups == ["From images to scores", "With a trained decoder", "Development"]
+    menu = [line for line in _make().splitlines() if line.startswith("  make ")]
+    assert max(map(len, menu)) <= 100
+
+
+def test_demo_is_the_three_stages_of_its_configuration() -> None:
+    said = _make("-n", "demo", "CONFIG=configs/hcp.yaml")
+    lines = [line for line in said.splitlines() if " -m " in line and "--config" in line]
+    assert len(lines) == 3 and all("configs/demo.yaml" in line for line in lines)
 
 
 def test_stages_run_in_order_even_in_parallel() -> None:

@@ -1,16 +1,23 @@
 """Volumes as a source: those of a path template, or of simulated people."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError, VolumeError
 from data_prep.sources import path_template
+from data_prep.sources.path_template import Subject
 from data_prep.sources.simulated import cohort
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import Quarantined, SubjectEntry, write_shard
 from data_prep.volume.bias_field import require_n4
 from data_prep.volume.slices import ORIENTATIONS
+
+# Makes a MONAI Compose; MONAI itself is imported only where volumes are transformed.
+Chain = Callable[[PrepareConfig], Any]
 
 
 def find(config: PrepareConfig, raw: Path) -> Source:
@@ -19,28 +26,40 @@ def find(config: PrepareConfig, raw: Path) -> Source:
     Raises:
         InputError: no subject found, or the optional package for N4 is missing.
     """
+    if config.source != "template_cohort":
+        found = path_template.discover(config)
+        return replace(source_of(config, found.subjects), notes=found.notes)
+    simulated = source_of(config, cohort.people(config, raw))
+    return replace(simulated, simulated=True, begin=partial(cohort.make, config, raw))
+
+
+def source_of(
+    config: PrepareConfig, subjects: Sequence[Subject], chain: Chain | None = None
+) -> Source:
+    """Given subjects as a source, wherever their list comes from.
+
+    Args:
+        config: how their volumes become slices.
+        subjects: of names of their own.
+        chain: makes the steps from a file to its slices, in place of `volume_transforms`. Where
+            there are several workers it must be a function of a module. A store does not record it.
+
+    Raises:
+        InputError: the optional package for N4 is missing.
+    """
     if config.n4:
         require_n4()
-    simulated = config.source == "template_cohort"
-    found = (
-        path_template.Discovered(cohort.people(config, raw))
-        if simulated
-        else path_template.discover(config)
-    )
     return Source(
-        found.subjects,
-        transform,
+        subjects,
+        partial(transform, chain=chain) if chain else transform,
         image_shape=(1, config.size, config.size),
         spacing_mm=config.spacing_mm,
         orientation=ORIENTATIONS[config.plane],
         plane=config.plane,
-        simulated=simulated,
-        notes=found.notes,
-        begin=partial(cohort.make, config, raw) if simulated else None,
     )
 
 
-def transform(job: Job) -> list[Outcome]:
+def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
     """One subject from file to shard. What is wrong with it becomes a Quarantined, not an error."""
     subject, config = job.item, job.config
     # Taken before reading: a file that changes meanwhile is seen as changed next time.
@@ -54,8 +73,8 @@ def transform(job: Job) -> list[Outcome]:
             raise VolumeError("no_permission", subject.closed)
         if subject.mask_path and not subject.mask_path.is_file():
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
-        chain = volume_transforms(config)
-        image = apply(chain, paths(subject.source_path, subject.mask_path))[IMAGE]
+        steps = (chain or volume_transforms)(config)
+        image = apply(steps, paths(subject.source_path, subject.mask_path))[IMAGE]
         slices, native = slices_of(image), native_of(image)
     except VolumeError as error:
         return [Quarantined(**found, reason=error.reason, message=error.message)]

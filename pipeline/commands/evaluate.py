@@ -112,7 +112,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
             about = about_run(config, kept, run, store, checkpoint.state.epoch)
             write_evaluation(folder, found, inputs, about)
             if settings.other_people:
-                tracker.tag("other_people", FILES_CHECKED)
+                tracker.tags({"other_people": FILES_CHECKED})
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
             _track_results(tracker, found, folder, store, settings.split)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import (
+    HIDDEN,
     command,
     impatient,
     mlflow_address,
@@ -55,7 +56,9 @@ def run(options: Options) -> None:
     uri = mlflow_address(work_folder())
     show = options.browser == "always" or (options.browser == "auto" and has_desktop(os.environ))
     if uri.startswith(("http://", "https://")):
-        address = f"{shown_address(uri).replace(HIDDEN + chr(64), str()).rstrip('/')}/{page_of(uri, options.experiment)}"
+        # A browser asks for user and password itself.
+        server = shown_address(uri).replace(f"{HIDDEN}@", "").rstrip("/")
+        address = f"{server}/{page_of(uri, options.experiment)}"
         print(f"MLFLOW_TRACKING_URI is a server: open {address} in a browser")
         if show:
             webbrowser.open(address)
@@ -93,8 +96,8 @@ def page_of(uri: str, experiment: str) -> str:
             found = MlflowClient(uri).get_experiment_by_name(experiment)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(
-            f"MLflow can't be used at {shown_address(uri)} ({mlflow_reason(error)}): check WORK and "
-            "MLFLOW_TRACKING_URI"
+            f"MLflow can't be used at {shown_address(uri)} ({mlflow_reason(error)}): check "
+            "WORK and MLFLOW_TRACKING_URI"
         ) from None  # the cause may repeat a password
     return f"#/experiments/{found.experiment_id}/runs?{VIEW}" if found else f"#/experiments?{VIEW}"
 

@@ -16,15 +16,19 @@ class AugmentationConfig:
     """The `data.augmentation` section. Lengths are fractions of the image's side."""
 
     enabled: bool = True
+    """Whether training slices are changed at random, mirrored (data.flip) included."""
     rotation_degrees: float = 10.0
     """Largest rotation either way."""
     scale: float = 0.1
     """Largest relative change of size, drawn for each axis."""
     translation: float = 0.03
+    """Largest shift along each axis."""
     shear: float = 0.05
+    """Largest shear either way."""
     elastic: float = 0.02
     """Standard deviation of a smooth displacement on a coarse grid of `elastic_points`²."""
     elastic_points: int = 6
+    """Points of that grid along each axis."""
     gamma: float = 0.2
     """Largest |log γ| of the contrast x^γ."""
     gain: float = 0.1

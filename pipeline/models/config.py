@@ -24,6 +24,7 @@ class Level:
     side: int
     """Pixels: 1 for a vector, or a power of two from 4 to half the image's side."""
     channels: int
+    """Numbers at each pixel of a draw."""
     groups: int = 1
     """Draws at this side, each given those before it."""
     opens: float = 0.0
@@ -68,6 +69,7 @@ class ModelConfig:
     width: int = 24
     """Channels at half the image's side; they double with every halving, up to `max_width`."""
     max_width: int = 96
+    """Most channels of any feature map."""
     residual_blocks: int = 1
     """Residual blocks at every side of the encoder, and in the decoder after every draw."""
     kernel_hidden: int = 128

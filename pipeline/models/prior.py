@@ -32,6 +32,7 @@ class PriorConfig:
     """Share of data.augmentation under which they are taken: samples need not be as bent and tilted
     as what the networks are trained on."""
     seed: int = 0
+    """Of the groups, their images and deformations."""
 
     def __post_init__(self) -> None:
         for name in ("pieces", "seed"):

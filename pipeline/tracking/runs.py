@@ -50,7 +50,9 @@ class TrackingConfig:
     """The `tracking` section."""
 
     enabled: bool = True
+    """Whether runs are logged to MLflow."""
     experiment: str = "sharp-vae-mri"
+    """Name of the experiment, and the first part of the registered decoder's name."""
 
 
 class NoTracker:

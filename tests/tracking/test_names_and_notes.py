@@ -2,9 +2,8 @@
 
 import pytest
 
-from data_prep import code_version
+from data_prep import code_version, shown_address
 from data_prep.provenance import ROOT
-from data_prep import shown_address
 from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.description import HEADINGS, HEADLINE, headline_names
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES

@@ -19,6 +19,7 @@ from pipeline.decoder_package.graphs import TOLERANCE
 from pipeline.decoder_package.metadata import UNSAID, hashed_subjects
 from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
+from pipeline.evaluation.record import trained_store
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
@@ -256,7 +257,10 @@ def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None
 
 def _store(state: TrainingState, run: str) -> Store:
     """The store the run was trained on."""
-    store = open_store(state.config["data"]["store"], work_folder())
+    found = trained_store(state)
+    if found is not None:
+        return found
+    store = open_store(state.config["data"]["store"], work_folder())  # or says what is wrong
     if store.digest != state.store["digest"]:
         raise InputError(
             f"store {store.path} is not the one that run {run} was trained on: prepare it as it "

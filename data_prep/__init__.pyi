@@ -2,7 +2,6 @@ from .config import TRANSFORM_VERSION as TRANSFORM_VERSION
 from .config import PrepareConfig as PrepareConfig
 from .config import where_keys as where_keys
 from .console import steady_output as steady_output
-from .copies import copies as copies
 from .errors import InputError as InputError
 from .errors import VolumeError as VolumeError
 from .executors.local import available_cores as available_cores
@@ -31,6 +30,7 @@ from .progress import Reporter as Reporter
 from .provenance import code_version as code_version
 from .redaction import HIDDEN as HIDDEN
 from .redaction import shown_address as shown_address
+from .same_scan import copies as copies
 from .spreadsheet import csv_line as csv_line
 from .store import Store as Store
 from .store import StoreError as StoreError

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
-from data_prep.copies import as_families
 from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
 from data_prep.files import atomic_file, locked
 from data_prep.plan import make_plan
 from data_prep.progress import print_line, progress
 from data_prep.report import writing as report
+from data_prep.same_scan import as_families
 from data_prep.sources import celeba, cifar10, volumes
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.copies import described
 from data_prep.flags import FORMS_DISAGREE
 from data_prep.report.writing import FOLDER, PAGE
+from data_prep.same_scan import described
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
 

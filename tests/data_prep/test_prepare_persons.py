@@ -178,7 +178,7 @@ def test_copies_of_an_older_store_are_known_before_a_training(
     work: Path, store_writer, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]
     from data_prep.config import SplitConfig
-    from data_prep.copies import as_families, copies
+    from data_prep.same_scan import as_families, copies
     from pipeline.commands.train import refuse_copies
     from pipeline.errors import InputError
 

@@ -14,11 +14,14 @@ from .files import write_text as write_text
 from .invocation import command as command
 from .invocation import program as program
 from .invocation import run_option as run_option
+from .invocation import uses_make as uses_make
 from .layers import read_layers as read_layers
 from .mlflow_connection import flat_keys as flat_keys
 from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
+from .pages import data_uri as data_uri
+from .pages import page_templates as page_templates
 from .preparation import prepare as prepare
 from .progress import Reporter as Reporter
 from .store import Store as Store

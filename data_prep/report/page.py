@@ -1,6 +1,5 @@
 """What the report's page shows of a store; report.html says how it is laid out."""
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.config import PrepareConfig, where_keys
+from data_prep.pages import data_uri, page_templates
 from data_prep.report.quality import (
     BINS,
     FEWEST,
@@ -144,8 +144,8 @@ class Page:
         return min(PICTURES, subject.quality.slices)
 
     def strip(self, subject: Subject) -> str:
-        """The subject's contact strip, read as it is shown: a JPEG file in base64."""
-        return base64.b64encode(strip(self.store, subject.entry)).decode()
+        """The contact strip, read as it is shown: a JPEG file as the address of an image."""
+        return data_uri(strip(self.store, subject.entry), "image/jpeg")
 
     def numbers(self, subject: Subject) -> Iterator[tuple[str, float | None, bool]]:
         """Per measure the text, the value, and whether it is an outlier."""
@@ -173,18 +173,17 @@ class Page:
 
 def render(page: Page) -> Iterator[str]:
     """The page as HTML, piece by piece: memory does not grow with the number of subjects."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("data_prep.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    yield from environment.get_template("report.html").generate(
-        page=page, store=page.store, outline=outline, side=SIDE, fewest=FEWEST, threshold=THRESHOLD
+    yield from (
+        page_templates("data_prep.report")
+        .get_template("report.html")
+        .generate(
+            page=page,
+            store=page.store,
+            outline=outline,
+            side=SIDE,
+            fewest=FEWEST,
+            threshold=THRESHOLD,
+        )
     )
 
 

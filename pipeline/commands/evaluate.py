@@ -6,20 +6,22 @@ from pathlib import Path
 
 import torch
 
-from data_prep import flat_keys
+from data_prep import command, flat_keys, mlflow_address, uses_make
 from pipeline.config import Config
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.record import (
     Evaluation,
-    describe,
     fingerprint,
     read_evaluation,
     write_evaluation,
 )
+from pipeline.evaluation.report import REPORT
+from pipeline.evaluation.scores import table
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.aggregate import Interval
+from pipeline.parsing import load_config
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint
 
@@ -69,11 +71,13 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     folder = run_folder(run) / _evaluation_folder(config, store)
     inputs = fingerprint(checkpoint, store, config)
     metrics = read_evaluation(folder, inputs)
-    if metrics is not None:
+    # Of a run that was scored before there were reports, one is made now.
+    if metrics is not None and (folder / REPORT).is_file():
         print(f"run {run} is scored already on store {store.name}: nothing to do")
     else:
         from pipeline.evaluation.evaluate import evaluate
         from pipeline.evaluation.networks import load_networks
+        from pipeline.evaluation.report.about import about_run
         from pipeline.evaluation.trained_run import load_trained_run, subjects_to_score
 
         if threads := settings.threads or config.training.threads:
@@ -85,19 +89,32 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         with track(config.tracking, work_folder(), name, parent=parent) as tracker:
             found = evaluate(trained, store, entries, networks)
             metrics = found.metrics
-            write_evaluation(folder, found, inputs)
+            kept = load_config(run_folder(run) / "config.yaml")
+            about = about_run(config, kept, run, store, checkpoint.state.epoch)
+            write_evaluation(folder, found, inputs, about)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
             tracker.dataset(store.name, store.digest, store.path, "evaluation")
             _track_results(tracker, found, folder)
-    print(describe(metrics))
-    print(f"scores, tables and figures: {folder}")
+    print(table(metrics))
+    print("\n".join(where_next(folder, run, config)))
     return metrics
+
+
+def where_next(folder: Path, run: str, config: Config) -> list[str]:
+    """Where to look after an evaluation, a line each."""
+    lines = [f"report:         {folder / REPORT}"]
+    if config.tracking.enabled:
+        address = mlflow_address(work_folder())
+        server = address.startswith(("http:", "https:"))
+        browse = address if server else f"mlflow ui --backend-store-uri {address}"
+        lines.append(f"all runs:       {command('ui') if uses_make() else browse}")
+    return [*lines, f"for your code:  {command('export', run)}"]
 
 
 def _track_results(tracker: NoTracker, found: Evaluation, folder: Path) -> None:
     for name, figure in found.figures.items():
         tracker.figure(figure, f"figures/{name}")
-    for name in ("per_subject.csv", "metrics.json"):
+    for name in ("per_subject.csv", "metrics.json", REPORT):
         tracker.text((folder / name).read_text(), name)
     for key, interval in found.metrics.items():
         suffixes = {"mean": "", "low": "_low", "high": "_high"}

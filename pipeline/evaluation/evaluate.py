@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.evaluation import calibration
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pairs import Tally, mean_of
 from pipeline.evaluation.record import Evaluation
-from pipeline.evaluation.run_figures import run_figures
+from pipeline.evaluation.run_figures import report_pictures, run_figures
 from pipeline.evaluation.samples import PriorSamples, coarse, sample_scores
 from pipeline.evaluation.trained_run import TrainedRun
 from pipeline.losses.residual import ResidualLaw
@@ -58,7 +58,8 @@ def evaluate(
                 run, images, batches, tally, generator, draws
             )
             labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
-            row = tally.add(labels, scores, images, reconstruction)
+            places = _places(entry, settings.max_slices)
+            row = tally.add(labels, scores, images, reconstruction, places)
             row |= prior_samples.beside(images, tally.powers[-1][0])
             averaged.append(coarse(images))
             for law, curve in found.items():
@@ -79,7 +80,14 @@ def evaluate(
     laws = {names[law]: calibration.mean_curves(found) for law, found in curves.items()}
     drawn = run_figures(run, data, tally, prior_samples, laws)
     absent = networks.absent | absent_metrics(run)
-    return Evaluation(metrics, tally.rows, drawn, absent, laws or None)
+    pictures = report_pictures(run, data, tally, prior_samples)
+    return Evaluation(metrics, tally.rows, drawn, absent, pictures, laws or None)
+
+
+def _places(entry: SubjectEntry, limit: int) -> list[int]:
+    """The numbers in their volume of the slices that `SliceDataset.of_subject` gives."""
+    indices = entry.slice_indices
+    return [indices[number] for number in evenly_spread(len(indices), limit or len(indices))]
 
 
 class _Work:

@@ -21,7 +21,10 @@ from pipeline.data.slices import SliceDataset, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
 from pipeline.evaluation.pairs import Tally, mean_of
-from pipeline.evaluation.record import Evaluation, describe, write_evaluation
+from pipeline.evaluation.record import Evaluation, write_evaluation
+from pipeline.evaluation.report import REPORT
+from pipeline.evaluation.report.about import About, command
+from pipeline.evaluation.scores import table
 from pipeline.files import work_folder, writable
 from pipeline.progress import Reporter
 
@@ -89,9 +92,22 @@ def run(options: Options) -> None:
     folder = Path(options.output or work_folder() / "scores" / name)
     writable(folder)
     found = score(pairs, count, options.settings, simulated)
-    write_evaluation(folder, found, {"options": asdict(options)})
-    print(describe(found.metrics))
-    print(f"scores, tables and figures: {folder}")
+    write_evaluation(folder, found, {"options": asdict(options)}, _about(name, options, simulated))
+    print(table(found.metrics))
+    print(f"report: {folder / REPORT}")
+
+
+def _about(name: str, options: Options, simulated: bool) -> About:
+    given = {k: v for k, v in asdict(options).items() if v != getattr(Options, k, None)}
+    of = f" of store {options.store}, split {options.split}" if options.store else ""
+    return About(
+        title=name,
+        kind="scores of another program's reconstructions",
+        what="Reconstructions from elsewhere",
+        of=of,
+        simulated=simulated,
+        commands=[command("evaluate", given)],
+    )
 
 
 @torch.no_grad()
@@ -116,7 +132,11 @@ def score(
             reporter.update(number / count, f"subject {number}/{count}")
     title = "Reconstructions of another program" + (" (simulated people)" if simulated else "")
     return Evaluation(
-        tally.metrics(settings), tally.rows, tally.figures(title), tally.networks.absent
+        tally.metrics(settings),
+        tally.rows,
+        tally.figures(title),
+        tally.networks.absent,
+        tally.report(),
     )
 
 

@@ -1,6 +1,6 @@
 """Scores of pairs of an image and its reconstruction, wherever the reconstruction came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.config import EvaluationConfig
 from pipeline.data.slices import evenly_spread
 from pipeline.evaluation import figures
 from pipeline.evaluation.networks import Networks
+from pipeline.evaluation.report.gathering import Extremes, Pair, Pictures, pair_of
 from pipeline.metrics import sharpness
 from pipeline.metrics.aggregate import Interval, aggregate
 from pipeline.metrics.distribution import ImageSets, Kind
@@ -49,14 +50,15 @@ class Tally:
     """What was scored so far, subject by subject.
 
     rows: each subject's labels and scores; powers: mean radial power (n_bins,) of its images and
-    of their reconstructions; shown: its middle slice and the reconstruction, (C,H,W); sets: all
-    images, for the metrics that compare sets.
+    of their reconstructions; shown: its middle slice; extremes: the best and worst of all slices;
+    sets: all images, for the metrics that compare sets.
     """
 
     networks: Networks
     rows: list[dict[str, Any]] = field(default_factory=list)
     powers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    shown: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    shown: list[Pair] = field(default_factory=list)
+    extremes: Extremes = field(default_factory=Extremes)
     sets: list[ImageSets] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Tally:
         scores: Mapping[str, float],
         images: Tensor,
         reconstructions: Tensor,
+        places: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Add a subject's row and return it, which may get more scores.
 
@@ -87,6 +90,7 @@ class Tally:
             scores: those that were taken slice by slice.
             images: (n,C,H,W), all slices of the subject, on the CPU.
             reconstructions: of the same shape.
+            places: the numbers of the slices in their volume.
         """
         row = {**labels, "slices": len(images), **scores}
         for key, measure in sharpness.RATIOS.items():
@@ -94,8 +98,10 @@ class Tally:
         power, reconstructed = (sharpness.radial_power(x) for x in (images, reconstructions))
         row["spectrum_error"] = sharpness.spectrum_error(power, reconstructed)
         self.powers.append((power.mean(dim=0), reconstructed.mean(dim=0)))
+        subject, slices = str(labels["subject"]), psnr(images, reconstructions)
         middle = len(images) // 2
-        self.shown.append((images[middle].clone(), reconstructions[middle].clone()))
+        self.shown.append(pair_of(subject, middle, images, reconstructions, slices, places))
+        self.extremes.add(subject, images, reconstructions, slices, places)
         self.rows.append(row)
         return row
 
@@ -134,5 +140,14 @@ class Tally:
 
     def pictures(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
         """The middle slices of subjects by their number, and the reconstructions: (n,C,H,W)."""
-        images, made = zip(*(self.shown[number] for number in chosen), strict=True)
-        return torch.stack(images), torch.stack(made)
+        pairs = [self.shown[number] for number in chosen]
+        return (
+            torch.stack([pair.image for pair in pairs]),
+            torch.stack([pair.reconstruction for pair in pairs]),
+        )
+
+    def report(self) -> Pictures:
+        """What the report shows of reconstructions."""
+        chosen = evenly_spread(len(self.shown), SHOWN_SUBJECTS)
+        pairs = [self.shown[number] for number in chosen]
+        return Pictures(pairs, self.extremes.best, self.extremes.worst)

@@ -12,6 +12,9 @@ from pipeline.backbones import WeightsNotFound, inception_weights
 from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
+from pipeline.evaluation.report import REPORT
+from pipeline.evaluation.report.about import About
+from pipeline.evaluation.report.gathering import Pictures
 from pipeline.figures import write_figure
 from pipeline.files import csv_text, work_folder, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
@@ -28,6 +31,8 @@ class Evaluation:
     figures: dict[str, Any]
     absent: dict[str, str]
     """Metrics that are left out, each with the reason."""
+    pictures: Pictures
+    """What the report shows beside figures."""
     calibration: dict[str, Any] | None = None
     """The curves of the figure of calibration, to draw runs side by side later."""
 
@@ -62,29 +67,34 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
     }
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
-    """Write figures and tables; metrics.json comes last: where it is, the rest is whole."""
-    (folder / "metrics.json").unlink(missing_ok=True)
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, inputs: dict[str, Any], about: About
+) -> None:
+    """Write figures, tables and the report; metrics.json comes last: with it the rest is whole."""
+    from pipeline.evaluation.report.page import Page  # slow to import
+    from pipeline.evaluation.report.writing import write_report
+
+    for name in ("metrics.json", REPORT):
+        (folder / name).unlink(missing_ok=True)
     for name, figure in evaluation.figures.items():
         write_figure(folder / "figures" / name, figure)
     write_text(folder / "per_subject.csv", csv_text(evaluation.per_subject))
     (folder / "calibration.json").unlink(missing_ok=True)
     if evaluation.calibration is not None:
         write_json(folder / "calibration.json", evaluation.calibration)
+    write_report(
+        Page(
+            about,
+            evaluation.metrics,
+            evaluation.per_subject,
+            evaluation.pictures,
+            evaluation.figures,
+            evaluation.absent,
+            folder,
+        )
+    )
     write_json(folder / "inputs.json", inputs, sort_keys=True)
     write_json(folder / "metrics.json", evaluation.metrics)
-
-
-def describe(metrics: dict[str, Interval]) -> str:
-    """Metrics as a table of plain text."""
-    lines = []
-    for key, interval in sorted(metrics.items()):
-        mean, low, high = (interval[part] for part in ("mean", "low", "high"))
-        shown = "undefined" if mean is None else f"{mean:10.4f}"
-        if low is not None and high is not None:  # numbers of all subjects together have none
-            shown += f"   [{low:.4f}, {high:.4f}]"
-        lines.append(f"{key:30s} {shown}")
-    return "\n".join(lines)
 
 
 def read_evaluation(

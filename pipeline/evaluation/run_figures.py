@@ -1,5 +1,6 @@
 """The figures of a scored run."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from pipeline.data.slices import SliceDataset, Store, evenly_spread
 from pipeline.evaluation import calibration_figures, figures
 from pipeline.evaluation.pairs import Tally
+from pipeline.evaluation.report.gathering import Pictures
 from pipeline.evaluation.samples import PriorSamples
 from pipeline.evaluation.trained_run import TrainedRun
 
@@ -35,9 +37,9 @@ def run_figures(
     drawn = tally.figures(f"Reconstructions of {unseen}", prior_samples=samples.power)
     drawn["samples.png"] = figures.samples(
         samples.images,
-        data.__getitems__(evenly_spread(len(data), SHOWN_SLICES)),
+        _real_slices(data),
         title=f"Samples from the prior beside unseen subjects{simulated}",
-        drawn="z ~ N(0, I)" if run.prior is None else "z blended of training subjects",
+        drawn=_latents(run),
     )
     if run.state.kernel_history and run.state.kernel_images is not None:
         drawn["kernels.png"] = _kernels(run.state.kernel_history, run.state.kernel_images)
@@ -46,6 +48,26 @@ def run_figures(
     if run.fitted is not None:
         drawn["error_bars.png"] = _error_bars(run, tally, simulated)
     return drawn
+
+
+def report_pictures(
+    run: TrainedRun, data: SliceDataset, tally: Tally, samples: PriorSamples
+) -> Pictures:
+    """The pictures of the report; arguments as of `run_figures`."""
+    real = _real_slices(data)
+    count = min(len(real), len(samples.images))
+    return replace(
+        tally.report(), samples=samples.images[:count], data=real[:count], drawn=_latents(run)
+    )
+
+
+def _real_slices(data: SliceDataset) -> Tensor:
+    return data.__getitems__(evenly_spread(len(data), SHOWN_SLICES))
+
+
+def _latents(run: TrainedRun) -> str:
+    """Where the latents of samples come from."""
+    return "z ~ N(0, I)" if run.prior is None else "z blended of training subjects"
 
 
 def simulated_note(store: Store) -> str:

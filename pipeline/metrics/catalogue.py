@@ -1,49 +1,184 @@
-"""The metrics by their keys in metrics.json: their headings, and which way is better."""
+"""The metrics by their keys in metrics.json: names, units, what they mean, which way is better."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-# Which way is better: up, down, nearest to 1, nearest to the data's own value; "" for neither.
-Better = Literal["up", "down", "one", "data", ""]
+# Which way is better: up, down, nearest to 1, to the data's own value or to 90%; "" for neither.
+Better = Literal["up", "down", "one", "data", "ninety", ""]
+ARROWS: dict[str, str] = {
+    "up": "↑", "down": "↓", "one": "→ 1", "data": "→ data", "ninety": "→ 0.9", "": "",
+}  # fmt: skip
+WORDS: dict[str, str] = {
+    "up": "higher is better",
+    "down": "lower is better",
+    "one": "better near 1",
+    "data": "better near the data",
+    "ninety": "better near 0.9",
+    "": "to be held equal in comparisons",
+}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: its key in metrics.json, its heading, which way is better, decimals shown."""
+    """A score: its key in metrics.json, its name, which way is better, decimals shown, its unit.
+
+    meaning: in one line. data: what real images have, the key of another metric or a number;
+    None where that is not defined.
+    """
 
     key: str
-    heading: str
+    name: str
     better: Better
     decimals: int
+    unit: str = ""
+    meaning: str = ""
+    data: str | float | None = None
+
+    @property
+    def heading(self) -> str:
+        """Of a column: name, unit and arrow."""
+        return self.label + (f" {self.arrow}" if self.better else "")
+
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    @property
+    def arrow(self) -> str:
+        return ARROWS[self.better]
+
+    @property
+    def words(self) -> str:
+        """Which way is better."""
+        return WORDS[self.better]
+
+    def shown(self, value: float | None) -> str:
+        """A value with this metric's decimals; – where there is none."""
+        if value is None or math.isnan(value):
+            return "–"
+        text = f"{value:.{self.decimals}f}"
+        return text if float(text) else text.removeprefix("-")
 
 
 RECONSTRUCTION = (
-    Metric("psnr", "PSNR, dB ↑", "up", 2),
-    Metric("ssim", "SSIM ↑", "up", 3),
-    Metric("lpips_alex", "LPIPS alex ↓", "down", 4),
-    Metric("lpips_vgg", "LPIPS vgg ↓", "down", 4),
-    Metric("kid_vgg16", "KID vgg16 ↓", "down", 4),
-    Metric("fd_vgg16", "FD vgg16 ↓", "down", 2),
-    Metric("fid", "FID ↓", "down", 1),
-    Metric("high_frequency_ratio", "high frequencies → 1", "one", 3),
-    Metric("gradient_magnitude_ratio", "gradients → 1", "one", 3),
-    Metric("blur_effect", "blur effect → data", "data", 3),
-    Metric("spectrum_error", "spectrum error ↓", "down", 3),
-    Metric("rate", "rate, nats", "", 0),
-)
+    Metric(
+        "psnr", "PSNR", "up", 2, "dB",
+        "error of a pixel on a logarithmic scale: 6 dB more is half the error",
+    ),
+    Metric("ssim", "SSIM", "up", 3, "", "structural similarity in windows; 1 is identical", 1.0),
+    Metric(
+        "lpips_alex", "LPIPS alex", "down", 4, "",
+        "how different a network, tuned to human judgements, finds the two images", 0.0,
+    ),
+    Metric("lpips_vgg", "LPIPS vgg", "down", 4, "", "the same by a larger network", 0.0),
+    Metric(
+        "kid_vgg16", "KID vgg16", "down", 4, "",
+        "distance of all reconstructions from all real images, by a network's features", 0.0,
+    ),
+    Metric(
+        "fd_vgg16", "FD vgg16", "down", 2, "",
+        "the same by means and covariances; grows where images are few", 0.0,
+    ),
+    Metric(
+        "fid", "FID", "down", 1, "", "Fréchet distance of InceptionV3's features", 0.0,
+    ),
+    Metric(
+        "high_frequency_ratio", "high frequencies", "one", 3, "",
+        "power of fine detail (0.25 cycles/pixel and above) over that of the data; below 1 is blur",
+        1.0,
+    ),
+    Metric(
+        "gradient_magnitude_ratio", "gradients", "one", 3, "",
+        "strength of edges over that of the data; below 1 is blur", 1.0,
+    ),
+    Metric(
+        "blur_effect", "blur effect", "data", 3, "",
+        "perceptual blur from 0 to 1, of the image alone", "blur_effect_data",
+    ),
+    Metric(
+        "spectrum_error", "spectrum error", "down", 3, "",
+        "mean distance of the power spectra, in nats, over all frequencies", 0.0,
+    ),
+    Metric(
+        "rate", "rate", "", 0, "nats",
+        "information that the latent carries of an image: compare scores at one rate",
+    ),
+)  # fmt: skip
 SAMPLES = (
-    Metric("sample_kid_vgg16", "KID vgg16 ↓", "down", 3),
-    Metric("sample_fd_vgg16", "FD vgg16 ↓", "down", 1),
-    Metric("sample_fid", "FID ↓", "down", 1),
-    Metric("sample_kid_coarse", "KID of 4×4 means ↓", "down", 3),
-    Metric("sample_novelty", "novelty → 1", "one", 2),
-    Metric("sample_high_frequency_ratio", "high frequencies → 1", "one", 3),
-    Metric("sample_gradient_magnitude_ratio", "gradients → 1", "one", 3),
-    Metric("sample_blur_effect", "blur effect → data", "data", 3),
-    Metric("sample_spectrum_error", "spectrum error ↓", "down", 3),
-)
-DENSITY = (Metric("elbo_bits_per_dim", "−ELBO, bits per pixel value ↓", "down", 3),)
+    Metric(
+        "sample_kid_vgg16", "KID vgg16", "down", 3, "",
+        "distance of samples from real images, by a network's features", 0.0,
+    ),
+    Metric(
+        "sample_fd_vgg16", "FD vgg16", "down", 1, "",
+        "the same by means and covariances; grows where images are few", 0.0,
+    ),
+    Metric(
+        "sample_fid", "FID", "down", 1, "", "Fréchet distance of InceptionV3's features", 0.0,
+    ),
+    Metric(
+        "sample_kid_coarse", "KID of 4×4 means", "down", 3, "",
+        "distance of the anatomy alone, without texture", "training_kid_coarse",
+    ),
+    Metric(
+        "sample_novelty", "novelty", "one", 2, "",
+        "distance to the nearest training slice over that of unseen subjects; 0 is a copy", 1.0,
+    ),
+    Metric(
+        "sample_high_frequency_ratio", "high frequencies", "one", 3, "",
+        "power of fine detail over that of the data; below 1 is blur", 1.0,
+    ),
+    Metric(
+        "sample_gradient_magnitude_ratio", "gradients", "one", 3, "",
+        "strength of edges over that of the data; below 1 is blur", 1.0,
+    ),
+    Metric(
+        "sample_blur_effect", "blur effect", "data", 3, "",
+        "perceptual blur from 0 to 1, of the image alone", "blur_effect_data",
+    ),
+    Metric(
+        "sample_spectrum_error", "spectrum error", "down", 3, "",
+        "mean distance of the power spectra, in nats, over all frequencies", 0.0,
+    ),
+)  # fmt: skip
+DENSITY = (
+    Metric(
+        "elbo_bits_per_dim", "−ELBO", "down", 3, "bits per pixel value",
+        "bound on the negative log-likelihood of an image under the term's own law",
+    ),
+)  # fmt: skip
+FITTED_DENSITY = (
+    Metric(
+        "elbo_bits_per_dim_fitted", "−ELBO, fitted law", "down", 3, "bits per pixel value",
+        "the same under the law that was fitted to the residuals",
+    ),
+)  # fmt: skip
+CALIBRATION = (
+    Metric(
+        "calibration_fitted_coverage_90", "within 90% intervals, fitted law", "ninety", 3, "",
+        "share of the brain's pixels that lie in the interval which should hold 90% of them", 0.9,
+    ),
+    Metric(
+        "calibration_fitted_whitened_variance", "whitened variance, fitted law", "one", 3, "",
+        "size of the errors over that expected; above 1 the law is too sure", 1.0,
+    ),
+    Metric(
+        "calibration_coverage_90", "within 90% intervals, term's law", "ninety", 3, "",
+        "the same under the law that the decoder was trained with", 0.9,
+    ),
+    Metric(
+        "calibration_whitened_variance", "whitened variance, term's law", "one", 3, "",
+        "the same under the law that the decoder was trained with", 1.0,
+    ),
+)  # fmt: skip
+GROUPS: dict[str, tuple[Metric, ...]] = {
+    "Reconstructions": RECONSTRUCTION,
+    "Samples from the prior": SAMPLES,
+    "Likelihood and calibration": (*DENSITY, *FITTED_DENSITY, *CALIBRATION),
+}
+"""The scores that people read, by what they are of; metrics.json has more."""
 
 
 def loss(metric: Metric, value: float, data: float = math.nan) -> float:
@@ -58,6 +193,8 @@ def loss(metric: Metric, value: float, data: float = math.nan) -> float:
         return -value
     if metric.better == "one":
         return abs(value - 1)
+    if metric.better == "ninety":
+        return abs(value - 0.9)
     if metric.better == "data":
         return abs(value - data)
     return value

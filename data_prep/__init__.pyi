@@ -14,7 +14,6 @@ from .files import write_text as write_text
 from .invocation import command as command
 from .invocation import program as program
 from .invocation import run_option as run_option
-from .invocation import uses_make as uses_make
 from .layers import read_layers as read_layers
 from .mlflow_connection import flat_keys as flat_keys
 from .mlflow_connection import mlflow_address as mlflow_address

@@ -130,9 +130,12 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
 
     parser = ArgumentParser(
         prog=program("data_prep"),
-        description="Raw images become a prepared store. Sections other than `prepare`, and "
-        "overrides of them, are the pipeline's and are ignored. WORK in the environment moves "
-        "what is generated (default: work).",
+        usage=f"{program('data_prep')} --config CONFIG.yaml [--KEY VALUE ...]",
+        description="Raw images become a prepared store, WORK/stores/NAME (WORK in the "
+        "environment; work where it is not set). Keys that are not of `prepare` are ignored. To "
+        f"check a store's files: {program('data_prep')} verify --store NAME.",
+        epilog=f"example: {program('data_prep')} --config configs/hcp64.yaml --prepare.root "
+        "/data/HCP_1200",
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, such as configs/*")

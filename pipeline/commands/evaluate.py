@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep import command, flat_keys, mlflow_address, uses_make
+from data_prep import command, flat_keys
 from pipeline.config import Config
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
@@ -102,13 +102,12 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
 
 def where_next(folder: Path, run: str, config: Config) -> list[str]:
     """Where to look after an evaluation, a line each."""
-    lines = [f"report:         {folder / REPORT}"]
-    if config.tracking.enabled:
-        address = mlflow_address(work_folder())
-        server = address.startswith(("http:", "https:"))
-        browse = address if server else f"mlflow ui --backend-store-uri {address}"
-        lines.append(f"all runs:       {command('ui') if uses_make() else browse}")
-    return [*lines, f"for your code:  {command('export', run)}"]
+    browse = [f"all runs:       {command('ui')}"] if config.tracking.enabled else []
+    return [
+        f"report:         {folder / REPORT}",
+        *browse,
+        f"for your code:  {command('export', run)}",
+    ]
 
 
 def _track_results(tracker: NoTracker, found: Evaluation, folder: Path) -> None:

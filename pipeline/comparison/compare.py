@@ -23,6 +23,7 @@ from pipeline.comparison.leaderboard import (
     runs_csv,
     summary_csv,
 )
+from pipeline.comparison.page import PAGE, Page, write_page
 from pipeline.comparison.plan import Entry, jobs_at_once, plan
 from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
@@ -45,9 +46,9 @@ PERCEPTUAL = {"lpips_alex": "LPIPS alex", "lpips_vgg": "LPIPS vgg", "kid_vgg16":
 def compare(config: Config, name: str, restart: bool = False) -> Path:
     """Train and score every term × rate × seed that is not done yet; returns the folder of results.
 
-    WORK/comparisons/NAME/ then holds leaderboard.md, leaderboard.csv, runs.csv, figures/ and logs/;
-    the runs are WORK/runs/NAME-TERM-rRATE-sSEED. Runs that were interrupted go on; ones that fail
-    are named in the leaderboard.
+    WORK/comparisons/NAME/ then holds report.html, leaderboard.md, leaderboard.csv, runs.csv,
+    figures/ and logs/; the runs are WORK/runs/NAME-TERM-rRATE-sSEED. Runs that were interrupted go
+    on; ones that fail are named in the leaderboard.
 
     Raises:
         InputError: terms can't be built, runs of these names were made with another configuration
@@ -84,19 +85,20 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         results = [_result(entry, store) for entry in made]
         rows = rows_of(results)
         missing = [*absent.items(), *((f"run {run}", why) for run, why in failed.items())]
-        page = markdown(
-            results, f"Comparison {title}", _conditions(config, entries, store, scored), missing
-        )
+        conditions = _conditions(config, entries, store, scored)
+        board = markdown(results, f"Comparison {title}", conditions, missing)
         figures = _figures(rows, made, scored)
         tables = {"leaderboard.csv": summary_csv(results), "runs.csv": runs_csv(results),
-                  "leaderboard.md": page}  # fmt: skip
+                  "leaderboard.md": board}  # fmt: skip
         for file, figure in figures.items():
             write_figure(folder / "figures" / file, figure)
         for file, text in tables.items():
             write_text(folder / file, text)
+        page = Page(title, results, conditions, missing, list(figures), folder, scored.simulated)
+        tables[PAGE] = write_page(page)
         _track(config, title, folder, tables, figures, made, results)
-        print(page)
-        print(f"leaderboard, tables and figures: {folder}")
+        print(board)
+        print(f"report: {folder / PAGE}")
         if first:
             raise InputError(
                 f"{len(failed)} of {len(entries)} runs failed and are not in the leaderboard; the "
@@ -206,15 +208,14 @@ def _figures(rows: Sequence[Row], made: Sequence[Entry], store: Store) -> dict[s
                 figures[f"psnr_{key}{suffix}.png"] = perception_distortion(
                     group, key, label, f"Fidelity and perception at {at_rate(target)}{simulated}"
                 )
-    if len(targets) > 1:
-        keys = {"psnr": "PSNR (dB), higher is better"} | {
-            key: f"{label}, lower is better"
-            for key, label in PERCEPTUAL.items()
-            if all(row.values(key) for row in rows)
-        }
-        figures["rate_distortion.png"] = rate_distortion(
-            rows, keys, f"Scores against the rate spent{simulated}"
-        )
+    keys = {"psnr": "PSNR (dB), higher is better"} | {
+        key: f"{label}, lower is better"
+        for key, label in PERCEPTUAL.items()
+        if all(row.values(key) for row in rows)
+    }
+    figures["rate_distortion.png"] = rate_distortion(
+        rows, keys, f"Scores against the rate spent{simulated}"
+    )
     return figures
 
 

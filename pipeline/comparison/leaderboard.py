@@ -113,37 +113,90 @@ def _seeds(rows: Sequence[Row]) -> int:
     return max((len(row.results) for row in rows), default=0)
 
 
-def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> str:
-    """Markdown: a row per term, mean ± standard deviation between seeds.
+@dataclass(frozen=True)
+class Cell:
+    """A score of a row: mean ± deviation as text, the mean (NaN where there is none), and marks.
 
-    Bold is the best of a column; italic the best of the terms that the metric does not favour,
-    where that is another one. Columns that no run has are left out.
+    first: best of the column; fair: best of the terms that the metric does not favour, where that
+    is another one; favoured: whether the metric favours the term.
     """
-    shown = [metric for metric in metrics if any(row.values(metric.key) for row in rows)]
+
+    text: str
+    value: float
+    first: bool
+    fair: bool
+    favoured: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: the term with its marks, and a cell for each metric."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    beta: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row per term, a column for each metric that a run has; data: what real images have.
+
+    with_beta: whether the weight of the rate is shown, too.
+    """
+
+    title: str
+    metrics: tuple[Metric, ...]
+    lines: tuple[Line, ...]
+    data: tuple[str, ...]
+    with_beta: bool
+
+
+def tabulated(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> Table | None:
+    """Mean ± standard deviation between seeds, a line per row; None where no run has a score."""
+    shown = tuple(metric for metric in metrics if any(row.values(metric.key) for row in rows))
     if not shown:
-        return ""
-    described = metrics is RECONSTRUCTION
-    heads = ["term", *(metric.heading for metric in shown), *(["β"] if described else [])]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        return None
+    seeds = _seeds(rows)
     winners = [
         (best(rows, m), best([row for row in rows if not row.favoured(m)], m)) for m in shown
     ]
-    seeds = _seeds(rows)
+    lines = []
     for row in rows:
         count = len(row.results)
         short = "" if count == seeds else f" ({count} of {seeds} seeds)"
-        cells = [row.name + ("" if row.settled else " †") + short]
-        for metric, (first, fair) in zip(shown, winners, strict=True):
-            text = _cell(row, metric)
-            mark = "**" if row is first else "*" if row is fair else ""
-            cells.append(f"{mark}{text}{mark}" + (" ‡" if row.favoured(metric) else ""))
-        if described:
-            cells.append(f"{row.beta:.3g}")
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (
+            Cell(
+                _cell(row, metric), row.mean(metric.key), row is first,
+                row is fair and row is not first, row.favoured(metric),
+            )
+            for metric, (first, fair) in zip(shown, winners, strict=True)
+        )  # fmt: skip
+        name = row.name + ("" if row.settled else " †") + short
+        lines.append(Line(name, tuple(cells), row.beta))
     data = rows[0].mean("blur_effect_data")
-    if described and not math.isnan(data):
-        cells = [f"{data:.3f}" if metric.key == "blur_effect" else "" for metric in shown]
-        lines.append(f"| data | {' | '.join(cells)} | |")
+    described = metrics is RECONSTRUCTION
+    known = described and not math.isnan(data)
+    own = tuple(f"{data:.3f}" if metric.key == "blur_effect" else "" for metric in shown)
+    return Table(title, shown, tuple(lines), own if known else (), described)
+
+
+def table(rows: Sequence[Row], metrics: Sequence[Metric], title: str = "") -> str:
+    """`tabulated` in Markdown; best in bold, best of the unfavoured in italics."""
+    found = tabulated(rows, metrics, title)
+    if found is None:
+        return ""
+    heads = ["term", *(m.heading for m in found.metrics), *(["β"] if found.with_beta else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for line in found.lines:
+        cells = [line.name]
+        for cell in line.cells:
+            mark = "**" if cell.first else "*" if cell.fair else ""
+            cells.append(f"{mark}{cell.text}{mark}" + (" ‡" if cell.favoured else ""))
+        if found.with_beta:
+            cells.append(f"{line.beta:.3g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    if found.data:
+        lines.append(f"| data | {' | '.join(found.data)} | |")
     return (f"### {title}\n\n" if title else "") + "\n".join(lines) + "\n"
 
 
@@ -164,17 +217,31 @@ def markdown(
     """The leaderboard as a page. missing: rows or runs that are not in it, each with the reason."""
     parts = [f"# {title}\n", "\n".join(f"- {key}: {value}" for key, value in conditions) + "\n"]
     rows = rows_of(results)
+    for heading, group in at_rates(rows):
+        parts.append(f"## {heading}\n")
+        parts += [table(*arguments) for arguments in tables_of(group)]
+    parts.append("\n".join(notes(rows, missing)) + "\n")
+    return "\n".join(part for part in parts if part)
+
+
+def at_rates(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows of each rate, the best first, under the rate in words."""
+    found = []
     for target in dict.fromkeys(row.results[0].rate_target for row in rows):
         group = [row for row in rows if row.results[0].rate_target == target]
-        group.sort(key=lambda row: _order(row))
-        parts.append(f"## {at_rate(target)}\n")
-        parts.append(table(group, RECONSTRUCTION, "Reconstructions"))
-        densities = [row for row in group if TERMS[row.term].density]
-        if densities:
-            parts.append(table(densities, DENSITY, "Bound on the likelihood, of densities only"))
-        parts.append(table(group, SAMPLES, "Samples from the prior"))
-    parts.append("\n".join(_notes(rows, missing)) + "\n")
-    return "\n".join(part for part in parts if part)
+        found.append((at_rate(target), sorted(group, key=_order)))
+    return found
+
+
+def tables_of(rows: Sequence[Row]) -> list[tuple[list[Row], Sequence[Metric], str]]:
+    """What `tabulated` is given for rows of one rate."""
+    densities = [row for row in rows if TERMS[row.term].density]
+    found: list[tuple[list[Row], Sequence[Metric], str]] = [
+        (list(rows), RECONSTRUCTION, "Reconstructions"),
+        (densities, DENSITY, "Bound on the likelihood, of densities only"),
+        (list(rows), SAMPLES, "Samples from the prior"),
+    ]
+    return [arguments for arguments in found if arguments[0]]
 
 
 def at_rate(target: float) -> str:
@@ -189,9 +256,10 @@ def _order(row: Row) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:
+def notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:
+    """What a reader must know of the tables; marks as in Markdown."""
     spread = "mean ± standard deviation between seeds" if _seeds(rows) > 1 else "one seed"
-    notes = [
+    found = [
         f"Each cell: mean over subjects of the mean over their slices; {spread}. **Bold**: best of "
         "the column, among the rows with all seeds whose rate was held. β: weight of the rate at "
         "the end."
@@ -200,7 +268,7 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
     favoured = [f"{term}: {why}" for term, (_, why) in FAVOURED.items() if term in terms]
     if favoured:
         reasons = "; ".join(favoured)
-        notes.append(
+        found.append(
             f"\n‡ the metric favours the term ({reasons}). *Italic*: best of the terms that the "
             "metric does not favour."
         )
@@ -212,13 +280,13 @@ def _notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]
             for r in row.results
             if not r.settled
         )
-        notes.append(
+        found.append(
             "\n† the rate of training was not within 3% of the target over the last tenth of the "
             f"epochs ({held}): not compared, so never marked as best."
         )
     for what, reason in missing:
-        notes.append(f"\nNot in the table: {what}: {reason}")
-    return notes
+        found.append(f"\nNot in the table: {what}: {reason}")
+    return found
 
 
 def summary_csv(results: Sequence[Result]) -> str:

@@ -30,12 +30,13 @@ class Networks:
             sets.append(ImageSets(self.inception, {"frechet": "fid"}))
         return sets
 
-    def leave_out(self, keys: list[str], reason: str) -> None:
-        """Note that metrics are left out, and log a warning."""
-        log.warning(
-            "%s %s left out: %s", ", ".join(keys), "is" if len(keys) == 1 else "are", reason
-        )
-        self.absent |= dict.fromkeys(keys, reason)
+    def leave_out(self, keys: list[str], reason: WeightsNotFound, told: str) -> None:
+        """Note that metrics are left out, with all ways to get the weights, and log it in a line.
+
+        told: what the line says beside the metrics.
+        """
+        log.warning("left out: %s; %s", ", ".join(keys), told)
+        self.absent |= dict.fromkeys(keys, str(reason))
 
 
 def load_networks(settings: EvaluationConfig) -> Networks:
@@ -57,14 +58,16 @@ def load_networks(settings: EvaluationConfig) -> Networks:
             if weights:
                 raise InputError(f"evaluation.{name}_weights: {error}") from error
             others = _with_samples("kid_vgg16", "fd_vgg16") if network == "vgg" else []
-            found.leave_out([name, *others], str(error))
+            found.leave_out([name, *others], error, str(error))
     try:
         path = inception_weights(settings.inception_weights, settings.download)
         found.inception = InceptionFeatures(path)
     except WeightsNotFound as error:
         if settings.inception_weights:
             raise InputError(f"evaluation.inception_weights: {error}") from error
-        found.leave_out(_with_samples("fid"), str(error))
+        # Few have these weights, and KID and FD do without: no need to hear of every way each time.
+        ways = "evaluation.inception_weights or evaluation.download true give them"
+        found.leave_out(_with_samples("fid"), error, f"{error.short} ({ways})")
     return found
 
 

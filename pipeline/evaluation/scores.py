@@ -63,8 +63,13 @@ def _score(metric: Metric, metrics: Mapping[str, Interval]) -> Score:
     found = metrics[metric.key]
     low, high = found["low"], found["high"]
     interval = "" if low is None else f"[{metric.shown(low)}, {metric.shown(high)}]"
-    data = metric.data
-    if isinstance(data, str):  # the key of another metric, which a run may lack
-        data = metrics[data]["mean"] if data in metrics else None
-    shown = "" if data is None else metric.shown(data)
-    return Score(metric, metric.shown(found["mean"]), interval, shown)
+    return Score(metric, metric.shown(found["mean"]), interval, _data(metric, metrics))
+
+
+def _data(metric: Metric, metrics: Mapping[str, Interval]) -> str:
+    """What real images have: another metric's value, a number that is exact, or nothing."""
+    if metric.data is None:
+        return ""
+    if isinstance(metric.data, str):
+        return metric.shown(metrics[metric.data]["mean"]) if metric.data in metrics else ""
+    return f"{metric.data:g}"

@@ -15,7 +15,7 @@ WORDS: dict[str, str] = {
     "one": "better near 1",
     "data": "better near the data",
     "ninety": "better near 0.9",
-    "": "to be held equal in comparisons",
+    "": "compare scores at one rate",
 }
 
 
@@ -103,7 +103,7 @@ RECONSTRUCTION = (
     ),
     Metric(
         "rate", "rate", "", 0, "nats",
-        "information that the latent carries of an image: compare scores at one rate",
+        "information that the latent carries of an image",
     ),
 )  # fmt: skip
 SAMPLES = (

@@ -28,6 +28,7 @@ FILES = """
 figures/psnr_kid_vgg16.png
 figures/psnr_lpips_alex.png
 figures/psnr_lpips_vgg.png
+figures/rate_distortion.png
 figures/reconstructions.png
 leaderboard.csv
 leaderboard.md
@@ -40,6 +41,7 @@ logs/tiny-blur-r20-s1.log
 logs/tiny-gaussian-r20-s0.log
 logs/tiny-gaussian-r20-s1.log
 mlflow_run.txt
+report.html
 runs.csv
 """
 EPOCHS = 3
@@ -200,7 +202,8 @@ def test_mlflow_has_one_parent_with_the_runs_as_children(compared: Compared) -> 
         assert child.data.metrics["final_beta"] == pytest.approx(float(row["beta"]))
         assert child.data.tags["compare.rate_settled"] == row["rate_settled"].lower()
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"leaderboard.md", "leaderboard.csv", "runs.csv", "figures"} <= artifacts
+    tables = {"leaderboard.md", "leaderboard.csv", "runs.csv"}
+    assert {"report.html", "figures", *tables} <= artifacts
 
 
 def test_what_is_done_is_not_done_again(

@@ -60,6 +60,7 @@ def test_pairs_of_files_have_the_table_without_a_model(folder: Path, tmp_path: P
     written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {
         "metrics.json", "per_subject.csv", "inputs.json", "reconstructions.png", "spectra.png",
+        "report.html",
     }  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""The report of a run: complete, escaped, self-contained; the slices it singles out; the table."""
+
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.evaluation import figures
+from pipeline.evaluation.report.about import About
+from pipeline.evaluation.report.gathering import KEPT, Extremes, Pair, Pictures
+from pipeline.evaluation.report.page import HEADLINE, Page
+from pipeline.evaluation.report.writing import write_report
+from pipeline.evaluation.scores import table
+from pipeline.figures import write_figure
+from pipeline.metrics.aggregate import Interval
+from pipeline.metrics.catalogue import GROUPS
+from pipeline.metrics.fidelity import psnr
+
+HOSTILE = "<img src='http://example.org/x.png'><script>alert('x')</script>{{ 7 * 7 }}"
+METRICS = [metric for group in GROUPS.values() for metric in group]
+
+
+def images(count: int, seed: int = 0, channels: int = 1) -> Tensor:
+    return torch.rand(count, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def noisy(clean: Tensor, sizes: list[float]) -> Tensor:
+    """Images (n,C,H,W) with an error of one size each."""
+    return (clean + torch.tensor(sizes)[:, None, None, None]).clamp(0, 1)
+
+
+@pytest.fixture
+def page_writer(tmp_path: Path) -> Callable[..., str]:
+    """Writes the page of made-up scores and returns its text."""
+
+    def write(name: str = "p01", channels: int = 1, **changes: Any) -> str:
+        clean = images(3, channels=channels)
+        made = noisy(clean, [0.1, 0.2, 0.3])
+        pairs = [Pair(name, 40 + i, 20.0 + i, clean[i], made[i]) for i in range(3)]
+        frequencies = torch.linspace(0, 0.5, 5)
+        drawn = {
+            "spectra.png": figures.spectra(
+                frequencies, {"data": 1 - frequencies, "reconstruction": 0.9 - frequencies}
+            ),
+            "kernels.png": figures.kernels(
+                clean[:1], {1: torch.full((1, 3, 3), 1 / 9), 9: torch.full((1, 3, 3), 1 / 9)}
+            ),
+        }
+        for file, figure in drawn.items():
+            write_figure(tmp_path / "figures" / file, figure)
+        metrics: dict[str, Interval] = {
+            metric.key: {"mean": 0.5, "low": 0.25, "high": 0.75} for metric in METRICS
+        }
+        metrics |= {"blur_effect_data": {"mean": 0.341, "low": 0.3, "high": 0.4}}
+        content = {
+            "about": About(name, "scores", "Trained", simulated=True, commands=["a & b"],
+                           settings=f"run: {name}"),
+            "metrics": metrics,
+            "rows": [{"subject": name, "slices": 3}],
+            "pictures": Pictures(pairs, pairs[2:], pairs[:1], clean, clean, "z ~ N(0, I)"),
+            "figures": list(drawn),
+            "absences": {"fid": f"no weights for {name}"},
+            "folder": tmp_path,
+        }  # fmt: skip
+        return write_report(Page(**(content | changes))).read_text(encoding="utf-8")
+
+    return write
+
+
+def test_extremes_are_the_best_and_the_worst_slices_of_different_subjects() -> None:
+    found, clean = Extremes(), images(3)
+    for number in range(KEPT + 3):
+        made = noisy(clean, [0.3 - 0.01 * number, 0.05 + 0.01 * number, 0.15])
+        found.add(f"s{number}", clean, made, psnr(clean, made), [10, 20, 30])
+    assert [pair.subject for pair in found.worst] == [f"s{n}" for n in range(KEPT)]
+    assert [pair.subject for pair in found.best] == [f"s{n}" for n in range(KEPT)]
+    assert {pair.place for pair in found.worst} == {10}
+    assert {pair.place for pair in found.best} == {20}
+    best = found.best[0]
+    assert best.psnr == psnr(best.image[None], best.reconstruction[None]).item()
+    assert torch.equal(best.image, clean[1])
+
+
+def test_the_page_asks_nothing_of_the_network(page_writer: Callable[..., str]) -> None:
+    html = page_writer()
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
+    sources = re.findall(r"\b(?:src|href|action|data)=\"([^\"]*)\"", html)
+    assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "default-src 'none'" in html[:2000]
+
+
+def test_what_comes_from_files_cannot_become_html(page_writer: Callable[..., str]) -> None:
+    html = page_writer(HOSTILE)
+    assert html.count("<script>") == 1 and "alert('x')" not in html
+    assert escape(HOSTILE).replace("&#x27;", "&#39;") in html  # shown as it is
+    assert "a &amp; b" in html
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_page_shows_pictures_scores_and_how_to_repeat(
+    page_writer: Callable[..., str], channels: int
+) -> None:
+    html = page_writer(channels=channels)
+    cards = re.findall(r'<div class="card">(.*?)</div>', html, re.DOTALL)
+    assert len(cards) == len(HEADLINE)
+    (blur,) = (card for card in cards if "blur effect" in card)
+    assert "0.500" in blur and "[0.250, 0.750]" in blur and "data 0.341" in blur
+    assert "data" in blur and "better near the data" in blur
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>', html)
+    assert rows == [metric.label.replace("'", "&#39;") for metric in METRICS]
+    assert html.count("data-pair>") == 3 + 1 + 1
+    assert "p01, slice 40: original" in html and "slice 42, 22.00 dB" in html
+    for part in ("kernels", "spectra", "samples", "repeat", "extremes"):
+        assert f'id="{part}"' in html and f'href="#{part}"' in html
+    assert 'id="calibration"' not in html  # it has no such figure
+    assert "no weights for p01" in html and "simulated" in html
+    texts = re.findall(r"<img [^>]*?alt=\"([^\"]*)\"", html)
+    assert all(texts) and len(texts) == html.count("<img ")
+
+
+def test_a_page_without_samples_has_no_such_part(page_writer: Callable[..., str]) -> None:
+    clean = images(1)
+    pair = Pair("p", None, 1.0, clean[0], clean[0])
+    html = page_writer(pictures=Pictures([pair], [pair], [pair]))
+    assert 'id="samples"' not in html and "#samples" not in html
+    assert "slice None" not in html
+
+
+def test_the_same_scores_give_the_same_page(page_writer: Callable[..., str]) -> None:
+    assert page_writer() == page_writer()
+
+
+def test_the_table_is_aligned_with_units_and_arrows() -> None:
+    metrics: dict[str, Interval] = {
+        "psnr": {"mean": 25.432, "low": 24.9, "high": 26.0},
+        "sample_kid_coarse": {"mean": -0.0001, "low": None, "high": None},
+        "rate": {"mean": 880.4, "low": 870.0, "high": 890.0},
+        "elbo_bits_per_dim": {"mean": None, "low": None, "high": None},
+        "training_kid_coarse": {"mean": 0.0021, "low": None, "high": None},
+    }
+    assert (
+        table(metrics)
+        == """\
+                              better   mean    95% interval   data
+Reconstructions
+  PSNR, dB                    ↑       25.43  [24.90, 26.00]
+  rate, nats                            880      [870, 890]
+Samples from the prior
+  KID of 4×4 means            ↓       0.000                  0.002
+Likelihood and calibration
+  −ELBO, bits per pixel value  ↓          –
+and 1 more in metrics.json"""
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_ui_slow import CHROMIUM, FLAGS, SHOW_MILLISECONDS
+from pages import opened
 
 from data_prep.report.writing import write_report
 from data_prep.store import Quarantined, Store, write_manifest, write_shard
@@ -39,27 +39,8 @@ def report(work: Path, store_writer: Callable[..., Store]) -> Path:
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, report: Path) -> Iterator[Any]:
     """The report in headless Chromium; nothing else was asked for, nothing failed."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    errors: list[str] = []
-    asked: set[str] = set()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(
-            viewport={"width": 1440, "height": 1000}, color_scheme=request.param
-        )
-        page.set_default_timeout(SHOW_MILLISECONDS)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text))
-        page.on("dialog", lambda dialog: errors.append(dialog.message))
-        page.on("request", lambda request: asked.add(request.url))
-        page.goto(report.as_uri())
+    with opened(report, request.param) as page:
         yield page
-        browser.close()
-    assert not errors
-    assert {url for url in asked if not url.startswith("data:")} == {report.as_uri()}
 
 
 def test_the_browser_shows_filters_and_sorts(page: Any, tmp_path: Path) -> None:

@@ -249,11 +249,12 @@ def at_rate(target: float) -> str:
     return f"{target:g} nats" if target else "fixed β"
 
 
-def _order(row: Row) -> float:
-    """By LPIPS, else by PSNR; what has neither comes last."""
-    value = row.mean("lpips_alex")
-    value = -row.mean("psnr") if math.isnan(value) else value
-    return math.inf if math.isnan(value) else value
+def _order(row: Row) -> tuple[bool, float]:
+    """By LPIPS, then those without it by PSNR; what has neither comes last."""
+    lpips, psnr = row.mean("lpips_alex"), row.mean("psnr")
+    if not math.isnan(lpips):
+        return False, lpips
+    return True, math.inf if math.isnan(psnr) else -psnr
 
 
 def notes(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> list[str]:

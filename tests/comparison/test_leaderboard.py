@@ -11,6 +11,7 @@ import pytest
 from pipeline.comparison.leaderboard import (
     FAVOURED,
     Result,
+    at_rates,
     best,
     markdown,
     rows_of,
@@ -75,6 +76,15 @@ def test_rates_are_compared_apart() -> None:
     assert len(rows_of([*RESULTS, *other])) == 8
     page = markdown([*RESULTS, *other], "T", [], [])
     assert page.index("## 400 nats") < page.index("## 200 nats")
+
+
+def test_rows_are_in_the_order_of_lpips_then_of_psnr() -> None:
+    scores = [("a", 30.0, None), ("b", 20.0, 0.2), ("c", 31.0, None), ("d", None, None),
+              ("e", 10.0, 0.1)]  # fmt: skip
+    rows = rows_of([_result(name, 0, psnr=p, lpips_alex=lpips) for name, p, lpips in scores])
+    (found,) = at_rates(rows)
+    assert found[0] == "400 nats"
+    assert [row.name for row in found[1]] == ["e", "b", "c", "a", "d"]
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,14 @@
 import re
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import figures
-from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import KEPT, Extremes, Pair, Pictures
-from pipeline.evaluation.report.page import HEADLINE, Page
-from pipeline.evaluation.report.writing import write_report
+from pipeline.evaluation.report.page import HEADLINE
 from pipeline.evaluation.scores import table
-from pipeline.figures import write_figure
 from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS
 from pipeline.metrics.fidelity import psnr
@@ -25,51 +19,13 @@ HOSTILE = "<img src='http://example.org/x.png'><script>alert('x')</script>{{ 7 *
 METRICS = [metric for group in GROUPS.values() for metric in group]
 
 
-def images(count: int, seed: int = 0, channels: int = 1) -> Tensor:
-    return torch.rand(count, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+def images(count: int) -> Tensor:
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def noisy(clean: Tensor, sizes: list[float]) -> Tensor:
     """Images (n,C,H,W) with an error of one size each."""
     return (clean + torch.tensor(sizes)[:, None, None, None]).clamp(0, 1)
-
-
-@pytest.fixture
-def page_writer(tmp_path: Path) -> Callable[..., str]:
-    """Writes the page of made-up scores and returns its text."""
-
-    def write(name: str = "p01", channels: int = 1, **changes: Any) -> str:
-        clean = images(3, channels=channels)
-        made = noisy(clean, [0.1, 0.2, 0.3])
-        pairs = [Pair(name, 40 + i, 20.0 + i, clean[i], made[i]) for i in range(3)]
-        frequencies = torch.linspace(0, 0.5, 5)
-        drawn = {
-            "spectra.png": figures.spectra(
-                frequencies, {"data": 1 - frequencies, "reconstruction": 0.9 - frequencies}
-            ),
-            "kernels.png": figures.kernels(
-                clean[:1], {1: torch.full((1, 3, 3), 1 / 9), 9: torch.full((1, 3, 3), 1 / 9)}
-            ),
-        }
-        for file, figure in drawn.items():
-            write_figure(tmp_path / "figures" / file, figure)
-        metrics: dict[str, Interval] = {
-            metric.key: {"mean": 0.5, "low": 0.25, "high": 0.75} for metric in METRICS
-        }
-        metrics |= {"blur_effect_data": {"mean": 0.341, "low": 0.3, "high": 0.4}}
-        content = {
-            "about": About(name, "scores", "Trained", simulated=True, commands=["a & b"],
-                           settings=f"run: {name}"),
-            "metrics": metrics,
-            "rows": [{"subject": name, "slices": 3}],
-            "pictures": Pictures(pairs, pairs[2:], pairs[:1], clean, clean, "z ~ N(0, I)"),
-            "figures": list(drawn),
-            "absences": {"fid": f"no weights for {name}"},
-            "folder": tmp_path,
-        }  # fmt: skip
-        return write_report(Page(**(content | changes))).read_text(encoding="utf-8")
-
-    return write
 
 
 def test_extremes_are_the_best_and_the_worst_slices_of_different_subjects() -> None:
@@ -143,16 +99,14 @@ def test_the_table_is_aligned_with_units_and_arrows() -> None:
         "elbo_bits_per_dim": {"mean": None, "low": None, "high": None},
         "training_kid_coarse": {"mean": 0.0021, "low": None, "high": None},
     }
-    assert (
-        table(metrics)
-        == """\
-                              better   mean    95% interval   data
-Reconstructions
-  PSNR, dB                    ↑       25.43  [24.90, 26.00]
-  rate, nats                            880      [870, 890]
-Samples from the prior
-  KID of 4×4 means            ↓       0.000                  0.002
-Likelihood and calibration
-  −ELBO, bits per pixel value  ↓          –
-and 1 more in metrics.json"""
-    )
+    assert table(metrics).splitlines() == [
+        "                               better   mean    95% interval   data",
+        "Reconstructions",
+        "  PSNR, dB                     ↑       25.43  [24.90, 26.00]",
+        "  rate, nats                             880      [870, 890]",
+        "Samples from the prior",
+        "  KID of 4×4 means             ↓       0.000                  0.002",
+        "Likelihood and calibration",
+        "  −ELBO, bits per pixel value  ↓           –",
+        "and 1 more in metrics.json",
+    ]

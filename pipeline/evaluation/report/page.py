@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep import data_uri
-from pipeline.evaluation.figures import image_grid
 from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import Pair, Pictures
 from pipeline.evaluation.scores import Score, groups_of, scores_of
+from pipeline.figures import image_grid
 from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS
 

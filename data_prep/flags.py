@@ -1,7 +1,38 @@
-"""Flags of a usable source, as the manifest records them."""
+"""Flags of a usable source, as the manifest records them: a code, or "code: what was found"."""
 
 # A NIfTI's two affines, both given, place a corner of the volume more than a voxel apart.
 FORMS_DISAGREE = "sform_qform"
 
-# What the report says of each.
+# The header gives no orientation, and prepare.assume_orientation does.
+ASSUMED_ORIENTATION = "assumed_orientation"
+
+# The header gives lengths in another unit than mm.
+UNITS = "units"
+
+# The background is not 0, or the intensities are centred on it.
+BACKGROUND = "background"
+
+# A mask holds more than one value above 0.
+MASK_VALUES = "mask_values"
+
+# Some slices show nothing.
+BLACK_SLICES = "black_slices"
+
+# What the report says of a code that stands alone.
 WORDS = {FORMS_DISAGREE: "its qform lies more than a voxel away from its sform, which is used"}
+
+
+def flag(code: str, words: str) -> str:
+    """A flag that says what was found."""
+    return f"{code}: {words}"
+
+
+def code_of(flag: str) -> str:
+    """The code of a flag, which programs look for."""
+    return flag.partition(": ")[0]
+
+
+def words_of(flag: str) -> str:
+    """What a person reads of a flag."""
+    code, _, words = flag.partition(": ")
+    return words or WORDS.get(code, code)

@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.config import PLAIN_NAME, PrepareConfig
 from data_prep.errors import InputError
 from data_prep.split import split_of
+from data_prep.volume.pairs import files_of
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Subject:
 
 
 def _status(path: Path | None) -> tuple[int, int]:
+    """Size in bytes and latest time in ns, of both files of a pair; -1 where one is not there."""
     try:
-        found = os.stat(path) if path else None
+        found = [os.stat(file) for file in files_of(path)] if path else []
     except OSError:
         return -1, -1
-    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
+    sizes, times = ([s.st_size for s in found], [s.st_mtime_ns for s in found])
+    return sum(sizes), max(times, default=0)
 
 
 def discover(config: PrepareConfig) -> list[Subject]:

@@ -71,5 +71,6 @@ def transform(job: Job) -> list[Outcome]:
             cropped=slices.cropped,
             volume=native,
             flags=image.meta["flags"],
+            findings=image.meta["findings"],
         )
     ]

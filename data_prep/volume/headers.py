@@ -206,7 +206,7 @@ def _assumed(codes: str, zooms: np.ndarray, shape: tuple[int, ...], name: str) -
             "no_orientation",
             f"{name} gives no orientation (sform and qform codes of 0, or Analyze), so left and "
             "right are unknown: convert it again from its source, or say where its axes run to "
-            "with assume_orientation, such as RAS or LAS",
+            "with prepare.assume_orientation (anomaly: --assume_orientation), such as RAS or LAS",
         )
     affine = np.eye(4)
     turn = nib.orientations.axcodes2ornt(tuple(codes))

@@ -198,8 +198,8 @@ class ScaleWithinMaskd(Transform):
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
         values, inside = _along_memory(image), _along_memory(mask, image)
-        brain = values.numpy()[inside.numpy()]
-        low, high = _percentiles(brain, [self.lower, self.upper])
+        kept = values.numpy()[inside.numpy()]
+        low, high = _percentiles(kept, [self.lower, self.upper])
         if not high > low:
             raise VolumeError(
                 "no_contrast", f"{_name(image)} has one intensity, {low:g}, all over the brain"
@@ -214,8 +214,8 @@ class ScaleWithinMaskd(Transform):
             image,
             scaled,
             intensity_range=(low, high),
-            mean=float(brain.mean(dtype=np.float64)),
-            saturated=np.count_nonzero(brain == brain.max()) / len(brain),
+            mean=float(kept.mean(dtype=np.float64)),
+            saturated=np.count_nonzero(kept == kept.max()) / len(kept),
         )
         return found
 

@@ -12,6 +12,7 @@ from .files import sync_folder as sync_folder
 from .files import work_folder as work_folder
 from .files import writable as writable
 from .files import write_text as write_text
+from .flags import words_of as words_of
 from .invocation import command as command
 from .invocation import program as program
 from .invocation import run_option as run_option
@@ -36,11 +37,11 @@ from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry
 from .unpickling import read_arrays as read_arrays
+from .volume.headers import ANYWHERE as ANYWHERE
 from .volume.loading import Volume as Volume
 from .volume.loading import canonical as canonical
 from .volume.loading import load_volume as load_volume
 from .volume.loading import read_mask as read_mask
-from .volume.mask_shape import mask_shape as mask_shape
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified

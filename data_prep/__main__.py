@@ -201,7 +201,7 @@ def _prepare_section(path: Path) -> str:
 
 def _nested(section: Any) -> list[tuple[str, Any]]:
     """The sections within `prepare`, as far as the file names them."""
-    keys = ("split", "cohort") if isinstance(section, dict) else ()
+    keys = ("split", "cohort", "plausibility") if isinstance(section, dict) else ()
     return [(f"prepare.{key}", section[key]) for key in keys if key in section]
 
 

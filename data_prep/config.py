@@ -2,14 +2,20 @@
 
 # ruff: noqa: RUF009 (_key makes a dataclass field)
 
+import json
 import math
 import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from data_prep.volume.plausibility import PlausibilityConfig
+
 # Raised when the arithmetic from volume to slices changes: older shards are then made anew.
 TRANSFORM_VERSION = 1
+
+# Raised when more or less is refused or flagged: volumes are then read anew, with the same pixels.
+CHECKS_VERSION = 1
 
 # Sources whose items are subjects' volumes, and those whose items are blocks of independent images
 # with official splits.
@@ -42,11 +48,21 @@ def _check_template(key: str, template: str) -> None:
     )
 
 
+def _check_orientation(codes: str) -> None:
+    both = ["".join(sorted(next((p for p in ("LR", "AP", "IS") if c in p), c))) for c in codes]
+    _require(
+        not codes or sorted(both) == ["AP", "IS", "LR"],
+        "prepare.assume_orientation must say where the three axes run to, such as RAS or LAS,"
+        f" got '{codes}'",
+    )
+
+
 def _key(
     default: Any,
     *sources: str,
     decides: Literal["pixels", "store", "nothing"] = "pixels",
     where: bool = False,
+    rare: bool = False,
 ) -> Any:
     """A key of the configuration, with what the program has to know of it.
 
@@ -56,8 +72,15 @@ def _key(
         decides: "pixels" of the shards, only what else the "store" records, or "nothing" of what
             comes out: how the work is done.
         where: whether it only says where files lie on this machine.
+        rare: whether a manifest has it only where it is not the default, so that stores from before
+            there was such a key keep their digest.
     """
-    metadata = {"sources": sources or VOLUMES + IMAGE_SETS, "decides": decides, "where": where}
+    metadata = {
+        "sources": sources or VOLUMES + IMAGE_SETS,
+        "decides": decides,
+        "where": where,
+        "rare": rare,
+    }
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -126,6 +149,10 @@ class PrepareConfig:
         template: path of an image below root, with one or more {subject}, and {session} where
             subjects were scanned repeatedly: each session is then an item of its own.
         mask_template: the same for a brain mask; empty means that the brain is where the image > 0.
+        mask_threshold: brain is where a mask of several values has this one or more; a mask with
+            one value above 0 is brain there, whatever the value.
+        assume_orientation: where the axes of a volume run to whose header does not say (sform and
+            qform codes 0, Analyze), such as RAS or LAS; empty means that such volumes are refused.
         subjects_table: csv with Subject and Family_ID; absolute or relative to root.
         subjects_table_extra: what a row of a subject without an image is: an error, or skipped.
         plane: which way slices are cut.
@@ -139,6 +166,7 @@ class PrepareConfig:
         n4: correct the bias field with N4 (needs the optional package SimpleITK; slow).
         split: shares of train, validation and test.
         cohort: the simulated cohort.
+        plausibility: what to expect of a brain, and what to do where it is otherwise.
         workers: worker processes; 0 means one per core; 1 means this process alone, which ends if
             a subject needs more memory than there is.
         scheduler: address of a Dask scheduler (tcp://host:8786) whose workers do the work instead;
@@ -161,6 +189,8 @@ class PrepareConfig:
     root: str = _key("", "hcp", *IMAGE_SETS, decides="store", where=True)
     template: str = _key("{subject}/T1w/T1w_acpc_dc_restore_brain.nii.gz", "hcp")
     mask_template: str = _key("", "hcp")
+    mask_threshold: float = _key(0.5, "hcp", rare=True)
+    assume_orientation: str = _key("", "hcp", decides="store", rare=True)
     subjects_table: str = _key("", "hcp", decides="store", where=True)
     subjects_table_extra: Literal["refuse", "ignore"] = _key("refuse", "hcp", decides="nothing")
     plane: Plane = _key("axial", *VOLUMES)
@@ -174,6 +204,9 @@ class PrepareConfig:
     n4: bool = _key(False, *VOLUMES)
     split: SplitConfig = _key(SplitConfig, *VOLUMES, decides="store")
     cohort: CohortConfig = _key(CohortConfig, "template_cohort")
+    plausibility: PlausibilityConfig = _key(
+        PlausibilityConfig, *VOLUMES, decides="store", rare=True
+    )
     workers: int = _key(0, decides="nothing")
     scheduler: str = _key("", decides="nothing")
     check: bool = _key(False, decides="nothing")
@@ -204,6 +237,11 @@ class PrepareConfig:
                 "{session}" not in self.mask_template or "{session}" in self.template,
                 "prepare.mask_template has {session}, so prepare.template must have it too",
             )
+        _require(
+            math.isfinite(self.mask_threshold) and self.mask_threshold > 0,
+            f"prepare.mask_threshold must be above 0, got {self.mask_threshold}",
+        )
+        _check_orientation(self.assume_orientation)
         _require(
             self.subjects_table_extra in ("refuse", "ignore"),
             "prepare.subjects_table_extra must be refuse or ignore,"
@@ -246,26 +284,32 @@ class PrepareConfig:
         )
         for key in fields(self):
             sources = key.metadata["sources"]
-            default = key.default if key.default_factory is MISSING else key.default_factory()
             _require(
-                self.source in sources or getattr(self, key.name) == default,
+                self.source in sources or getattr(self, key.name) == default_of(key),
                 f"prepare.{key.name} belongs to source {' or '.join(sources)}, not {self.source}:"
                 " leave it out",
             )
 
     def recorded(self) -> dict[str, Any]:
         """The keys that decide what the store holds, as the manifest records them."""
-        values = asdict(self)
+        values = json.loads(json.dumps(asdict(self)))  # tuples become lists, as they will be read
         kept = {
             key.name: values[key.name]
             for key in fields(self)
-            if self.source in key.metadata["sources"] and key.metadata["decides"] != "nothing"
+            if self.source in key.metadata["sources"]
+            and key.metadata["decides"] != "nothing"
+            and not (key.metadata["rare"] and getattr(self, key.name) == default_of(key))
         }
         return kept | {"transform_version": TRANSFORM_VERSION}
 
     def pixel_keys(self) -> dict[str, Any]:
         """The keys that decide a shard's bytes, given the source file."""
         return pixel_keys(self.recorded())
+
+
+def default_of(key: Field[Any]) -> Any:
+    """The default of a dataclass's field."""
+    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def pixel_keys(recorded: dict[str, Any]) -> dict[str, Any]:

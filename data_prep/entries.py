@@ -1,10 +1,10 @@
 """A manifest's entry for every subject found: prepared, or quarantined with a reason."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # Keys of an entry that are absent where they are empty, and in older manifests.
-OPTIONAL = ("labels", "volume", "flags")
+OPTIONAL = ("labels", "volume", "flags", "findings")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class SubjectEntry:
     source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
     labels: the class of each image, or empty where there are no classes.
     volume: what the volume was like, or None: images of a set, and stores of earlier versions.
-    flags: what is odd about the source though it is usable, in the words of flags.py.
+    flags: what is odd about the source though it is usable, as flags.py has them.
+    findings: what volume/plausibility.py measured, by the rows of its table.
     """
 
     subject: str
@@ -53,6 +54,7 @@ class SubjectEntry:
     labels: tuple[int, ...] = ()
     volume: NativeVolume | None = None
     flags: tuple[str, ...] = ()
+    findings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def from_item(kind: Any, item: dict[str, Any]) -> Any:
     values = {f.name: item[f.name] for f in fields(kind) if f.name not in OPTIONAL}
     if kind is SubjectEntry:
         values["flags"] = tuple(str(flag) for flag in item.get("flags", ()))
+        values["findings"] = {str(k): float(v) for k, v in item.get("findings", {}).items()}
         values["labels"] = tuple(int(label) for label in item.get("labels", ()))
         if len(values["labels"]) not in (0, len(values["slice_indices"])):
             raise ValueError(f"{item['subject']} has {len(values['labels'])} labels")

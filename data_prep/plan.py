@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.config import PrepareConfig, pixel_keys
+from data_prep.config import CHECKS_VERSION, PrepareConfig, pixel_keys
+from data_prep.flags import ASSUMED_ORIENTATION, code_of
 from data_prep.sources.source import Item, Outcome
-from data_prep.store import OWN_DIGEST, Quarantined, Store, SubjectEntry
+from data_prep.store import CHECKS, OWN_DIGEST, Quarantined, Store, SubjectEntry
+from data_prep.volume.plausibility import doubts, expectations
 
 # Reasons that may be gone the next time though no file changed: such subjects are tried again.
 PASSING = {"unreadable", "no_permission", "unexpected", "worker_died"}
 
 RETRY = "it failed before"
+
+# Keys that some outcomes depend on, and no pixel of the others.
+ORIENTATION, EXPECTED = "assume_orientation", "plausibility"
 
 # Names shown of those with one reason, where a run only sums up what it is going to do.
 SHOWN = 5
@@ -72,7 +77,11 @@ def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig)
         outcomes = earlier.pop(item.subject, [])
         why = "new"
         if store and outcomes:
-            why = changed or _why_again(store, outcomes, item, config.check)
+            why = (
+                changed
+                or _why_again(store, outcomes, item, config.check)
+                or _reconsidered(store, outcomes, config)
+            )
         if why:
             todo[item.subject] = why
             continue
@@ -116,6 +125,28 @@ def _why_again(store: Store, outcomes: list[Outcome], item: Item, read: bool) ->
             return "its shard is missing or cut"
         elif read and store.shard_problem(outcome, read=True):
             return "its shard is damaged"
-        elif not store.image_set and outcome.volume is None:
-            return "an earlier version of this program prepared it"
+    if not store.image_set and store.manifest.get(CHECKS) != CHECKS_VERSION:
+        return "an earlier version of this program checked it"
+    return ""
+
+
+def _reconsidered(store: Store, outcomes: list[Outcome], config: PrepareConfig) -> str:
+    """Why what was found of an item counts otherwise now, though no pixel would differ; or ""."""
+    now, before = config.recorded(), store.manifest["configuration"]
+    assumed = now.get(ORIENTATION) == before.get(ORIENTATION)
+    for outcome in outcomes:
+        if isinstance(outcome, Quarantined):
+            if outcome.reason == "no_orientation" and not assumed:
+                return f"prepare.{ORIENTATION} changed"
+            if outcome.reason == "implausible" and now.get(EXPECTED) != before.get(EXPECTED):
+                return f"prepare.{EXPECTED} changed"
+            continue
+        if not assumed and ASSUMED_ORIENTATION in map(code_of, outcome.flags):
+            return f"prepare.{ORIENTATION} changed"
+        flagged = doubts(outcome.findings, config.plausibility)
+        rows = {row.name for row in expectations()}
+        if flagged != tuple(flag for flag in outcome.flags if code_of(flag) in rows) or (
+            flagged and config.plausibility.action == "quarantine"
+        ):
+            return f"prepare.{EXPECTED} changed"
     return ""

@@ -22,7 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import CohortConfig, PrepareConfig, SplitConfig, where_keys
+from data_prep.config import (
+    CHECKS_VERSION,
+    CohortConfig,
+    PrepareConfig,
+    SplitConfig,
+    where_keys,
+)
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.errors import InputError
 from data_prep.files import atomic_file, sha256_of
@@ -52,6 +58,12 @@ SCALE = 65535
 # Holds the name of the run that is at work. A worker of a cluster may outlive its run, and must
 # not write into what a later one makes.
 RUNNING = ".run"
+
+# The plane of independent images, which are no slices.
+IMAGE_PLANE = "image"
+
+# The key that says how strictly volumes were looked at (config.CHECKS_VERSION).
+CHECKS = "checks_version"
 
 # The manifest's last key: SHA-256 of the others.
 OWN_DIGEST = "manifest_sha256"
@@ -133,6 +145,7 @@ def write_manifest(
         "spacing_mm": spacing_mm,
         "orientation": orientation,
         "plane": plane,
+        **({} if plane == IMAGE_PLANE else {CHECKS: CHECKS_VERSION}),
         "subjects": [as_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
@@ -238,7 +251,7 @@ class Store:
     @property
     def image_set(self) -> bool:
         """Whether it holds blocks of independent images, not subjects' slices."""
-        return self.plane == "image"
+        return self.plane == IMAGE_PLANE
 
     @property
     def digest(self) -> str:

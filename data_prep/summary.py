@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.flags import FORMS_DISAGREE
+from data_prep.flags import FORMS_DISAGREE, SAME_SCAN, code_of, words_of
 from data_prep.report.writing import FOLDER, PAGE
 from data_prep.same_scan import described
 from data_prep.split import SPLITS
@@ -24,6 +24,10 @@ class Prepared:
     store: Store
     made: int
     changed: bool
+
+
+# Flags that have lines of their own.
+TOLD = (FORMS_DISAGREE, SAME_SCAN)
 
 
 def counted(counts: Counter[str]) -> str:
@@ -81,7 +85,23 @@ def _subject_lines(store: Store) -> list[str]:
             f"{len(apart)} subjects have a qform more than a voxel away from the sform, which is "
             f"used: {', '.join(apart[:SHOWN_FLAGGED])}" + (", …" * (len(apart) > SHOWN_FLAGGED))
         )
-    return lines + described(store.entries, SHOWN_FLAGGED)
+    return lines + described(store.entries, SHOWN_FLAGGED) + _flag_lines(store)
+
+
+def _flag_lines(store: Store) -> list[str]:
+    """What else is odd about subjects that were prepared: who, and what."""
+    found = {
+        entry.subject: [words_of(one) for one in entry.flags if code_of(one) not in TOLD]
+        for entry in store.entries
+    }
+    flagged = [(subject, words) for subject, words in found.items() if words]
+    if not flagged:
+        return []
+    lines = [f"flagged, and used: {len(flagged)} subjects"]
+    lines += [f"  {subject}: {'; '.join(words)}" for subject, words in flagged[:SHOWN_FLAGGED]]
+    if len(flagged) > SHOWN_FLAGGED:
+        lines.append(f"  and {len(flagged) - SHOWN_FLAGGED} more: see the quality report")
+    return lines
 
 
 def _image_set_lines(store: Store) -> list[str]:

@@ -187,17 +187,7 @@ EXAMPLES: dict[str, str] = {
     "restore": "--package demo --store demo",
     "lesions": "--package demo --store demo",
     "evaluate": "--reconstructions model.pt2 --store demo",
-}
-
-# What --help shows as typed after each of them.
-EXAMPLES: dict[str, str] = {
-    "export": "--run demo --onnx true",
-    "anomaly": "--package demo --image volume.nii.gz",
-    "calibration": "--runs blur=demo,gaussian=demo-gaussian",
-    "reconstruct": "--package demo --store demo --acceleration 4",
-    "restore": "--package demo --store demo",
-    "lesions": "--package demo --store demo",
-    "evaluate": "--reconstructions model.pt2 --store demo",
+    "ui": "--port 5001",
 }
 
 

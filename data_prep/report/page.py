@@ -23,6 +23,7 @@ from data_prep.report.quality import (
 )
 from data_prep.split import SPLITS
 from data_prep.store import SCALE, Quarantined, Store, SubjectEntry
+from data_prep.volume.plausibility import expectations
 
 # A contact strip: this many pictures of at most this many pixels, in one file of 5 to 8 kB.
 PICTURES, SIDE, JPEG_QUALITY = 7, 64, 60
@@ -47,6 +48,17 @@ class Axis:
     high: str
     quiet: str
     marks: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A row of the plausibility table, as the page shows it."""
+
+    label: str
+    range: str
+    found: str
+    beyond: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,24 @@ class Page:
         if not subject.entry.volume:
             return ("–",)
         return str(orientation(subject)), f"{voxel(subject)} mm", str(shape(subject))
+
+    @property
+    def expected(self) -> Iterator[Expected]:
+        """What was expected of every brain, and what was found."""
+        given = self.store.manifest["configuration"].get("plausibility", {})
+        for row in expectations():
+            values = [
+                s.entry.findings[row.name] for s in self.subjects if row.name in s.entry.findings
+            ]
+            if values:
+                low, high = given.get(row.name, row.default)
+                yield Expected(
+                    f"{row.metadata['label']}, {row.metadata['unit']}",
+                    f"{low:,g} to {high:,g}",
+                    f"{min(values):,g} to {max(values):,g}",
+                    sum(not low <= value <= high for value in values),
+                    row.metadata["source"],
+                )
 
     @property
     def settings(self) -> Iterator[tuple[str, str]]:

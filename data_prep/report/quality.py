@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from data_prep.flags import WORDS
+from data_prep.flags import words_of
 from data_prep.store import SCALE, Store, SubjectEntry
 
 # Beyond this many robust standard deviations a number is an outlier (Iglewicz and Hoaglin, How to
@@ -104,7 +104,7 @@ class Subject:
     @property
     def flags(self) -> tuple[str, ...]:
         """What was noticed while the volume was read."""
-        return tuple(WORDS.get(flag, flag) for flag in self.entry.flags)
+        return tuple(map(words_of, self.entry.flags))
 
 
 def _high(subject: Subject) -> float | None:

@@ -20,6 +20,7 @@ from data_prep.report.page import Page, render
 from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
 from data_prep.spreadsheet import csv_line
 from data_prep.store import Store, canonical_digest
+from data_prep.volume.plausibility import expectations
 
 FOLDER, PAGE, TABLE, SUMS = "report", "index.html", "subjects.csv", "SHA256SUMS"
 
@@ -31,6 +32,7 @@ COLUMNS = (
     *(one.key for one in MEASURES),
     *(f"z_{one.key}" for one in MEASURES),
     "low", "orientation", "shape", "spacing_mm", "cropped",
+    *(row.name for row in expectations()),
 )  # fmt: skip
 
 
@@ -40,6 +42,7 @@ def digest(store: Store) -> str:
         {
             "volume": str(entry.volume),
             "flags": list(entry.flags),
+            "findings": entry.findings,
             "cropped": entry.cropped,
             "slices": entry.slice_indices,
         }
@@ -132,6 +135,7 @@ def _rows(store: Store, subjects: list[Subject]) -> Iterator[list[Any]]:
                 else [""] * 4
             ),
             int(entry.cropped),
+            *(_number(entry.findings.get(row.name)) for row in expectations()),
         ]  # fmt: skip
     for one in store.quarantined:
         rest = [""] * (len(COLUMNS) - 6)

@@ -14,6 +14,7 @@ from data_prep.sources import freesurfer
 from data_prep.sources.families import Families, read_families
 from data_prep.sources.matching import Match, search
 from data_prep.split import split_of
+from data_prep.volume.pairs import files_of
 
 # Of what is left out, by name; a dry run shows all.
 SHOWN = 20
@@ -60,11 +61,13 @@ class Subject:
 
 
 def _status(path: Path | None) -> tuple[int, int]:
+    """Size in bytes and latest time in ns, of both files of a pair; -1 where one is not there."""
     try:
-        found = os.stat(path) if path else None
+        found = [os.stat(file) for file in files_of(path)] if path else []
     except OSError:
         return -1, -1
-    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
+    sizes, times = ([s.st_size for s in found], [s.st_mtime_ns for s in found])
+    return sum(sizes), max(times, default=0)
 
 
 @dataclass(frozen=True)

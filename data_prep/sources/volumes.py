@@ -98,5 +98,6 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
             cropped=slices.cropped,
             volume=native,
             flags=image.meta["flags"],
+            findings=image.meta["findings"],
         )
     ]

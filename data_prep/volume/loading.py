@@ -6,11 +6,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 
 from data_prep.config import PrepareConfig
 from data_prep.entries import NativeVolume
-from data_prep.volume.slices import Slices, check_grid, cut_slices, voxel_sizes
+from data_prep.volume.brain import brain_of_mask
+from data_prep.volume.slices import Slices, check_grid, cut_checked, voxel_sizes
 from data_prep.volume.transforms import IMAGE, MASK, apply, volume_transforms
 from data_prep.volume.verify import VerifiedVolume, read_verified
 
@@ -26,6 +28,7 @@ class Volume:
     source_sha256: of the file's bytes.
     flags: as VerifiedVolume.flags.
     native: what it was like on disk, and the intensities that became 0 and 1.
+    name: of its file.
     """
 
     data: np.ndarray
@@ -36,20 +39,22 @@ class Volume:
     source_sha256: str
     flags: tuple[str, ...]
     native: NativeVolume
+    name: str
 
     def slices(self, config: PrepareConfig) -> Slices:
-        """The chain's last step: slices of a plane on the pixel grid."""
-        return cut_slices(self.data, self.mask, self.affine, config)
+        """The chain's last step: slices of a plane on the pixel grid. Raises VolumeError."""
+        return cut_checked(self.data, self.mask, self.affine, config, self.name)
 
 
 def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:
     """Read, check, reorient and scale one subject's image: the chain but for its last step.
 
-    The brain is where the mask file is above 0, or without one where the image is above 0, as in
-    skull-stripped images. Reorientation swaps and flips axes only: no voxel is interpolated.
+    The brain is as brain.py finds it. Reorientation swaps and flips axes only: no voxel is
+    interpolated.
 
     Raises:
-        VolumeError: as `read_verified`, and mask_shape, mask_position, no_brain, no_contrast.
+        VolumeError: as `read_verified`, and mask_shape, mask_position, no_brain, no_contrast,
+            implausible.
         InputError: N4 is asked for and SimpleITK is absent.
     """
     chain = volume_transforms(config)
@@ -65,6 +70,7 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
         image.meta["sha256"],
         image.meta["flags"],
         native_of(image),
+        path.name,
     )
 
 
@@ -99,14 +105,22 @@ def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:
     return nib.apply_orientation(volume.data, orientation), affine
 
 
-def read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """The canonical bool mask (X, Y, Z) in `path`, true above 0.
+def read_mask(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    *,
+    threshold: float = 0.5,
+    assume_orientation: str = "",
+) -> np.ndarray:
+    """The canonical bool mask (X, Y, Z) in `path`, true where brain.py says so.
 
-    shape, affine: of the image whose mask it is, as stored.
+    shape, affine: of the image whose mask it is, as stored. threshold: least value of what is
+    masked where it holds several. assume_orientation: as `read_verified`.
 
     Raises:
         VolumeError: as `read_verified`, and mask_shape, mask_position where the grids differ.
     """
-    mask = read_verified(path, constant_allowed=True)
+    mask = read_verified(path, constant_allowed=True, assume_orientation=assume_orientation)
     check_grid(mask.data.shape, mask.affine, shape, affine, path.name)
-    return canonical(mask)[0] > 0
+    return brain_of_mask(torch.from_numpy(canonical(mask)[0].copy()), threshold)[0].numpy()

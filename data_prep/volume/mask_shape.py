@@ -20,11 +20,12 @@ class MaskShape:
     """areas: per axis the voxels of each slice across it, int64.
 
     bounds: per axis the first and last slice of the largest face-connected piece; of pieces of one
-    size the one that comes first in C order.
+    size the one that comes first in C order. largest: voxels of that piece.
     """
 
     areas: tuple[np.ndarray, ...]
     bounds: tuple[tuple[int, int], ...]
+    largest: int
 
 
 def mask_shape(mask: np.ndarray) -> MaskShape:
@@ -43,8 +44,9 @@ def mask_shape(mask: np.ndarray) -> MaskShape:
     label = _joined(stored.shape, plane, row, first, last) if len(plane) <= MOST_RUNS else None
     sizes = np.zeros(2) if label is None else np.bincount(label, length)
     if label is None or np.count_nonzero(sizes == sizes.max()) > 1:
-        bounds = _bounds_by_voxels(mask)
+        bounds, largest = _largest_by_voxels(mask)
     else:
+        largest = int(sizes.max())
         own = label == sizes.argmax()
         found = [(plane, plane), (row, row), (first, last - 1)]
         stored_bounds = [(int(a[own].min()), int(b[own].max())) for a, b in found]
@@ -55,7 +57,7 @@ def mask_shape(mask: np.ndarray) -> MaskShape:
             bounds[axis] = (low, high) if flip.step > 0 else (n - 1 - high, n - 1 - low)
     by_axis = [areas[order.index(axis)] for axis in range(3)]
     turned = [area[:: flips[order.index(axis)].step] for axis, area in enumerate(by_axis)]
-    return MaskShape(tuple(turned), tuple(bounds))
+    return MaskShape(tuple(turned), tuple(bounds), largest)
 
 
 def _in_memory_order(array: np.ndarray) -> tuple[list[int], tuple[slice, ...]]:
@@ -105,9 +107,9 @@ def _joined(
     return connected_components(graph.tocsr(), directed=False)[1]
 
 
-def _bounds_by_voxels(mask: np.ndarray) -> list[tuple[int, int]]:
+def _largest_by_voxels(mask: np.ndarray) -> tuple[list[tuple[int, int]], int]:
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0
     box = ndimage.find_objects(labels)[sizes.argmax() - 1]
-    return [(part.start, part.stop - 1) for part in box]
+    return [(part.start, part.stop - 1) for part in box], int(sizes.max())

@@ -10,7 +10,7 @@ Slices are shown in neurological convention: the patient's left is at the left o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -18,10 +18,18 @@ from scipy import ndimage
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import VolumeError
-from data_prep.volume.mask_shape import mask_shape
+from data_prep.flags import BLACK_SLICES, flag
+from data_prep.volume.mask_shape import MaskShape, mask_shape
 
 # Per plane: the RAS axis of slices, of rows and of columns. Rows run against their axis.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+# A brain smaller than this share of the grid's side is another field of view than a brain's: mostly
+# a header in other units.
+LEAST_EXTENT = 0.25
+
+# The smallest intensity that the store's 16 bits tell from 0.
+LEAST_INTENSITY = 0.5 / 65535
 
 # What the manifest says about the direction of rows and columns.
 ORIENTATIONS = {
@@ -39,12 +47,14 @@ class Slices:
     indices: n slice numbers along the canonical volume's slice axis, ascending.
     affine: (4, 4) float64, (row, column, slice number, 1) to RAS mm.
     cropped: whether part of the brain lies outside the pixel grid.
+    flags: BLACK_SLICES where some show nothing.
     """
 
     images: np.ndarray
     indices: tuple[int, ...]
     affine: np.ndarray
     cropped: bool
+    flags: tuple[str, ...] = ()
 
 
 def choose_slices(
@@ -91,13 +101,50 @@ def check_grid(
         raise VolumeError("mask_position", f"{name} does not lie where its image does")
 
 
+def cut_checked(
+    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig, name: str
+) -> Slices:
+    """`cut_slices` of the volume `name`, and something to be seen in them.
+
+    Raises:
+        VolumeError: too_small, a brain under a quarter of the grid's side; black, no slice with
+            anything above 0.
+    """
+    spacing, shape = voxel_sizes(affine), mask_shape(mask)
+    bounds = zip(shape.bounds, spacing, strict=True)
+    size = max((last - first + 1) * side for (first, last), side in bounds)
+    side = config.size * config.spacing_mm
+    if size < LEAST_EXTENT * side:
+        raise VolumeError(
+            "too_small",
+            f"{name}: the brain is only {size:.3g} mm long, in a field of view of {side:g} "
+            "mm: is this an image of a brain, and the voxel size in the header right?",
+        )
+    cut = cut_slices(data, mask, affine, config, shape)
+    black = [
+        index
+        for index, image in zip(cut.indices, cut.images, strict=True)
+        if not image.max(initial=0) > LEAST_INTENSITY
+    ]
+    if len(black) == len(cut.indices):
+        raise VolumeError("black", f"{name}: not one slice shows anything: is its mask right?")
+    if not black:
+        return cut
+    words = f"{len(black)} of its {len(cut.indices)} slices are black, the first {black[0]}"
+    return replace(cut, flags=(flag(BLACK_SLICES, words),))
+
+
 def cut_slices(
-    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig
+    data: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    config: PrepareConfig,
+    shape: MaskShape | None = None,
 ) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
 
     data: (X, Y, Z) float32 in [0, 1], 0 outside mask, (X, Y, Z) bool, the brain; both with axes to
-    the right, to the front and up. affine: (4, 4), voxel indices to RAS mm.
+    the right, to the front and up. affine: (4, 4), voxel indices to RAS mm. shape: of the mask.
 
     The grid is centred on the bounding box of the brain's largest piece, and its extent is
     size x spacing in mm, so a voxel's size decides where it lands and the array's shape never
@@ -106,7 +153,7 @@ def cut_slices(
     the volume.
     """
     slice_axis, row_axis, column_axis = PLANES[config.plane]
-    shape, spacing = mask_shape(mask), voxel_sizes(affine)
+    shape, spacing = shape or mask_shape(mask), voxel_sizes(affine)
     indices = choose_slices(
         shape.areas[slice_axis],
         float(spacing[slice_axis]),

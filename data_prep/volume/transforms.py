@@ -3,7 +3,7 @@
     >>> chain = volume_transforms(PrepareConfig(size=64, spacing_mm=3.2))
     >>> [type(step).__name__ for step in chain.transforms]
     ['LoadVerifiedd', 'LoadVerifiedd', 'BrainMaskd', 'Orientationd', 'ScaleWithinMaskd',
-     'ExtractSlicesd']
+     'CheckPlausibilityd', 'ExtractSlicesd']
 
 Keys are "image" and "mask"; values are paths first, then channel-first MetaTensors (1, X, Y, Z) in
 RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. MONAI does the reorientation and the scaling;
@@ -28,11 +28,17 @@ from monai.transforms import (
 
 from data_prep.config import Plane, PrepareConfig
 from data_prep.errors import InputError, VolumeError
+from data_prep.flags import words_of
 from data_prep.volume.bias_field import n4_corrected
-from data_prep.volume.slices import check_grid, cut_slices, voxel_sizes
+from data_prep.volume.brain import brain_of_image, brain_of_mask
+from data_prep.volume.findings import findings
+from data_prep.volume.mask_shape import mask_shape
+from data_prep.volume.plausibility import PlausibilityConfig, doubts
+from data_prep.volume.slices import check_grid, cut_checked, voxel_sizes
 from data_prep.volume.verify import read_verified
 
 IMAGE, MASK = "image", "mask"
+PLAUSIBLE = PlausibilityConfig()
 # Names of both ends of each axis of RAS, which MONAI would else take from the image.
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
@@ -42,12 +48,18 @@ def volume_transforms(config: PrepareConfig) -> Compose:
     n4 = [CorrectBiasFieldd(IMAGE, MASK)] if config.n4 else []
     return Compose(
         [
-            LoadVerifiedd(IMAGE),
-            LoadVerifiedd(MASK, constant_allowed=True, allow_missing_keys=True),
-            BrainMaskd(IMAGE, MASK),
+            LoadVerifiedd(IMAGE, assume_orientation=config.assume_orientation),
+            LoadVerifiedd(
+                MASK,
+                assume_orientation=config.assume_orientation,
+                constant_allowed=True,
+                allow_missing_keys=True,
+            ),
+            BrainMaskd(IMAGE, MASK, config.mask_threshold),
             Orientationd([IMAGE, MASK], axcodes="RAS", labels=RAS),
             *n4,
             ScaleWithinMaskd(IMAGE, MASK, config.lower_percentile, config.upper_percentile),
+            CheckPlausibilityd(IMAGE, MASK, config.plausibility),
             ExtractSlicesd(
                 IMAGE,
                 MASK,
@@ -85,28 +97,35 @@ class LoadVerifiedd(MapTransform):
     """A NIfTI or MGH file -> MetaTensor (1, X, Y, Z) float32, read to the gzip checksum at its end.
 
     MONAI's LoadImaged reads a damaged file as if nothing were wrong with it. `meta` has
-    filename_or_obj, sha256, flags, original_affine and spatial_shape. Raises VolumeError.
+    filename_or_obj, sha256, flags, lowest, original_affine and spatial_shape. Raises VolumeError.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         *,
+        assume_orientation: str = "",
         constant_allowed: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
+        """assume_orientation, constant_allowed: as read_verified has them."""
         super().__init__(keys, allow_missing_keys)
-        self.constant_allowed = constant_allowed
+        self.assume_orientation, self.constant_allowed = assume_orientation, constant_allowed
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         for key in self.key_iterator(found):
             path = Path(found[key])
-            read = read_verified(path, constant_allowed=self.constant_allowed)
+            read = read_verified(
+                path,
+                constant_allowed=self.constant_allowed,
+                assume_orientation=self.assume_orientation,
+            )
             meta = {
                 "filename_or_obj": str(path),
                 "sha256": read.sha256,
                 "flags": read.flags,
+                "lowest": read.lowest,
                 "original_affine": read.affine,
                 "spatial_shape": np.array(read.data.shape),
             }
@@ -117,27 +136,32 @@ class LoadVerifiedd(MapTransform):
 
 
 class BrainMaskd(Transform):
-    """The brain, bool (1, X, Y, Z): where the mask is above 0, or without one where the image is.
+    """The brain, bool (1, X, Y, Z), as brain.py finds it: by the mask, or in the image without one.
 
     Raises VolumeError (mask_shape, mask_position, no_brain) for a mask that does not lie on the
     image's own grid, or is empty.
     """
 
-    def __init__(self, image_key: str, mask_key: str) -> None:
-        self.image_key, self.mask_key = image_key, mask_key
+    def __init__(self, image_key: str, mask_key: str, threshold: float = 0.5) -> None:
+        """threshold: least value of brain in a mask of several values."""
+        self.image_key, self.mask_key, self.threshold = image_key, mask_key, threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         image, given = found[self.image_key], found.get(self.mask_key)
-        if given is not None:
+        if given is None:
+            mask, flags = brain_of_image(image.as_tensor()[0], image.meta["lowest"])
+        else:
             check_grid(
                 given.shape[1:], given.affine.numpy(), image.shape[1:], image.affine.numpy(),
                 _name(given),
             )  # fmt: skip
-        mask = (image if given is None else given).as_tensor() > 0
+            mask, flags = brain_of_mask(given.as_tensor()[0], self.threshold)
         if not mask.any():
             raise VolumeError("no_brain", f"{_name(image)} has no voxel inside the brain")
-        found[self.mask_key] = MetaTensor(mask, affine=image.affine.clone())
+        found[self.mask_key] = MetaTensor(mask[None], affine=image.affine.clone())
+        if flags:
+            found[self.image_key] = _like(image, image, flags=(*image.meta["flags"], *flags))
         return found
 
 
@@ -160,7 +184,9 @@ class ScaleWithinMaskd(Transform):
     """Percentiles within the mask become 0 and 1, clipped; what lies outside the mask becomes 0.
 
     MONAI's ScaleIntensityRangePercentiles takes them over the whole image, most of which is
-    background. `meta` gets intensity_range: what became 0 and 1. Raises VolumeError (no_contrast).
+    background. `meta` gets intensity_range, what became 0 and 1, and of the brain the mean and the
+    share of voxels at its largest value, as `mean` and `saturated`. Raises VolumeError
+    (no_contrast).
     """
 
     def __init__(self, image_key: str, mask_key: str, lower: float, upper: float) -> None:
@@ -172,7 +198,8 @@ class ScaleWithinMaskd(Transform):
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
         values, inside = _along_memory(image), _along_memory(mask, image)
-        low, high = _percentiles(values.numpy()[inside.numpy()], [self.lower, self.upper])
+        kept = values.numpy()[inside.numpy()]
+        low, high = _percentiles(kept, [self.lower, self.upper])
         if not high > low:
             raise VolumeError(
                 "no_contrast", f"{_name(image)} has one intensity, {low:g}, all over the brain"
@@ -183,7 +210,42 @@ class ScaleWithinMaskd(Transform):
         parts = [part.split(2) for part in (_along_memory(scaled, image), values, inside)]
         for out, part, brain in zip(*parts, strict=True):
             torch.mul(torch.as_tensor(scale(part)).clamp_(0, 1), brain, out=out)
-        found[self.image_key] = _like(image, scaled, intensity_range=(low, high))
+        found[self.image_key] = _like(
+            image,
+            scaled,
+            intensity_range=(low, high),
+            mean=float(kept.mean(dtype=np.float64)),
+            saturated=np.count_nonzero(kept == kept.max()) / len(kept),
+        )
+        return found
+
+
+class CheckPlausibilityd(Transform):
+    """Is this the brain of an adult, as plausibility.py expects it.
+
+    `meta` gets findings, and a flag for each that is not as expected. Raises VolumeError
+    (implausible) for these where the configuration puts them into quarantine.
+    """
+
+    def __init__(
+        self, image_key: str, mask_key: str, config: PlausibilityConfig = PLAUSIBLE
+    ) -> None:
+        self.image_key, self.mask_key, self.config = image_key, mask_key, config
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        found = dict(data)
+        image, mask = found[self.image_key], _array(found[self.mask_key])
+        meta = image.meta
+        low, high = meta["intensity_range"]
+        intensity = {"low": low, "high": high, "mean": meta["mean"], "saturated": meta["saturated"]}
+        shape, affine = mask_shape(mask), image.affine.numpy()
+        measured = findings(shape, affine, meta["original_affine"], intensity)
+        flags = doubts(measured, self.config)
+        if flags and self.config.action == "quarantine":
+            raise VolumeError("implausible", f"{_name(image)}: {'; '.join(map(words_of, flags))}")
+        found[self.image_key] = _like(
+            image, image, findings=measured, flags=(*meta["flags"], *flags)
+        )
         return found
 
 
@@ -192,7 +254,7 @@ class ExtractSlicesd(Transform):
 
     The image becomes a MetaTensor (n, 1, H, W) whose affine maps (row, column, slice number, 1) to
     RAS mm; `meta` gets slice_indices and cropped, whether part of the brain lies outside the grid.
-    The volume must be in RAS (Orientationd).
+    The volume must be in RAS (Orientationd). Raises VolumeError (too_small, black).
     """
 
     def __init__(
@@ -221,7 +283,9 @@ class ExtractSlicesd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
-        cut = cut_slices(_array(image), _array(mask), image.affine.numpy(), self.config)
+        cut = cut_checked(
+            _array(image), _array(mask), image.affine.numpy(), self.config, _name(image)
+        )
         found[self.image_key] = MetaTensor(
             torch.from_numpy(cut.images),
             meta={
@@ -229,6 +293,7 @@ class ExtractSlicesd(Transform):
                 "affine": torch.from_numpy(cut.affine),
                 "slice_indices": cut.indices,
                 "cropped": cut.cropped,
+                "flags": (*image.meta["flags"], *cut.flags),
             },
         )
         return found

@@ -8,14 +8,17 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from data_prep.errors import VolumeError
-from data_prep.volume.decompress import GZIP_MAGIC, BrokenOff, pieces
+from data_prep.volume.decompress import GZIP_MAGIC, BrokenOff, Hash, pieces
 from data_prep.volume.headers import (
     HEADER_BYTES,
     Header,
@@ -23,6 +26,7 @@ from data_prep.volume.headers import (
     parse_header,
     refuse_other_kinds,
 )
+from data_prep.volume.pairs import pair_of
 
 # What may follow the last voxel: an MGH file's footer and tags.
 FOOTER_BYTES = 1 << 16
@@ -37,7 +41,8 @@ class VerifiedVolume:
 
     data: (X, Y, Z) float32 in the file's own storage order (Fortran) and intensity units.
     affine: (4, 4) float64, voxel indices to RAS mm.
-    sha256, size_bytes: of the file's bytes as they lie on disk.
+    sha256, size_bytes: of the file's bytes as they lie on disk; of a pair, header before voxels.
+    lowest: the smallest value.
     flags: what is odd about the file though it is usable (flags.py).
     """
 
@@ -45,32 +50,50 @@ class VerifiedVolume:
     affine: np.ndarray
     sha256: str
     size_bytes: int
+    lowest: float
     flags: tuple[str, ...] = ()
 
 
 def read_verified(
-    path: Path, *, constant_allowed: bool = False, flat_allowed: bool = False
+    path: Path,
+    *,
+    constant_allowed: bool = False,
+    flat_allowed: bool = False,
+    assume_orientation: str = "",
 ) -> VerifiedVolume:
-    """Read a .nii, .nii.gz, .mgh or .mgz file and check all that can be checked about one file.
+    """Read a NIfTI, MGH or Analyze file and check all that can be checked about one file.
 
-    Memory: the float32 volume and about 3 MB, whatever type the file has.
+    That is .nii, .mgh, .mgz, or either file of a pair .hdr and .img, also with .gz behind it; case
+    does not matter. Memory: the float32 volume and about 3 MB, whatever type the file has.
 
     Args:
         path: the file.
         constant_allowed: accept a volume with one value everywhere (a mask may be that).
         flat_allowed: accept a single slice; its data has three axes all the same.
+        assume_orientation: where the axes run to, such as "LAS", if the header does not say; ""
+            refuses such a file, and headers.ANYWHERE takes what nibabel makes of it.
 
     Raises:
         VolumeError: `reason` is one of missing, broken_link, directory, not_a_file, no_permission,
             unreadable, empty, html, dicom, wrong_format, wrong_extension, not_gzip, truncated,
-            corrupt, not_nifti, header, dimensions, nan, infinite, constant.
+            corrupt, not_nifti, header, dimensions, no_orientation, nan, infinite, constant.
     """
+    half = pair_of(path)
+    parse = partial(
+        parse_header,
+        flat_allowed=flat_allowed,
+        assume_orientation=assume_orientation,
+        pair=half is not None,
+    )
+    current = path
     try:
-        with _opened(path) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            return _read(stream, path.name, size, constant_allowed, flat_allowed)
+        with ExitStack() as opened:
+            streams = []
+            for current in half or (path,):
+                streams.append((opened.enter_context(_opened(current)), current.name))
+            return _read(streams, parse, constant_allowed)
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise _refusal(current, error, of=path) from None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -81,9 +104,9 @@ def _opened(path: Path) -> BinaryIO:
     return path.open("rb", buffering=0)
 
 
-def _refusal(path: Path, error: OSError) -> VolumeError:
-    """What the file system's refusal means for the file's owner."""
-    name = path.name
+def _refusal(path: Path, error: OSError, of: Path) -> VolumeError:
+    """What the file system's refusal means for the file's owner. of: its pair's other half."""
+    name = path.name if path == of else f"{path.name}, which {of.name} needs beside it,"
     if isinstance(error, IsADirectoryError):
         return VolumeError("directory", f"{name} is a folder, not a file")
     if isinstance(error, PermissionError):
@@ -97,21 +120,18 @@ def _refusal(path: Path, error: OSError) -> VolumeError:
 
 
 def _read(
-    stream: BinaryIO, name: str, size: int, constant_allowed: bool, flat_allowed: bool
+    streams: list[tuple[BinaryIO, str]], parse: Callable[..., Header], constant_allowed: bool
 ) -> VerifiedVolume:
-    start = stream.read(HEADER_BYTES)
-    stream.seek(0)
-    if not start:
-        raise VolumeError("empty", f"{name} has no bytes in it")
-    compressed = name.endswith((".gz", ".mgz"))
-    packed = start[:2] == GZIP_MAGIC[: len(start)]
-    if packed and not compressed:
-        raise VolumeError("wrong_extension", f"{name} is compressed: its name must end in .gz")
-    if compressed and not packed:
-        refuse_other_kinds(start, name)
-        raise VolumeError("not_gzip", f"{name} is named as a gzip file but is not compressed")
+    """streams: the file and its name, or those of a pair, the header first."""
     digest = hashlib.sha256()
-    content = _Content(name, size * (MOST_PACKED if compressed else 1), flat_allowed)
+    size = sum(os.fstat(stream.fileno()).st_size for stream, _ in streams)
+    (stream, name), known = streams[-1], b""
+    if len(streams) > 1:
+        known = _whole(*streams[0], digest)
+    compressed = _compressed(stream, name)
+    content = _Content(name, os.fstat(stream.fileno()).st_size, compressed, parse)
+    if len(streams) > 1:
+        content.begin(known, streams[0][1])
     try:
         for piece in pieces(stream, digest, compressed=compressed, name=name):
             content.take(piece)
@@ -132,7 +152,36 @@ def _read(
     if not constant_allowed and low == high:
         raise VolumeError("constant", f"{name} has the value {low:g} everywhere")
     shaped = data.reshape(header.shape, order="F")
-    return VerifiedVolume(shaped, header.affine, digest.hexdigest(), size, header.flags)
+    return VerifiedVolume(shaped, header.affine, digest.hexdigest(), size, float(low), header.flags)
+
+
+def _compressed(stream: BinaryIO, name: str) -> bool:
+    """Whether a file is gzip, as its name and its first bytes have it. Raises VolumeError."""
+    start = stream.read(HEADER_BYTES)
+    stream.seek(0)
+    if not start:
+        raise VolumeError("empty", f"{name} has no bytes in it")
+    compressed = name.lower().endswith((".gz", ".mgz"))
+    packed = start[:2] == GZIP_MAGIC[: len(start)]
+    if packed and not compressed:
+        raise VolumeError("wrong_extension", f"{name} is compressed: its name must end in .gz")
+    if compressed and not packed:
+        refuse_other_kinds(start, name)
+        raise VolumeError("not_gzip", f"{name} is named as a gzip file but is not compressed")
+    return compressed
+
+
+def _whole(stream: BinaryIO, name: str, digest: Hash) -> bytes:
+    """The content of a pair's header file, its first HEADER_BYTES; all of it is read and hashed."""
+    found = b""
+    try:
+        for piece in pieces(stream, digest, compressed=_compressed(stream, name), name=name):
+            found = (found + piece)[:HEADER_BYTES]
+    except BrokenOff:
+        raise VolumeError("truncated", f"{name} ends before its gzip stream does") from None
+    if is_short(found):
+        raise VolumeError("truncated", f"{name} ends within its header")
+    return found
 
 
 class _Content:
@@ -142,8 +191,12 @@ class _Content:
     for a damaged byte may be the cause and should then be reported.
     """
 
-    def __init__(self, name: str, most_bytes: int, flat_allowed: bool) -> None:
-        self.name, self.most_bytes, self.flat_allowed = name, most_bytes, flat_allowed
+    def __init__(
+        self, name: str, size: int, compressed: bool, parse: Callable[..., Header]
+    ) -> None:
+        """size: of the file, bytes. parse: as parse_header, its options given."""
+        self.name, self.parse = name, parse
+        self.most_bytes = size * (MOST_PACKED if compressed else 1)
         self.header: Header | None = None
         self.problem: VolumeError | MemoryError | None = None
         self.start, self.skip = b"", 0
@@ -162,7 +215,7 @@ class _Content:
             self.start += piece
             if len(self.start) < HEADER_BYTES:
                 return
-            self._begin()
+            self.begin(self.start[:HEADER_BYTES], self.name)
             piece = self.start
         if self.header is None:
             return
@@ -182,10 +235,10 @@ class _Content:
         if len(view) > whole:
             self.rest = bytes(view[whole:])
 
-    def _begin(self) -> None:
+    def begin(self, start: bytes, name: str) -> None:
+        """The header, from the first bytes of the file `name`."""
         try:
-            start = self.start[:HEADER_BYTES]
-            header = parse_header(start, self.name, flat_allowed=self.flat_allowed)
+            header = self.parse(start, name)
             if header.end > self.most_bytes:
                 raise _too_few(self.name)
             self.data = np.empty(int(np.prod(header.shape, dtype=np.int64)), np.float32)
@@ -217,7 +270,7 @@ class _Content:
         if self.header is None and self.problem is None:
             if is_short(self.start):
                 raise VolumeError("truncated", f"{self.name} ends within its header")
-            self._begin()
+            self.begin(self.start[:HEADER_BYTES], self.name)
             if self.header is not None:
                 piece, self.start = self.start, b""
                 self.take(piece)

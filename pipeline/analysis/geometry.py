@@ -164,7 +164,7 @@ def intensity_unit(image: np.ndarray, scale: float) -> float:
 
 def read_array(path: Path) -> np.ndarray:
     """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
-    if path.name.endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         return read_values(path, affine_needed=False)[0]
     try:
         found = np.load(path, allow_pickle=False)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep import (
+    ANYWHERE,
     PLANES,
     TRANSFORM_VERSION,
     PrepareConfig,
@@ -17,9 +18,9 @@ from data_prep import (
     VolumeError,
     canonical,
     load_volume,
-    mask_shape,
     read_mask,
     read_verified,
+    words_of,
 )
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
@@ -30,10 +31,9 @@ PIXEL_KEYS = ("plane", "size", "spacing_mm", "lower_percentile", "upper_percenti
 # Decide the pixels, too, though no key of the configuration.
 VERSION = "transform_version"
 
-# Less of the brain than this on the pixel grid, or a brain smaller than this share of the grid's
-# side, is another field of view than the model's: often a header in other units.
+# Less of the brain than this on the pixel grid is another field of view than the model's: often a
+# header in other units.
 LEAST_COVERED = 0.9
-LEAST_EXTENT = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class PreparedVolume:
     with its holes filled; affine: (4, 4) of that grid, to RAS mm.
     slices: images (n, 1, H, W) float32 in [0, 1], their numbers and affine.
     low, high: the file's intensities that became 0 and 1 (after N4, where it was asked for).
+    odd: what is odd about the file though it is usable, in words.
     plane: "axial", "coronal" or "sagittal"; like_training: (n,) bool, slices with as much brain
     as those that the store took.
     """
@@ -63,6 +64,7 @@ class PreparedVolume:
     low: float
     high: float
     stored: Any
+    odd: tuple[str, ...] = ()
 
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
@@ -74,24 +76,29 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [key for key in (*PIXEL_KEYS, VERSION) if one.get(key) != other.get(key)]
 
 
-def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None) -> PreparedVolume:
+def prepare_volume(
+    path: Path,
+    keys: Mapping[str, Any],
+    mask: Path | None = None,
+    *,
+    assume_orientation: str = "",
+) -> PreparedVolume:
     """Read, check, normalise and cut one NIfTI file.
 
     keys: the preparation that a store records. mask: brain mask on the image's grid; without one
-    the brain is where the image is above 0. Raises InputError, in one line, for all that is wrong
+    the brain is where the image is above 0. assume_orientation: where the axes of a file run to
+    whose header does not say, such as "LAS". Raises InputError, in one line, for all that is wrong
     with the files, and for a store that was not cut from volumes.
     """
-    config = _config(keys)
+    config = _config(keys, assume_orientation)
     stored = _header_of(path)
-    _check_affine(path, stored)
     try:
         volume = load_volume(path, mask, config)
+        slices = volume.slices(config)
     except VolumeError as error:
         raise InputError(str(error)) from error
     if stored is None:
         raise InputError(f"{path.name} has a header that nibabel can't read: convert it again")
-    _check_extent(path, volume.mask, volume.spacing, config)
-    slices = volume.slices(config)
     areas = volume.mask.transpose(PLANES[config.plane]).sum(axis=(1, 2))
     prepared = PreparedVolume(
         path,
@@ -108,6 +115,7 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
         volume.native.low,
         volume.native.high,
         stored,
+        tuple(map(words_of, volume.flags)),
     )
     covered = float(seen(prepared)[prepared.brain].mean())
     if covered < LEAST_COVERED:
@@ -118,7 +126,7 @@ def prepare_volume(path: Path, keys: Mapping[str, Any], mask: Path | None = None
     return prepared
 
 
-def _config(keys: Mapping[str, Any]) -> PrepareConfig:
+def _config(keys: Mapping[str, Any], assume_orientation: str) -> PrepareConfig:
     if not {*PIXEL_KEYS, "min_brain_area"} <= keys.keys():
         raise InputError("the decoder package was not trained on slices of volumes")
     if keys.get(VERSION) != TRANSFORM_VERSION:
@@ -127,9 +135,16 @@ def _config(keys: Mapping[str, Any]) -> PrepareConfig:
             f"{keys.get(VERSION)}, this program has {TRANSFORM_VERSION}: train again"
         )
     tiny = 1e-9  # every slice, and each that shows any brain
-    return PrepareConfig(
-        **{key: keys[key] for key in PIXEL_KEYS}, slice_spacing_mm=tiny, min_brain_area=tiny
-    )
+    try:
+        return PrepareConfig(
+            **{key: keys[key] for key in PIXEL_KEYS},
+            source="hcp",
+            assume_orientation=assume_orientation,
+            slice_spacing_mm=tiny,
+            min_brain_area=tiny,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read_values(path: Path, *, affine_needed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -142,12 +157,13 @@ def read_values(path: Path, *, affine_needed: bool) -> tuple[np.ndarray, np.ndar
     Raises:
         InputError: the file is damaged, or has no affine.
     """
+    assumed = "" if affine_needed else ANYWHERE
     try:
-        found = read_verified(path, constant_allowed=True, flat_allowed=True)
+        found = read_verified(
+            path, constant_allowed=True, flat_allowed=True, assume_orientation=assumed
+        )
     except VolumeError as error:
         raise InputError(str(error)) from error
-    if affine_needed:
-        _check_affine(path, _header_of(path))
     return found.data, found.affine
 
 
@@ -159,46 +175,25 @@ def _header_of(path: Path) -> Any:
         return None
 
 
-def _check_affine(path: Path, stored: Any) -> None:
-    """Raise InputError where the header places the image nowhere: left and right are unknown."""
-    if not isinstance(stored, nib.Nifti1Image):  # MGH files always have an affine
-        return
-    if int(stored.header["sform_code"]) == int(stored.header["qform_code"]) == 0:
-        raise InputError(
-            f"{path.name} has no affine (its sform and qform codes are 0): set one, or convert "
-            "the image again from its source"
-        )
+def read_labels(path: Path, image: PreparedVolume, assume_orientation: str = "") -> np.ndarray:
+    """A mask on the image's own grid -> (X, Y, Z) bool on its canonical one.
 
-
-def _check_extent(path: Path, mask: np.ndarray, spacing: np.ndarray, config: PrepareConfig) -> None:
-    bounds = mask_shape(mask).bounds
-    size = max((last - first + 1) * s for (first, last), s in zip(bounds, spacing, strict=True))
-    side = config.size * config.spacing_mm
-    if size < LEAST_EXTENT * side:
-        raise InputError(
-            f"{path.name}: the brain is only {size:.0f} mm long, in a field of view of {side:g} "
-            "mm: is this an image of a brain, and the voxel size in the header right?"
-        )
-
-
-def read_labels(path: Path, image: PreparedVolume) -> np.ndarray:
-    """A mask on the image's own grid -> (X, Y, Z) bool on its canonical one, true above 0.
-
-    Raises InputError, in one line, for a damaged file and a mask of another shape or place.
+    True where a mask with one value above 0 has it; from 0.5 on in one with several. Raises
+    InputError, in one line, for a damaged file and a mask of another shape or place.
     """
     try:
-        return read_mask(path, image.shape, image.storage)
+        return read_mask(path, image.shape, image.storage, assume_orientation=assume_orientation)
     except VolumeError as error:
         raise InputError(str(error)) from error
 
 
-def read_contrast(path: Path, image: PreparedVolume) -> np.ndarray:
+def read_contrast(path: Path, image: PreparedVolume, assume_orientation: str = "") -> np.ndarray:
     """Another contrast of the same head on the image's own grid -> (X, Y, Z) on its canonical one.
 
     In the file's unit. Raises InputError, in one line, for a damaged file and one of another grid.
     """
     try:
-        found = read_verified(path)
+        found = read_verified(path, assume_orientation=assume_orientation)
     except VolumeError as error:
         raise InputError(str(error)) from error
     same = found.data.shape == image.shape
@@ -252,8 +247,11 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     values give the same bytes, and the file is there whole or not at all.
     """
     like = image.stored
-    if not isinstance(like, nib.Nifti1Image):  # an MGH file, whose header has no such fields
-        like = nib.Nifti1Image(np.empty(like.shape, np.float32), like.affine)
+    single = isinstance(like, nib.Nifti1Image)  # an MGH file's header has no such fields
+    bare = single and int(like.header["sform_code"]) == int(like.header["qform_code"]) == 0
+    if not single or bare:  # of an assumed orientation the result says what was assumed
+        like = nib.Nifti1Image(np.empty(like.shape, np.float32), image.storage)
+        like.header.set_xyzt_units("mm")
     header = like.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)

@@ -79,15 +79,14 @@ def test_brain_is_what_lies_above_0(tmp_path: Path) -> None:
     assert (volume.data[~volume.mask] == 0).all()
 
 
-def test_a_mask_file_too_is_brain_above_0(tmp_path: Path) -> None:
+def test_a_mask_of_several_values_is_brain_from_its_threshold_on(tmp_path: Path) -> None:
     data = np.random.default_rng(0).normal(0, 100, (12, 13, 14)).astype(np.float32)
     mask = np.zeros(data.shape, np.float32)
-    mask[3:9, 3:9, 3:9], mask[3], mask[4, 4, 4] = 1, -1, 0.25
-    volume = load_volume(
-        saved(tmp_path / "a.nii.gz", data), saved(tmp_path / "mask.nii.gz", mask), WHOLE
-    )
-    assert volume.mask.sum() == 5 * 6 * 6
-    np.testing.assert_array_equal(volume.mask, mask > 0)
+    mask[3:9, 3:9, 3:9], mask[3], mask[4, 4, 4], mask[5, 5, 5] = 1, -1, 0.25, 0.5
+    image, brain = saved(tmp_path / "a.nii.gz", data), saved(tmp_path / "mask.nii.gz", mask)
+    volume = load_volume(image, brain, WHOLE)
+    assert volume.mask.sum() == 5 * 6 * 6 - 1
+    np.testing.assert_array_equal(volume.mask, mask >= 0.5)
     # A brain may hold negative voxels, once a mask says so.
     assert volume.native.low == data[mask > 0].min() < 0
 

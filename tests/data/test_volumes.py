@@ -134,7 +134,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(tmp_path: Path) -> None:
     image = nib.load(path)
     bare = nib.Nifti1Image(np.asarray(image.dataobj), None)
     nib.save(bare, tmp_path / "bare.nii.gz")
-    assert "has no affine" in refused(tmp_path / "bare.nii.gz")
+    assert "gives no orientation" in refused(tmp_path / "bare.nii.gz")
     nib.save(nib.Nifti1Image(np.ones((4, 5), np.float32), image.affine), tmp_path / "flat.nii.gz")
     assert "one 3-D volume is needed" in refused(tmp_path / "flat.nii.gz")
     assert "none.nii.gz is not there" in refused(tmp_path / "none.nii.gz")

@@ -106,7 +106,7 @@ def test_what_comes_from_files_cannot_become_html(arguments: list[str], work: Pa
     html = page(store)
     assert "alert('x')" not in html and html.count("<script>") == 1
     assert html.count("{{rows}}") == 1 + len(NAMES)  # shown as it is, not filled in
-    assert html.count("<tbody>") == 2
+    assert html.count("<tbody>") == 3
     assert table(store)[-1]["notes"] == f"corrupt: {HOSTILE}"
 
 

@@ -33,6 +33,7 @@ def configured(folder: Path, root: Path, /, **keys: object) -> list[str]:
     """The arguments for a configuration file as people write them, other sections included."""
     section = {"source": "hcp", "root": str(root), "size": 32, "spacing_mm": 1.0, "workers": 1}
     section["track"] = False  # importing MLflow takes seconds
+    section["plausibility"] = {"action": "ignore"}  # a brain of 5 ml is no adult's
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({"prepare": section | keys, "training": {"epochs": 3}}))
     return ["--config", str(path)]

@@ -9,6 +9,7 @@ OUTPUT/summary.json       options, image and all scores, written last
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Options:
         image: the volume, .nii or .nii.gz, skull-stripped or with a mask.
         output: folder of the results; WORK/anomaly/NAME of the image where empty.
         mask: brain mask on the image's grid; where empty the brain is where the image is above 0.
+        assume_orientation: where the axes of a file run to whose header does not say (sform and
+            qform codes 0, Analyze), such as RAS or LAS; where empty such a file is refused.
         lesions: mask of lesions on the image's grid, to score the maps against.
         beside: other contrasts of the same head on the image's grid, such as FLAIR, with commas
             between: their intensity alone is scored, too.
@@ -96,6 +99,7 @@ class Options:
     image: str
     output: str = ""
     mask: str = ""
+    assume_orientation: str = ""
     lesions: str = ""
     beside: str = ""
     baseline: str = ""
@@ -122,7 +126,7 @@ class Options:
         """Where the results go."""
         if self.output:
             return Path(self.output)
-        name = Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
+        name = re.sub(r"(\.nii|\.hdr|\.img)?(\.gz)?$", "", Path(self.image).name, flags=re.I)
         return work_folder() / "anomaly" / name
 
 
@@ -166,12 +170,18 @@ def run(options: Options) -> None:
 
 def _read(options: Options) -> Inputs:
     model = open_prior(options.package, options.law, options.device)
+    assumed = options.assume_orientation
     volume = prepare_volume(
-        Path(options.image), model.prepare_keys, Path(options.mask) if options.mask else None
+        Path(options.image),
+        model.prepare_keys,
+        Path(options.mask) if options.mask else None,
+        assume_orientation=assumed,
     )
-    lesions = read_labels(Path(options.lesions), volume) if options.lesions else None
+    for words in volume.odd:
+        print(f"note: {volume.path.name}: {words}")
+    lesions = read_labels(Path(options.lesions), volume, assumed) if options.lesions else None
     others = [Path(word.strip()) for word in options.beside.split(",") if word.strip()]
-    beside = {path.name.partition(".")[0]: read_contrast(path, volume) for path in others}
+    beside = {path.name.partition(".")[0]: read_contrast(path, volume, assumed) for path in others}
     baseline = open_package(options.baseline, options.device) if options.baseline else None
     if options.finest:
         for used in filter(None, (model, baseline)):
@@ -276,6 +286,7 @@ def _write(
         "slices": len(volume.slices.indices),
         "slices_like_training": int(volume.like_training.sum()),
         "brain_voxels": int(volume.brain.sum()),
+        "odd": list(volume.odd),
         "brain_seen": float(inside.sum() / volume.brain.sum()),
     }
     if lesions is not None:

@@ -155,7 +155,7 @@ def read_values(path: Path, *, affine_needed: bool) -> tuple[np.ndarray, np.ndar
         affine_needed: whether a header without an affine is refused.
 
     Raises:
-        InputError: the file is damaged, or has no affine.
+        InputError: the file is damaged, or gives no orientation.
     """
     assumed = "" if affine_needed else ANYWHERE
     try:

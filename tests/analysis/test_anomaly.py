@@ -183,7 +183,7 @@ def test_mistakes_are_told_in_a_line(
         (["--image", patient["t1"], "--lesions", small], "has the shape 56x60x39"),
         (["--image", patient["t1"], "--mask", small], "has the shape 56x60x39"),
         (["--image", flat], "one 3-D volume is needed"),
-        (["--image", bare], "has no affine"),
+        (["--image", bare], "gives no orientation"),
         (["--image", tmp_path / "none.nii.gz"], "none.nii.gz is not there"),
         (["--image", patient["t1"], "--restore_steps", "-1"], "restore_steps must not be negative"),
         (["--image", patient["t1"], "--tail", "left"], "tail"),

@@ -98,7 +98,7 @@ def test_files_that_are_no_slice(tmp_path: Path) -> None:
     bare = nib.Nifti1Image(np.ones((4, 4, 1)), None)
     bare.header["sform_code"] = bare.header["qform_code"] = 0
     nib.save(bare, path)
-    assert "no affine" in said()
+    assert "gives no orientation" in said()
     lost = bytearray(nib.Nifti1Image(np.ones((4, 4, 1)), AFFINE).to_bytes())
     lost[280:284] = np.float32(np.nan).tobytes()  # the first number of srow_x
     path.write_bytes(gzip.compress(bytes(lost)))

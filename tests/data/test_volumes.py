@@ -146,6 +146,46 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(tmp_path: Path) -> None:
     assert "transform version" in refused(path, {**KEYS, "transform_version": 0})
 
 
+def test_an_orientation_that_is_assumed_is_told_and_goes_into_the_result(tmp_path: Path) -> None:
+    given = nib.load(write(tmp_path / "las.nii.gz", head(), "LAS"))
+    bare = nib.Nifti1Image(np.asarray(given.dataobj), None)
+    bare.header.set_zooms((2, 2, 2))
+    nib.save(bare, tmp_path / "bare.nii.gz")
+    volume = prepare_volume(tmp_path / "bare.nii.gz", KEYS, assume_orientation="LAS")
+    expected = prepare_volume(tmp_path / "las.nii.gz", KEYS)
+    np.testing.assert_array_equal(volume.slices.images, expected.slices.images)
+    assert any("LAS is assumed" in words for words in volume.odd)
+    write_like(tmp_path / "back.nii.gz", volume.data, volume, "x")
+    back = nib.load(tmp_path / "back.nii.gz")
+    assert back.header["sform_code"] > 0 and nib.aff2axcodes(back.affine) == ("L", "A", "S")
+    np.testing.assert_array_equal(
+        np.asarray(back.dataobj) > 0.5, np.asarray(nib.load(
+            _written(tmp_path / "like.nii.gz", expected)).dataobj) > 0.5,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="assume_orientation"):
+        prepare_volume(tmp_path / "bare.nii.gz", KEYS, assume_orientation="left")
+
+
+def _written(path: Path, volume: PreparedVolume) -> Path:
+    write_like(path, volume.data, volume, "x")
+    return path
+
+
+def test_lengths_in_metres_are_mapped_too(tmp_path: Path) -> None:
+    given = nib.load(write(tmp_path / "mm.nii.gz", head(), "LAS"))
+    affine = given.affine.copy()
+    affine[:3] /= 1000
+    image = nib.Nifti1Image(np.asarray(given.dataobj), affine)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "m.nii.gz")
+    volume = prepare_volume(tmp_path / "m.nii.gz", KEYS)
+    expected = prepare_volume(tmp_path / "mm.nii.gz", KEYS)
+    np.testing.assert_allclose(volume.slices.images, expected.slices.images, atol=1e-5)
+    back = nib.load(_written(tmp_path / "back.nii.gz", volume))
+    np.testing.assert_array_equal(back.affine, image.affine)
+    assert back.header.get_xyzt_units()[0] == "meter"
+
+
 def test_a_mask_of_another_shape_or_place_is_refused(tmp_path: Path) -> None:
     volume = prepare_volume(write(tmp_path / "t1.nii.gz", head()), KEYS)
     other = write(tmp_path / "other.nii.gz", head((60, 76, 48)))

@@ -67,7 +67,7 @@ def image(data: np.ndarray = BRAIN, name: str = "a.nii.gz", **keys: object) -> C
 
 
 def with_mask(mask: np.ndarray, data: np.ndarray = BRAIN) -> Callable[[Path], object]:
-    return lambda folder: (image(data)(folder), image(mask, "mask_a.nii.gz")(folder))
+    return lambda folder: (image(data)(folder), image(mask, "masks/a.nii.gz")(folder))
 
 
 def standardised() -> np.ndarray:
@@ -87,7 +87,7 @@ def noisy() -> np.ndarray:
 
 
 LAS = ("--prepare.assume_orientation", "LAS")
-MASKED = ("--prepare.mask_template", "mask_{subject}.nii.gz")
+MASKED = ("--prepare.mask_template", "masks/{subject}.nii.gz")
 STRICT = ("--prepare.plausibility.action", "quarantine")
 
 SITUATIONS = (

@@ -51,8 +51,8 @@ def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Pict
         spacing_mm: the pixel size that it must have; None = any.
 
     Raises:
-        InputError: the file can't be read to its end, gives no orientation, more than one slice, values
-            that are not finite, another plane, or another spacing.
+        InputError: the file can't be read to its end, gives no orientation, has several slices,
+            values that are not finite, another plane, or another spacing.
     """
     read, affine = read_values(path, affine_needed=True)
     values = read.astype(np.float64)

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from data_prep.config import PrepareConfig
 from data_prep.entries import NativeVolume
 from data_prep.volume.brain import brain_of_mask
+from data_prep.volume.mask_shape import mask_shape
 from data_prep.volume.slices import Slices, check_grid, cut_checked, voxel_sizes
 from data_prep.volume.transforms import IMAGE, MASK, apply, volume_transforms
 from data_prep.volume.verify import VerifiedVolume, read_verified
@@ -43,7 +44,7 @@ class Volume:
 
     def slices(self, config: PrepareConfig) -> Slices:
         """The chain's last step: slices of a plane on the pixel grid. Raises VolumeError."""
-        return cut_checked(self.data, self.mask, self.affine, config, self.name)
+        return cut_checked(self.data, self.affine, mask_shape(self.mask), config, self.name)
 
 
 def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:

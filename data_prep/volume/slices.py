@@ -102,16 +102,15 @@ def check_grid(
 
 
 def cut_checked(
-    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig, name: str
+    data: np.ndarray, affine: np.ndarray, shape: MaskShape, config: PrepareConfig, name: str
 ) -> Slices:
-    """`cut_slices` of the volume `name`, and something to be seen in them.
+    """`cut_shape` of the volume `name`, and something to be seen in them.
 
     Raises:
         VolumeError: too_small, a brain under a quarter of the grid's side; black, no slice with
             anything above 0.
     """
-    spacing, shape = voxel_sizes(affine), mask_shape(mask)
-    bounds = zip(shape.bounds, spacing, strict=True)
+    bounds = zip(shape.bounds, voxel_sizes(affine), strict=True)
     size = max((last - first + 1) * side for (first, last), side in bounds)
     side = config.size * config.spacing_mm
     if size < LEAST_EXTENT * side:
@@ -120,7 +119,7 @@ def cut_checked(
             f"{name}: the brain is only {size:.3g} mm long, in a field of view of {side:g} "
             "mm: is this an image of a brain, and the voxel size in the header right?",
         )
-    cut = cut_slices(data, mask, affine, config, shape)
+    cut = cut_shape(data, affine, shape, config)
     black = [
         index
         for index, image in zip(cut.indices, cut.images, strict=True)
@@ -135,16 +134,19 @@ def cut_checked(
 
 
 def cut_slices(
-    data: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    config: PrepareConfig,
-    shape: MaskShape | None = None,
+    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig
+) -> Slices:
+    """`cut_shape` with the shape of a mask (X, Y, Z) bool."""
+    return cut_shape(data, affine, mask_shape(mask), config)
+
+
+def cut_shape(
+    data: np.ndarray, affine: np.ndarray, shape: MaskShape, config: PrepareConfig
 ) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
 
-    data: (X, Y, Z) float32 in [0, 1], 0 outside mask, (X, Y, Z) bool, the brain; both with axes to
-    the right, to the front and up. affine: (4, 4), voxel indices to RAS mm. shape: of the mask.
+    data: (X, Y, Z) float32 in [0, 1], 0 outside the brain, with axes to the right, to the front and
+    up. affine: (4, 4), voxel indices to RAS mm. shape: of the brain on the same grid.
 
     The grid is centred on the bounding box of the brain's largest piece, and its extent is
     size x spacing in mm, so a voxel's size decides where it lands and the array's shape never
@@ -153,7 +155,7 @@ def cut_slices(
     the volume.
     """
     slice_axis, row_axis, column_axis = PLANES[config.plane]
-    shape, spacing = shape or mask_shape(mask), voxel_sizes(affine)
+    spacing = voxel_sizes(affine)
     indices = choose_slices(
         shape.areas[slice_axis],
         float(spacing[slice_axis]),

@@ -32,7 +32,7 @@ from data_prep.flags import words_of
 from data_prep.volume.bias_field import n4_corrected
 from data_prep.volume.brain import brain_of_image, brain_of_mask
 from data_prep.volume.findings import findings
-from data_prep.volume.mask_shape import mask_shape
+from data_prep.volume.mask_shape import MaskShape, mask_shape
 from data_prep.volume.plausibility import PlausibilityConfig, doubts
 from data_prep.volume.slices import check_grid, cut_checked, voxel_sizes
 from data_prep.volume.verify import read_verified
@@ -215,7 +215,7 @@ class ScaleWithinMaskd(Transform):
             scaled,
             intensity_range=(low, high),
             mean=float(kept.mean(dtype=np.float64)),
-            saturated=np.count_nonzero(kept == kept.max()) / len(kept),
+            saturated=_share_of_largest(kept, int((len(kept) - 1) * self.upper / 100)),
         )
         return found
 
@@ -234,11 +234,10 @@ class CheckPlausibilityd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
-        image, mask = found[self.image_key], _array(found[self.mask_key])
-        meta = image.meta
+        image, meta = found[self.image_key], found[self.image_key].meta
         low, high = meta["intensity_range"]
         intensity = {"low": low, "high": high, "mean": meta["mean"], "saturated": meta["saturated"]}
-        shape, affine = mask_shape(mask), image.affine.numpy()
+        shape, affine = _shape_of(found[self.mask_key]), image.affine.numpy()
         measured = findings(shape, affine, meta["original_affine"], intensity)
         flags = doubts(measured, self.config)
         if flags and self.config.action == "quarantine":
@@ -284,7 +283,7 @@ class ExtractSlicesd(Transform):
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
         cut = cut_checked(
-            _array(image), _array(mask), image.affine.numpy(), self.config, _name(image)
+            _array(image), image.affine.numpy(), _shape_of(mask), self.config, _name(image)
         )
         found[self.image_key] = MetaTensor(
             torch.from_numpy(cut.images),
@@ -320,6 +319,25 @@ def _percentiles(values: np.ndarray, percent: list[float]) -> list[float]:
     values.partition(np.unique([below, above]))
     low, high = values[below].astype(np.float64), values[above].astype(np.float64)
     return (low + (high - low) * (position - below)).tolist()
+
+
+def _share_of_largest(values: np.ndarray, place: int) -> float:
+    """The share of `values` (n,) that are as large as the largest. place: where it is parted."""
+    largest = values[place:].max()
+    beyond = values[place:] if values[place] < largest else values
+    return np.count_nonzero(beyond == largest) / len(values)
+
+
+def _shape_of(mask: MetaTensor) -> MaskShape:
+    """The shape of a mask, measured once as long as nothing is done to it."""
+    # The tensor is kept, so that no other one can come to lie in its place.
+    kept, version, shape = mask.meta.get("shape", (None, None, None))
+    if kept is None or version != mask._version or kept.data_ptr() != mask.data_ptr() or (
+        (kept.stride(), kept.shape) != (mask.stride(), mask.shape)
+    ):  # fmt: skip
+        shape = mask_shape(_array(mask))
+        mask.meta["shape"] = (mask.as_tensor(), mask._version, shape)
+    return shape
 
 
 def _name(image: MetaTensor) -> str:

@@ -1,6 +1,7 @@
 """verify: a single flipped byte anywhere in a store is found."""
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -111,12 +112,17 @@ def test_what_verify_asks_for_mends_the_store(folder: Path, tmp_path: Path) -> N
     assert verify(folder) == 0
 
 
+def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """What shows that a file was written again."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in paths}
+
+
 @pytest.mark.parametrize("place", [0, 100, -1])
 def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
 ) -> None:
     shard = folder / "slices/2.npy"
-    sound, others = shard.read_bytes(), {p: p.stat() for p in folder.glob("slices/[13].npy")}
+    sound, others = shard.read_bytes(), stamps(folder.glob("slices/[13].npy"))
     damaged = bytearray(sound)
     damaged[place] ^= 1
     shard.write_bytes(damaged)
@@ -129,15 +135,15 @@ def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
     assert main([*arguments, "--prepare.check", "true"]) == 0
     assert "to prepare, its shard is damaged: 1 subjects: 2\n" in capsys.readouterr().out
     assert shard.read_bytes() == sound
-    assert {p: p.stat() for p in folder.glob("slices/[13].npy")} == others
+    assert stamps(folder.glob("slices/[13].npy")) == others
     assert verify(folder) == 0
 
 
 def test_check_of_a_whole_store_changes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {p: p.stat() for p in folder.rglob("*")}
+    before = stamps(folder.rglob("*"))
     capsys.readouterr()
     assert main(["--config", str(tmp_path / "study.yaml"), "--prepare.check"]) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert {p: p.stat() for p in folder.rglob("*")} == before
+    assert stamps(folder.rglob("*")) == before

@@ -168,7 +168,7 @@ def api_page() -> str:
 
 def _entry(face: ModuleType, name: str) -> str:
     """A name of a face: signature, docstring, and for a class its members."""
-    value = getattr(face, name)
+    value = inspect.unwrap(getattr(face, name))  # a cached function is the function
     title = f"\n### {face.__name__}.{name}\n\n"
     if inspect.ismodule(value):
         return title + f"{_markdown(value)}\n"

@@ -36,13 +36,32 @@ class _ConfigFile(ActionConfigFile):
         namespace[self.dest][-1] = values
 
 
-def options_parser(command: str, description: str, example: str = "") -> ArgumentParser:
+class _Parser(ArgumentParser):
+    """A parser whose help leaves out what its command does not use; --print_config has all keys."""
+
+    shown: Sequence[str] = ("",)
+
+    def format_help(self, *rest: Any, **options: Any) -> str:
+        hidden = [
+            action for action in self._actions if not action.dest.startswith(tuple(self.shown))
+        ]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = SUPPRESS
+        try:
+            return super().format_help(*rest, **options)
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
+
+
+def options_parser(command: str, description: str, example: str = "") -> _Parser:
     """A parser of a command's options, whose errors are exceptions.
 
     example: of options, as typed after the command.
     """
     start = f"{program('pipeline')} {command}"
-    return ArgumentParser(
+    return _Parser(
         prog=start,
         # The list of all options is below; as a usage line it would fill the screen.
         usage=f"{start} [--OPTION VALUE ...]",
@@ -55,7 +74,7 @@ def options_parser(command: str, description: str, example: str = "") -> Argumen
 
 def config_parser(
     command: str, description: str = "", example: str = "", shown: Sequence[str] = ("",)
-) -> ArgumentParser:
+) -> _Parser:
     """A parser of --config, --run, --restart and every key of the configuration.
 
     All commands accept all keys, so that one file and one set of overrides serves them all; help
@@ -70,10 +89,7 @@ def config_parser(
         "--restart", type=bool, default=False, help="train anew what was trained before"
     )
     parser.add_class_arguments(Config)
-    always = ("help", "config", "run", "print_config")
-    for action in parser._actions:
-        if not action.dest.startswith((*always, *shown)):
-            action.help = SUPPRESS
+    parser.shown = ("help", "config", "run", "print_config", *shown)
     return parser
 
 

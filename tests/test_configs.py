@@ -165,7 +165,7 @@ def test_keys_that_decide_nothing_of_a_run_are_marked_beside_their_fields() -> N
         "likelihood.vgg_weights",
         "likelihood.residual", "likelihood.residual_floor", "likelihood.residual_steps",
     } == INDIFFERENT  # fmt: skip
-    assert work_keys(EvaluationConfig) == {"device", "threads"}
+    assert work_keys(EvaluationConfig) == {"device", "threads", "other_people"}
     assert {
         "device", "threads", "batch_size", "store", "download", "lpips_alex_weights",
         "lpips_vgg_weights", "inception_weights",

@@ -139,7 +139,7 @@ def test_what_the_run_was_trained_with_may_be_said_again(evaluate: Command) -> N
         "--data.store", "tiny", "--model", f"{{max_width: 8, levels: {LEVELS}}}",
         "--model.levels", f"{LEVELS}", "--likelihood.term=blur",
     )  # fmt: skip
-    assert "psnr" in said
+    assert "PSNR" in said
 
 
 def test_device_and_threads_of_the_evaluation_are_honoured(
@@ -176,7 +176,7 @@ def test_a_run_of_another_machine_s_device_is_scored_on_this_one_s(
     content["training"]["device"] = "cuda:7"
     try:
         saved.write_text(yaml.safe_dump(content))
-        assert "psnr" in evaluate("--evaluation.device", "cpu")
+        assert "PSNR" in evaluate("--evaluation.device", "cpu")
     finally:
         saved.write_text(text)
 
@@ -218,7 +218,7 @@ def test_another_study_s_people_of_equal_names_are_scored_where_that_is_said(
     said = evaluate("--evaluation.store", "other", "--evaluation.split", "all", code=2)
     assert "trained on" in said and "evaluation.other_people true" in said
     said = evaluate("--evaluation.store", "other", *OTHERS)
-    assert "file digests (SHA-256) were compared" in said and "psnr" in said
+    assert "file digests (SHA-256) were compared" in said and "PSNR" in said
     inputs = (trained / "runs/tiny/evaluation-other/inputs.json").read_text()
     assert "file digests (SHA-256) were compared" in inputs
 
@@ -230,7 +230,7 @@ def test_so_are_families_of_equal_names(
     store_writer(trained, "families", prefix="f", seed=91, families=families)
     said = evaluate("--evaluation.store", "families", "--evaluation.split", "all", code=2)
     assert "3 of 6" in said
-    assert "psnr" in evaluate("--evaluation.store", "families", *OTHERS)
+    assert "PSNR" in evaluate("--evaluation.store", "families", *OTHERS)
 
 
 @pytest.mark.parametrize("prefix", ["p", "q"])

@@ -58,7 +58,11 @@ def run(options: Options) -> None:
     if uri.startswith(("http://", "https://")):
         # A browser asks for user and password itself.
         server = shown_address(uri).replace(f"{HIDDEN}@", "").rstrip("/")
-        address = f"{server}/{page_of(uri, options.experiment)}"
+        try:
+            address = f"{server}/{page_of(uri, options.experiment)}"
+        except InputError as error:  # another machine may reach it
+            print(f"note: {error}")
+            address = server
         print(f"MLFLOW_TRACKING_URI is a server: open {address} in a browser")
         if show:
             webbrowser.open(address)

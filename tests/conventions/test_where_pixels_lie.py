@@ -136,7 +136,8 @@ def test_pixels_no_larger_than_voxels_are_not_smoothed() -> None:
 def test_the_left_front_top_corner_is_where_the_plane_puts_it(
     tmp_path: Path, plane: str, left_front_top: tuple[int, int], stored: str
 ) -> None:
-    data = np.full((32, 32, 32), 100, np.int16)
+    # Not of one value, which would be taken for the background's.
+    data = np.random.default_rng(0).integers(80, 120, (32, 32, 32), np.int16)
     data[0, 0, 0] = 50  # what becomes 0
     data[:4, -4:, -4:] = 200  # x low is left, y high in front, z high on top
     affine = np.eye(4)

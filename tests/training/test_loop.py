@@ -45,7 +45,11 @@ def _rows(trainer: Trainer) -> list[dict[str, float]]:
     """Metrics per epoch, without what the clock decides."""
     assert isinstance(trainer.tracker, ListTracker)
     return [
-        {key: value for key, value in row.items() if key != "images_per_second"}
+        {
+            key.removeprefix("train/").replace("validation/", "validation_"): value
+            for key, value in row.items()
+            if key != "train/images_per_second"
+        }
         for row in trainer.tracker.rows
     ]
 

@@ -56,7 +56,11 @@ class Rows(NoTracker):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         assert step not in self.rows
-        self.rows[step] = {k: v for k, v in values.items() if k != "images_per_second"}
+        plain = {
+            name.removeprefix("train/").replace("validation/", "validation_"): value
+            for name, value in values.items()
+        }
+        self.rows[step] = {k: v for k, v in plain.items() if k != "images_per_second"}
 
 
 class Interrupted(Trainer):

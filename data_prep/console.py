@@ -62,6 +62,5 @@ def _steady(stream: io.TextIOWrapper) -> TextIO:
         io.BufferedWriter(_Patient(stream.fileno())),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        line_buffering=True,  # of two streams in one log the order is kept, and a log can be followed
     )

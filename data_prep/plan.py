@@ -125,6 +125,8 @@ def _why_again(store: Store, outcomes: list[Outcome], item: Item, read: bool) ->
             return "its shard is missing or cut"
         elif read and store.shard_problem(outcome, read=True):
             return "its shard is damaged"
+        elif not store.image_set and outcome.volume is None:
+            return "an earlier version of this program prepared it"
     if not store.image_set and store.manifest.get(CHECKS) != CHECKS_VERSION:
         return "an earlier version of this program checked it"
     return ""

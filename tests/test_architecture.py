@@ -113,7 +113,9 @@ def test_no_module_is_two(path: Path) -> None:
 MLFLOW = {
     "data_prep.mlflow_connection",
     "data_prep.tracking",
+    "pipeline.commands.opening",
     "pipeline.commands.ui",
+    "pipeline.tracking.system",
     "pipeline.tracking.runs",
     "pipeline.tracking.registry",
     "pipeline.tracking.served_decoder",

@@ -167,6 +167,6 @@ def test_keys_that_decide_nothing_of_a_run_are_marked_beside_their_fields() -> N
     } == INDIFFERENT  # fmt: skip
     assert work_keys(EvaluationConfig) == {"device", "threads", "other_people"}
     assert {
-        "device", "threads", "batch_size", "store", "download", "lpips_alex_weights",
-        "lpips_vgg_weights", "inception_weights",
+        "device", "threads", "other_people", "batch_size", "store", "download",
+        "lpips_alex_weights", "lpips_vgg_weights", "inception_weights",
     } == MACHINES_OWN  # fmt: skip

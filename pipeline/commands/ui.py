@@ -57,7 +57,7 @@ def run(options: Options) -> None:
     show = options.browser == "always" or (options.browser == "auto" and has_desktop(os.environ))
     if uri.startswith(("http://", "https://")):
         # A browser asks for user and password itself.
-        server = shown_address(uri).replace(f"{HIDDEN}@", "").rstrip("/")
+        server = shown_address(uri).replace(f"{HIDDEN}@", "").partition("?")[0].rstrip("/")
         try:
             address = f"{server}/{page_of(uri, options.experiment)}"
         except InputError as error:  # another machine may reach it

@@ -163,7 +163,7 @@ def test_the_number_of_workers_changes_no_loss(tiny_store: Store, tmp_path: Path
             self.rows: list[dict[str, float]] = []
 
         def metrics(self, values: Any, step: int = 0) -> None:
-            self.rows.append({k: v for k, v in values.items() if k != "images_per_second"})
+            self.rows.append({k: v for k, v in values.items() if k != "train/images_per_second"})
 
     config = Config(
         data=DataConfig(store="tiny"),

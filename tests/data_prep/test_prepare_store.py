@@ -67,6 +67,7 @@ def test_the_manifest_has_these_keys(store: Store) -> None:
         "spacing_mm",
         "orientation",
         "plane",
+        "checks_version",
         "subjects",
         "quarantined",
         "manifest_sha256",

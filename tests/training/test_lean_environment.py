@@ -76,7 +76,7 @@ def test_a_training_and_its_validation_need_torch_and_small_packages_alone(
 
 
 def test_what_is_missing_is_named_with_the_way_out(tiny_store: Store, bare: dict[str, str]) -> None:
-    tracked = _run(bare, "pipeline", "train", f"--data.store={tiny_store.path}", *TINY)
+    tracked = _run(bare, "pipeline", "train", f"--data.store={tiny_store.path}", "--run=x", *TINY)
     prepared = _run(bare, "data_prep", "--config=configs/demo.yaml")
     for done, package in ((tracked, "mlflow"), (prepared, "")):
         assert done.returncode == 2

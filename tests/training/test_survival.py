@@ -209,7 +209,7 @@ def assert_like_the_whole(work: Path, run: str) -> None:
     rows = history(work, run)
     assert_near(history(work, "whole"), rows, ROUNDING)
     assert len({row[:2] for row in rows}) == len(rows)
-    assert [step for key, step, *_ in rows if key == "elbo"] == [1, 2, 3]
+    assert [step for key, step, *_ in rows if key == "train/elbo"] == [1, 2, 3]
     assert logged_images(work, run) == logged_images(work, "whole")
     assert len(logged_images(work, run)) == len(set(logged_images(work, run)))
 
@@ -275,7 +275,7 @@ def test_a_kill_between_two_writes_of_a_save_changes_nothing(work_of_all: Path, 
 
     command = forked(work, words_of(work, run), prepare_to_be_killed)
     assert command.wait() == -9
-    tracked = [row for row in history(work, run) if row[0] == "elbo"]
+    tracked = [row for row in history(work, run) if row[0] == "train/elbo"]
     assert [step for _, step, *_ in tracked] == [1, 2]
     saved = checkpoint_of(work, run).state.step
     assert saved == (24 if call == "save_checkpoint" else 48)

@@ -1,4 +1,4 @@
-"""The documentation as a site: zensical builds it, links and anchors hold, no page asks others."""
+"""The documentation as a site: links and anchors hold, pages fit, nothing comes from elsewhere."""
 
 import importlib.util
 import os

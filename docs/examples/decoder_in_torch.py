@@ -47,7 +47,7 @@ def main(package: str, store: str, picture: str = "") -> tuple[float, float]:
         shown = {"seen": image * seen, "filled in": filled, "original": image}
         figure = Figure(figsize=(7.5, 2.8), layout="constrained")
         for axis, (name, values) in zip(figure.subplots(1, 3), shown.items(), strict=True):
-            axis.imshow(values[0, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(values[0, 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=name)
         figure.savefig(picture, dpi=150)
     return empty, error.item()

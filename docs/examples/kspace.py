@@ -42,7 +42,7 @@ def main(package: str, store: str, picture: str = "", steps: int = 100) -> dict[
         figure = Figure(figsize=(9.5, 2.8), layout="constrained")
         axes = figure.subplots(1, len(shown))
         for axis, (name, x) in zip(axes, shown.items(), strict=True):
-            axis.imshow(x[0, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(x[0, 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=name)
         figure.savefig(picture, dpi=150)
     return scores

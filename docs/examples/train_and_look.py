@@ -37,7 +37,7 @@ def look(images: torch.Tensor, packages: dict[str, pipeline.DecoderPackage]) -> 
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
         for axis, image in zip(line, row, strict=True):
-            axis.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
     figure.savefig(work_folder() / "train_and_look.png", dpi=150)
     return scores

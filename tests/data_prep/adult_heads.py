@@ -1,5 +1,6 @@
 """Volumes of the size of an adult's brain, in a few voxels, and files of them that go wrong."""
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -59,5 +60,9 @@ def save(
         image.set_sform(place, code=forms[0])
         image.set_qform(place, code=forms[1], strip_shears=True)
         image.header["xyzt_units"] = {None: 0, "m": 1, "mm": 2, "um": 3}[unit]
-    nib.save(image, path)
+    if issubclass(kind, nib.Nifti1Image):  # nib.save changes the case of some endings
+        content = image.to_bytes()
+        path.write_bytes(gzip.compress(content, 1) if path.suffix.lower() == ".gz" else content)
+    else:
+        nib.save(image, path)
     return path

@@ -197,8 +197,8 @@ def test_a_store_of_an_earlier_version_has_a_report_too(arguments: list[str], wo
     path = study(work).path / "manifest.json"
     manifest = json.loads(path.read_text())
     for subject in manifest["subjects"]:
-        del subject["volume"]
-    del manifest["manifest_sha256"]
+        del subject["volume"], subject["findings"]
+    del manifest["manifest_sha256"], manifest["checks_version"]
     path.write_text(json.dumps(manifest))
     assert all(entry.volume is None for entry in study(work).entries)
     write_report(study(work))

@@ -62,5 +62,6 @@ def _steady(stream: io.TextIOWrapper) -> TextIO:
         io.BufferedWriter(_Patient(stream.fileno())),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=True,  # of two streams in one log the order is kept, and a log can be followed
+        # Of two streams in one log the order is kept, and a log can be followed.
+        line_buffering=True,
     )

@@ -192,6 +192,8 @@ def test_a_walk_through_the_pages_shows_runs_charts_pictures_and_the_registry(
     # A run: its description with the headline figures, and from there to its evaluation.
     go(f"{experiment}/runs/{runs.blur.info.run_id}?{view}")
     page.get_by_role("heading", name=runs.blur.info.run_name, exact=True).wait_for()
+    page.get_by_text(f"PSNR {runs.scored.data.metrics['test/psnr']:.2f} dB").first.wait_for()
+    page.get_by_text("Show more", exact=True).first.click()
     seen("What to look at")
     psnr = f"{runs.scored.data.metrics['test/psnr']:.4g}"
     page.get_by_role("row").filter(has_text="PSNR, dB").get_by_text(psnr, exact=True).wait_for()

@@ -147,7 +147,7 @@ def _track_results(
     note, trained = scores_note(found.metrics, found.absent), tracker.parent
     warning = f"{SIMULATED}\n\n" if store.simulated else ""
     of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
-    tracker.note(SCORES, f"{of_run}{warning}{note}\n\n{LOOK}")
+    tracker.note(SCORES, f"{note}\n\n{warning}{of_run}{LOOK}")
     if trained.run_id is None or tracker.run_id is None:
         return
     trained.latest(headline_names(means, split, folder.name))
@@ -155,6 +155,7 @@ def _track_results(
     trained.note(
         f"{SCORES}: {split} of {store.name}",
         f"{note}\n\nThe rest: [the evaluation]({tracker.link()}).",
+        first=True,
     )
 
 

@@ -19,6 +19,11 @@ HEADINGS = {metric.key: metric.heading for metric in (*RECONSTRUCTION, *DENSITY)
 HEADINGS |= {metric.key: f"samples: {metric.heading}" for metric in SAMPLES}
 HEADINGS["calibration_fitted_coverage_90"] = "90% intervals that hold, fitted law → 0.9"
 
+# The same in one line: a key, and its value in words.
+IN_A_LINE = {
+    "psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "lpips_alex": "LPIPS {:.3f}",
+    "high_frequency_ratio": "high frequencies {:.2f} of the data's", "rate": "{:.0f} nats",
+}  # fmt: skip
 SCORES = "Scores"
 LOOK = """\
 - *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
@@ -52,8 +57,9 @@ def headline_names(means: Means, split: str, folder: str) -> dict[str, float]:
 
 
 def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, list[object]]:
-    """Every metric with its interval, as columns."""
-    keys = sorted(metrics)
+    """Every metric with its interval, as columns; the headline comes first."""
+    first = [key for key in HEADLINE if key in metrics]
+    keys = [*first, *sorted(metrics.keys() - set(first))]
     return {
         "metric": [score_name(key, split) for key in keys],
         "key": [*keys],
@@ -62,7 +68,7 @@ def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, lis
 
 
 def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str]) -> str:
-    """Headline scores as a Markdown table, and what is missing."""
+    """Headline scores as a line and a table of Markdown, and what is missing."""
     rows = []
     for key in HEADLINE:
         interval = metrics.get(key)
@@ -71,7 +77,11 @@ def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str]) -> s
         low, high = interval["low"], interval["high"]
         between = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
         rows.append([HEADINGS[key], f"{interval['mean']:.4g}", between])
-    parts = [table(["score", "mean", "95% interval"], rows)]
+    means = {key: interval["mean"] for key, interval in metrics.items()}
+    words = [
+        text.format(means[key]) for key, text in IN_A_LINE.items() if means.get(key) is not None
+    ]
+    parts = [f"**{', '.join(words)}**", table(["score", "mean", "95% interval"], rows)]
     if absent:
         parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
     return "\n\n".join(parts)

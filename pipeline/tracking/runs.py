@@ -84,7 +84,7 @@ class NoTracker:
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def note(self, heading: str, body: str) -> None: ...
+    def note(self, heading: str, body: str, first: bool = False) -> None: ...
 
     def link(self) -> str:
         return ""
@@ -225,10 +225,13 @@ class Tracker(NoTracker):
         self._client.log_batch(self.run_id, tags=tags)
 
     @mlflow_failures()
-    def note(self, heading: str, body: str) -> None:
-        """Write a section of the run's description, Markdown, in place of an earlier one."""
+    def note(self, heading: str, body: str, first: bool = False) -> None:
+        """Write a section of the run's description, Markdown, in place of an earlier one.
+
+        first: before the other sections.
+        """
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        self._client.set_tag(self.run_id, NOTE, with_section(note, heading, body))
+        self._client.set_tag(self.run_id, NOTE, with_section(note, heading, body, first))
 
     @mlflow_failures()
     def link(self) -> str:

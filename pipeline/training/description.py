@@ -79,7 +79,7 @@ def run_figures(metrics: dict[str, float], epochs: int, seconds: float) -> str:
         if key in metrics
     ]
     time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-    return f"{epochs} epochs in {time}; the last one:\n\n" + table(["figure", "value"], rows)
+    return f"{epochs} epochs in {time}; the last:\n\n" + table(["figure", "value"], rows)
 
 
 def what_to_look_at(config: Config) -> str:

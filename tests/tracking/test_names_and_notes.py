@@ -57,6 +57,13 @@ def test_a_section_written_twice_is_there_once_and_own_words_stay() -> None:
     assert with_section(again, "Training", "done") == again
 
 
+def test_a_section_that_is_first_stays_first() -> None:
+    note = with_section(with_section("", "Training", "done"), "Scores", "30 dB", first=True)
+    assert note.index("30 dB") < note.index("done")
+    note = with_section(with_section(note, "Training", "again"), "Scores", "31 dB", first=True)
+    assert note.startswith("### Scores\n\n31 dB") and note.count("###") == 2
+
+
 def test_a_section_is_not_taken_for_one_that_begins_alike() -> None:
     note = with_section("", "Scores: test of a", "one")
     note = with_section(note, "Scores", "two")

@@ -62,8 +62,8 @@ def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, lis
     keys = [*first, *sorted(metrics.keys() - set(first))]
     return {
         "metric": [score_name(key, split) for key in keys],
-        "key": [*keys],
         **{part: [metrics[key][part] for key in keys] for part in ("mean", "low", "high")},
+        "key": [*keys],
     }
 
 

@@ -116,7 +116,7 @@ def test_a_damaged_shard(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     code, said = prepare(tmp_path, root, "--prepare.check")
-    note("damaged shard", code, said, "damaged")
+    note("damaged shard", code, said, "is damaged")
     assert code == 0 and shard.read_bytes() == content
 
 

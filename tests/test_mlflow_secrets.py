@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -191,10 +190,9 @@ def test_a_configuration_has_no_place_for_an_address(
     assert_nowhere(work)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_ui_shows_an_address_without_them() -> None:
+def test_ui_shows_an_address_without_them() -> None:
     done = subprocess.run(
-        ["make", "-o", ".venv/.installed", "ui"],
+        [sys.executable, "-m", "pipeline", "ui"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -113,7 +113,6 @@ def test_no_module_is_two(path: Path) -> None:
 MLFLOW = {
     "data_prep.mlflow_connection",
     "data_prep.tracking",
-    "pipeline.commands.opening",
     "pipeline.commands.ui",
     "pipeline.tracking.system",
     "pipeline.tracking.runs",

@@ -508,7 +508,7 @@ def test_the_training_run_shows_the_headline_scores_and_leads_to_the_evaluation(
     headline = {score_name(key): metrics[key]["mean"] for key in HEADLINE if key in metrics}
     assert "test/psnr" in headline and "samples/novelty" in headline
     assert {k: parent.data.metrics[k] for k in headline} == pytest.approx(headline)
-    assert parent.data.tags["evaluation.run"] == run.info.run_id
+    assert parent.data.tags["evaluation_run"] == run.info.run_id
     assert f"runs/{run.info.run_id}?workflowType=machine_learning)" in parent.data.tags[NOTE]
     assert f"runs/{parent.info.run_id}?workflowType=machine_learning)" in run.data.tags[NOTE]
     for note in (parent.data.tags[NOTE], run.data.tags[NOTE]):

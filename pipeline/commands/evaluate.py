@@ -151,7 +151,7 @@ def _track_results(
     if trained.run_id is None or tracker.run_id is None:
         return
     trained.latest(headline_names(means, split, folder.name))
-    trained.tags({f"{folder.name}.run": tracker.run_id})
+    trained.tags({f"{folder.name}_run": tracker.run_id})
     trained.note(
         f"{SCORES}: {split} of {store.name}",
         f"{note}\n\nThe rest: [the evaluation]({tracker.link()}).",

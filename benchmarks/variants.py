@@ -1,49 +1,41 @@
-"""Variants of a configuration on unseen subjects, at one rate.
+"""Variants of a configuration on unseen subjects: a row each.
 
     python benchmarks/variants.py --config configs/hcp64.yaml --root /data/HCP_1200 \
         --split validation --seeds 0 --variant levels \
         --variant vector 'model.levels=[{side: 1, channels: 256}]'
 
-Prepares the store, trains every variant with every seed for the same number of epochs at the same
-rate in nats, scores the last checkpoint, and writes a table: mean over seeds ± standard deviation
-between seeds, and beside it the ratio to the first variant and in how many seeds it is better.
-Runs that are finished are not repeated. `--jobs 2` trains two at once with one thread each. Any
-configuration key can be overridden behind these options (`--training.epochs=20`). To compare
-reconstruction terms there is `python -m pipeline compare`.
+Prepares the store unless --store names one, trains every variant with every seed for the same
+number of epochs, scores the last checkpoint, and writes a table: mean over seeds ± standard
+deviation between seeds. --rate holds all at one rate in nats. Runs that are finished are not
+repeated; one that fails is named with the end of its output, and left out. `--jobs 2` trains two at
+once with one thread each. Any configuration key can be set for all behind these options
+(`--training.epochs=20`). To compare reconstruction terms there is `python -m pipeline compare`.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 
-# Metric, and which way is better; none for what only describes.
-METRICS = {
-    "psnr": "up",
-    "ssim": "up",
-    "lpips_alex": "down",
-    "lpips_vgg": "down",
-    "blur_effect": "down",
-    "high_frequency_ratio": "up",
-    "gradient_magnitude_ratio": "up",
-    "spectrum_error": "down",
-    "kid_vgg16": "down",
-    "fd_vgg16": "down",
-    "rate": "",
-    "elbo_bits_per_dim": "down",
-    "sample_blur_effect": "",
-    "sample_high_frequency_ratio": "",
-    "sample_spectrum_error": "down",
-    "sample_kid_vgg16": "down",
-    "sample_fd_vgg16": "down",
-    "sample_kid_coarse": "down",
-    "sample_novelty": "",
+# Metric -> its column, with the unit and which way is better, and decimals.
+COLUMNS = {
+    "psnr": ("PSNR, dB ↑", 2),
+    "ssim": ("SSIM ↑", 4),
+    "lpips_alex": ("LPIPS alex ↓", 4),
+    "lpips_vgg": ("LPIPS vgg ↓", 4),
+    "high_frequency_ratio": ("high frequencies → 1", 3),
+    "kid_vgg16": ("KID vgg16 ↓", 4),
+    "rate": ("rate, nats", 0),
+    "elbo_bits_per_dim": ("−ELBO, bits a pixel ↓", 3),
+    "sample_high_frequency_ratio": ("samples: high frequencies → 1", 3),
+    "sample_kid_vgg16": ("samples: KID vgg16 ↓", 4),
+    "sample_kid_coarse": ("samples: KID of 4×4 means ↓", 4),
 }
 Scores = dict[str, float]
 
@@ -52,72 +44,75 @@ def work_folder() -> Path:
     return Path(os.environ.get("WORK") or "work")
 
 
+class Failed(RuntimeError):
+    """A stage ended with an error; the text is the end of what it printed."""
+
+
 def call(module: str, *arguments: str) -> None:
-    """Run a stage in a process of its own; its output is shown when it fails."""
+    """Run a stage in a process of its own. Raises Failed with the end of its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", *module.split(), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        raise Failed(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def train_and_score(variant: list[str], seed: int, options: argparse.Namespace) -> Scores:
-    """One run; returns the mean over subjects of every metric."""
+def train_and_score(
+    variant: Sequence[str], seed: int, options: argparse.Namespace
+) -> Scores | None:
+    """One run; returns the mean over subjects of every metric, None where it failed."""
     name, *keys = variant
     run = f"{options.prefix}-{name}-{seed}"
-    overrides = [*options.overrides, *(f"--{key}" for key in keys)]
+    trained = [*options.overrides, *(f"--{key}" for key in keys), f"--training.seed={seed}"]
     if options.rate > 0:
-        overrides.append(f"--training.rate_target={options.rate}")
-    call(
-        "pipeline train",
-        f"--config={options.config}",
-        f"--run={run}",
-        f"--training.seed={seed}",
-        "--training.threads=1",
-        *overrides,
-    )
-    scored = ["--evaluation.checkpoint=last", f"--evaluation.split={options.split}"]
-    call("pipeline evaluate", f"--run={run}", *scored)
+        trained.append(f"--training.rate_target={options.rate}")
+    if options.store:
+        trained.append(f"--data.store={options.store}")
+    # What else is set for all is about the training, and would be refused here.
+    scored = [key for key in options.overrides if key.startswith(("--evaluation.", "--tracking."))]
+    scored += ["--evaluation.checkpoint=last", f"--evaluation.split={options.split}"]
+    try:
+        config = f"--config={options.config}"
+        call("pipeline train", config, f"--run={run}", "--training.threads=1", *trained)
+        call("pipeline evaluate", f"--run={run}", *scored)
+    except Failed as error:
+        print(f"{run} failed: {error}", file=sys.stderr, flush=True)
+        return None
     print(f"{run} is done", flush=True)
     metrics = json.loads((work_folder() / "runs" / run / "evaluation/metrics.json").read_text())
     return {key: interval["mean"] for key, interval in metrics.items()}
 
 
-def table(results: dict[str, list[Scores]], options: argparse.Namespace) -> str:
-    """Markdown: a row per metric, a column per variant."""
-    seeds, names = len(options.seeds), list(results)
-    rate = f"rate target {options.rate:g} nats" if options.rate > 0 else "no rate target"
+def table(results: dict[str, list[Scores]]) -> str:
+    """Markdown: a row per variant, a column per metric that every run has."""
+    rows = [row for found in results.values() for row in found]
+    columns = {key: value for key, value in COLUMNS.items() if all(key in row for row in rows)}
     lines = [
-        f"{options.split} subjects, {rate}, {seeds} seeds, {platform.machine()}, "
-        f"{os.cpu_count()} cores",
-        "",
-        f"| metric | better | {' | '.join(names)} |",
-        "|---|---|" + "---|" * len(names),
+        "| variant | seeds | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---|---|" + "---|" * len(columns),
     ]
-    for metric, better in METRICS.items():
-        if any(metric not in row for rows in results.values() for row in rows):
-            continue
-        first = np.array([row[metric] for row in results[names[0]]])
+    for name, found in results.items():
         cells = []
-        for name in names:
-            values = np.array([row[metric] for row in results[name]])
-            cell = f"{values.mean():.4g}" + (f" ± {values.std(ddof=1):.2g}" if seeds > 1 else "")
-            if name != names[0]:
-                cell += f" (×{values.mean() / first.mean():.3f}"
-                if better:
-                    wins = int(((values > first) if better == "up" else (values < first)).sum())
-                    cell += f", better in {wins} of {seeds}"
-                cell += ")"
-            cells.append(cell)
-        lines.append(f"| {metric} | {better} | {' | '.join(cells)} |")
+        for metric, (_, decimals) in columns.items():
+            values = np.array([row[metric] for row in found])
+            cell = f"{values.mean():,.{decimals}f}"
+            if len(values) > 1:
+                cell += f" ± {values.std(ddof=1):,.{decimals}f}"
+            cells.append(cell.replace("-", "−"))
+        lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Prepare, train, score, and write WORK/PREFIX-SPLIT.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", default="configs/hcp64.yaml")
     parser.add_argument("--root", default="", help="folder of the volumes (prepare.root)")
+    parser.add_argument("--store", default="", help="a prepared store, by name or path")
     parser.add_argument(
         "--variant",
         nargs="+",
@@ -126,25 +121,47 @@ def main() -> None:
         metavar=("NAME", "key=value"),
         help="a name and the configuration keys that make it; may be repeated",
     )
-    parser.add_argument("--rate", type=float, default=400.0, help="nats for all; 0 = no target")
+    parser.add_argument("--rate", type=float, default=0.0, help="nats for all; 0 = no target")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", choices=["test", "validation"])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each")
-    parser.add_argument("--prefix", default="compare", help="of the runs' names")
-    options, options.overrides = parser.parse_known_args()
-    variants = options.variant
-    root = [f"--prepare.root={options.root}"] if options.root else []
-    call("data_prep", f"--config={options.config}", *root, *options.overrides)
-    runs = [(variant, seed) for seed in options.seeds for variant in variants]
+    parser.add_argument("--prefix", default="variants", help="of the runs' names")
+    options, options.overrides = parser.parse_known_args(argv)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare, train, score, and write WORK/PREFIX-SPLIT.md. Returns 1 where a run failed."""
+    options = arguments(sys.argv[1:] if argv is None else argv)
+    if not options.store:
+        root = [f"--prepare.root={options.root}"] if options.root else []
+        try:
+            call("data_prep", f"--config={options.config}", *root, *options.overrides)
+        except Failed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    written = work_folder() / f"{options.prefix}-{options.split}.md"
+    held = f"{options.rate:g} nats" if options.rate > 0 else "β as configured"
+    results: dict[str, list[Scores]] = {}
+    failed, text = 0, ""
     with ThreadPoolExecutor(options.jobs) as pool:
-        scores = list(pool.map(lambda run: train_and_score(*run, options), runs))
-    results: dict[str, list[Scores]] = {variant[0]: [] for variant in variants}
-    for (variant, _), row in zip(runs, scores, strict=True):
-        results[variant[0]].append(row)
-    text = table(results, options)
+        runs = {
+            pool.submit(train_and_score, variant, seed, options): variant[0]
+            for seed in options.seeds
+            for variant in options.variant
+        }
+        for run in as_completed(runs):
+            scores = run.result()
+            if scores is None:
+                failed += 1
+                continue
+            results.setdefault(runs[run], []).append(scores)
+            shown = {v[0]: results[v[0]] for v in options.variant if v[0] in results}
+            text = f"{options.split} subjects, {held}\n\n{table(shown)}"
+            written.write_text(text)  # after each run: what is there is kept if the rest is not
     print(text)
-    (work_folder() / f"{options.prefix}-{options.split}.md").write_text(text)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -36,6 +36,8 @@ from .spreadsheet import csv_line as csv_line
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry
+from .switches import switch_keys as switch_keys
+from .switches import switched as switched
 from .unpickling import read_arrays as read_arrays
 from .volume.headers import ANYWHERE as ANYWHERE
 from .volume.loading import Volume as Volume

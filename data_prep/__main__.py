@@ -15,15 +15,13 @@ from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.invocation import program
 from data_prep.layers import read_layers
+from data_prep.switches import switch_keys, switched
 from data_prep.wording import absent_package, one_line
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (
     "data", "model", "prior", "likelihood", "training", "evaluation", "compare", "tracking",
 )  # fmt: skip
-
-# Keys that mean true where no value follows.
-SWITCHES = ("--prepare.download", "--prepare.dry_run", "--prepare.check")
 
 GOOD, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 2, 3, 130
 
@@ -165,13 +163,11 @@ def _own(arguments: list[str], files: list[str]) -> Iterator[str]:
 
     The names of the configuration files are appended to `files`.
     """
-    rest = list(arguments)
+    rest = switched(arguments, switch_keys(PrepareConfig, "--prepare."))
     while rest:
         argument = rest.pop(0)
         key, equals, value = argument.partition("=")
         section = key.removeprefix("--").split(".")[0] if key.startswith("--") else ""
-        if argument in SWITCHES and (not rest or rest[0].startswith("--")):
-            argument = f"{argument}=true"
         if section not in (*OTHER_SECTIONS, "run", "restart", "config"):
             yield argument
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from data_prep import absent_package, one_line, program, steady_output
+from data_prep import absent_package, one_line, program, steady_output, switch_keys, switched
 from data_prep import command as typed
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
@@ -79,6 +79,10 @@ def _parser(command: str) -> ArgumentParser:
     return config_parser(command, told.description, told.example, told.keys)
 
 
+def _parsed(parser: ArgumentParser, argv: Sequence[str], settings: type = Config) -> Namespace:
+    return parser.parse_args(switched(argv, switch_keys(settings)))
+
+
 def _stem(arguments: Namespace) -> str:
     paths = arguments.get("config") or []
     return Path(str(paths[-1])).stem if paths else ""
@@ -105,7 +109,7 @@ def _run_config(path: Path) -> Config:
 
 def _train(argv: Sequence[str]) -> None:
     parser = _parser("train")
-    arguments = parser.parse_args(list(argv))
+    arguments = _parsed(parser, argv)
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
     from pipeline.commands.train import train_run  # slow: a mistyped key need not wait for it
@@ -121,7 +125,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     from pipeline.files import run_folder
 
     parser = _parser("evaluate")
-    arguments = parser.parse_args(list(argv))
+    arguments = _parsed(parser, argv)
     if arguments.restart:
         raise InputError("evaluate has no --restart: whatever changed is scored again anyway")
     run = arguments.run or _stem(arguments)
@@ -130,7 +134,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     saved = run_folder(run) / "config.yaml"
     run_config = _run_config(saved)
     if not arguments.config:  # without a file, the run's own settings are the defaults
-        arguments = parser.parse_args(["--config", str(saved), *argv])
+        arguments = _parsed(parser, ["--config", str(saved), *argv])
     evaluate_run(with_run_config(config_of(parser, arguments), run_config, _given(argv)), run)
 
 
@@ -142,21 +146,12 @@ def _given(argv: Sequence[str]) -> set[str]:
 
 def _compare(argv: Sequence[str]) -> None:
     parser = _parser("compare")
-    arguments = parser.parse_args(_switched(argv, "--compare.quick"))
+    arguments = _parsed(parser, argv)
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
     from pipeline.comparison.compare import compare
 
     compare(config, arguments.run or stem or config.data.store, arguments.restart)
-
-
-def _switched(argv: Sequence[str], key: str) -> list[str]:
-    """The arguments with a bare `key` read as `key true`."""
-    follows = dict(enumerate(argv[1:]))
-    return [
-        f"{word}=true" if word == key and follows.get(i, "--").startswith("--") else word
-        for i, word in enumerate(argv)
-    ]
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -200,7 +195,7 @@ def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
     description = (module.__doc__ or "").partition("\n")[0]
     parser = options_parser(command, description, EXAMPLES.get(command, ""))
     parser.add_class_arguments(module.Options)
-    arguments = parser.parse_args(list(argv))
+    arguments = _parsed(parser, argv, module.Options)
     try:
         options = module.Options(**vars(arguments))
     except ValueError as error:

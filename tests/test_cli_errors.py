@@ -14,7 +14,7 @@ import yaml
 
 from data_prep import command, invocation, run_option
 from data_prep.store import Store
-from pipeline.__main__ import COMMANDS, EXAMPLES, FOREIGN, HELP, MODULES, _switched, main
+from pipeline.__main__ import COMMANDS, EXAMPLES, FOREIGN, HELP, MODULES, _parsed, main
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.parsing import config_of, config_parser, options_parser
 from pipeline.training.checkpoint import TrainingState, mark_best, save_checkpoint
@@ -342,8 +342,7 @@ def test_help_tells_the_sections_that_a_command_uses(
 def test_the_example_of_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])  # its configurations are those of the checkout
     parser = config_parser(command)
-    words = _switched(shlex.split(HELP[command].example), "--compare.quick")
-    config_of(parser, parser.parse_args(words))
+    config_of(parser, _parsed(parser, shlex.split(HELP[command].example)))
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
@@ -351,7 +350,8 @@ def test_the_example_of_an_options_command_is_understood(command: str) -> None:
     module = import_module(MODULES.get(command, FOREIGN))
     parser = options_parser(command, "")
     parser.add_class_arguments(module.Options)
-    module.Options(**vars(parser.parse_args(shlex.split(EXAMPLES[command]))))
+    words = shlex.split(EXAMPLES[command])
+    module.Options(**vars(_parsed(parser, words, module.Options)))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])

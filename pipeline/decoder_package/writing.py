@@ -1,7 +1,6 @@
 """The writer: a DecoderPackage -> a folder that is there whole or not at all."""
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from pipeline.files import locked, sync_folder, write_text
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 
-RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places, and neither is ever missing
+OLD = ".old.tmp"
 
 
 def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[str, float] | None:
@@ -157,8 +156,11 @@ def _check_place(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One writer at a time beside `folder`; what a crash of an earlier one left goes."""
+    """One writer at a time beside `folder`; what a crash of an earlier one left is put right."""
     with locked(folder.with_name(f".{folder.name}.lock")):
+        old = folder.with_name(f".{folder.name}{OLD}")
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
         for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
@@ -185,22 +187,16 @@ def _settle(folder: Path) -> None:
 
 
 def _put(new: Path, folder: Path) -> None:
-    """`new` in the place of `folder`; afterwards `new` is the old one, or gone."""
-    if not folder.exists() or not any(folder.iterdir()):
-        os.rename(new, folder)
-    elif not _exchanged(new, folder):
-        old = new.with_name(f"{new.name}.old.tmp")
+    """`new` in the place of `folder`.
+
+    Two names change one after the other: a crash between them leaves the old package beside its
+    place, and the next writer puts it back.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        old = folder.with_name(f".{folder.name}{OLD}")
         os.rename(folder, old)
         os.rename(new, folder)
         shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(new, folder)
     sync_folder(folder.parent)
-
-
-def _exchanged(one: Path, two: Path) -> bool:
-    """Whether the system could let the names change places in one go."""
-    try:
-        exchange = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here = -100  # AT_FDCWD
-    return exchange(here, os.fsencode(one), here, os.fsencode(two), RENAME_EXCHANGE) == 0

@@ -61,15 +61,11 @@ def test_nothing_is_done_twice_and_damage_is_mended(
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("exchange", [True, False])
 def test_a_crash_leaves_the_package_that_was_there(
-    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    exchange: bool,
-) -> None:  # fmt: skip
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "package"
     shutil.copytree(written, folder)
-    if not exchange:
-        monkeypatch.setattr(writing, "_exchanged", lambda *_: False)
 
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -85,6 +81,31 @@ def test_a_crash_leaves_the_package_that_was_there(
     assert load(folder).term == "gaussian"
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["package"]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_crash_between_the_two_names_is_put_right_by_the_next_writer(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(written, folder)
+    monkeypatch.setattr(writing, "prove", lambda *_: {})
+    rename, names = os.rename, []
+
+    def crash_at_the_second(*between: Any) -> None:
+        names.append(between)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        rename(*between)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", crash_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, make_package("gaussian"))
+    assert not folder.exists()
+    assert write(folder, make_package()) is None  # the old one is there again, every byte of it
+    assert load(folder).term == "blur"
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["package"]
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_full_disk_is_told_in_one_line(

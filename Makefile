@@ -12,7 +12,7 @@ PYTHON ?= python3
 # The programs read WORK from the environment.
 export WORK
 
-EXTRAS := dev,lpips-weights,n4,fast,dask,onnx
+EXTRAS := dev,lpips-weights,n4,fast,dask,onnx,gpu
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -9,13 +9,15 @@ from statistics import fmean
 class RateController:
     """Moves the weight β between distortion and rate until the rate meets a target.
 
-    Once an epoch, multiplicatively on the epoch's mean KL: β ← β · (KL/target)^gain. Without a
-    target β stays as it is: 1 is the ELBO.
+    Once an epoch, on the epoch's mean KL: β ← β · (KL/target)^gain · (KL/KL before)^damping. A
+    model needs some epochs to follow β; the second factor sees it coming, and without it the rate
+    swings about the target. Without a target β stays as it is: 1 is the ELBO.
     """
 
     beta: float = 1.0
     target: float | None = None
-    gain: float = 1.5
+    gain: float = 0.7
+    damping: float = 0.4
     largest_step: float = 2.0
     smallest: float = 1e-6
     largest: float = 1e6
@@ -25,9 +27,10 @@ class RateController:
 
     def update(self, mean_rate: float) -> float:
         """Take an epoch's mean KL in nats; returns the β of the next epoch."""
+        before = self.rates[-1] if self.rates and self.rates[-1] > 0 else mean_rate
         self.rates.append(mean_rate)
         if self.target is not None and mean_rate > 0:
-            factor = (mean_rate / self.target) ** self.gain
+            factor = (mean_rate / self.target) ** self.gain * (mean_rate / before) ** self.damping
             self.reweight(min(max(factor, 1 / self.largest_step), self.largest_step))
         return self.beta
 

@@ -165,10 +165,12 @@ def test_the_average_s_memory_grows_up_to_its_decay(decay: float, kept: list[flo
 
 def test_too_many_nats_make_the_rate_dearer() -> None:
     controller = RateController(beta=1.0, target=100.0)
-    assert controller.update(110.0) == pytest.approx(1.1**1.5)
-    assert controller.update(400.0) == pytest.approx(2 * 1.1**1.5)  # at most twice a time
-    assert controller.update(100.0) == pytest.approx(2 * 1.1**1.5)
-    assert controller.update(10.0) == pytest.approx(1.1**1.5)
+    beta = 1.1**0.7
+    assert controller.update(110.0) == pytest.approx(beta)
+    assert controller.update(400.0) == pytest.approx(2 * beta)  # at most twice a time
+    assert controller.update(100.0) == pytest.approx(2 * beta / 4**0.4)  # on target, and falling
+    assert controller.update(100.0) == pytest.approx(2 * beta / 4**0.4)
+    assert controller.update(10.0) == pytest.approx(beta / 4**0.4)
     assert RateController(beta=0.7).update(1e6) == 0.7
 
 

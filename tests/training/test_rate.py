@@ -44,6 +44,24 @@ def test_it_meets_the_target_of_a_model_that_follows_slowly(
     assert sum(rates[-20:]) / 20 == pytest.approx(target, rel=0.03)
 
 
+@given(elasticity=st.floats(0.4, 1.2), lag=st.floats(0.5, 3.0), at_one=st.floats(1000.0, 3000.0))
+def test_it_does_not_swing_about_the_target(elasticity: float, lag: float, at_one: float) -> None:
+    """A model that takes some epochs to follow: within 10% for good after 18 of them.
+
+    lag: epochs after which 1/e of the way is left. Means over each epoch.
+    """
+    controller = RateController(target=800.0)
+    log_rate, rates = math.log(at_one), []
+    for _ in range(24):
+        aim = math.log(at_one) - elasticity * math.log(controller.beta)
+        left = math.exp(-1 / lag)
+        mean = aim + (log_rate - aim) * lag * (1 - left)
+        log_rate = aim + (log_rate - aim) * left
+        rates.append(math.exp(mean))
+        controller.update(rates[-1])
+    assert all(rate == pytest.approx(800.0, rel=0.1) for rate in rates[18:])
+
+
 @given(st.floats(0.01, 100), st.lists(st.floats(0, 1e6), max_size=20))
 def test_without_a_target_the_weight_stays(beta: float, rates: list[float]) -> None:
     controller = RateController(beta=beta)

@@ -19,9 +19,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 import numpy as np
+
+from data_prep import work_folder
 
 # Metric -> its column, with the unit and which way is better, and decimals.
 COLUMNS = {
@@ -38,10 +39,6 @@ COLUMNS = {
     "sample_kid_coarse": ("samples: KID of 4×4 means ↓", 4),
 }
 Scores = dict[str, float]
-
-
-def work_folder() -> Path:
-    return Path(os.environ.get("WORK") or "work")
 
 
 class Failed(RuntimeError):

@@ -149,7 +149,7 @@ def configuration(arguments: list[str]) -> PrepareConfig | None:
             raise InputError("the command line could not be read") from None
         return None
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
-        raise InputError(one_line(error)) from None
+        raise InputError(one_line(error, [action.dest for action in parser._actions])) from None
     if not config.name and files:
         stem = Path(files[-1]).stem
         if not PLAIN_NAME.fullmatch(stem):

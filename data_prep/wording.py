@@ -2,11 +2,15 @@
 
 import re
 from argparse import ArgumentError
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
 
 # jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
          "NoneType": "null"}  # fmt: skip
 WORDING = (
+    (r"unrecognized arguments: (-[^\s=]+).*", r"unknown key \1"),
+    (r"unrecognized arguments: (\S+).*", r"unexpected \1"),
     (r"Problem with given class_path '[\w.]*': ", ""),
     (r"the following arguments are required: ", "missing key "),
     (r"Expected a dot import path string: (.*)", r"expected side, channels, groups, opens: \1"),
@@ -41,11 +45,29 @@ def absent_package(error: ModuleNotFoundError, command: str) -> str | None:
     return f"{line}, or go without: --tracking.enabled false" if module == "mlflow" else line
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one plain line: jsonargparse spreads its own over several, and colours them."""
+def one_line(error: BaseException, keys: Iterable[str] = ()) -> str:
+    """An error in one plain line: jsonargparse spreads its own over several, and colours them.
+
+    keys: those that there are; the one meant by an unknown key is told with it.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"\s+", " ", text).strip()
     if isinstance(error, ArgumentError):
         for pattern, words in WORDING:
             text = re.sub(pattern, words, text)
-    return text
+    unknown = re.search(r"unknown key (-*)([\w.]+)$", text)
+    meant = closest(unknown[2], keys) if unknown else None
+    return f"{text}: did you mean {unknown[1]}{meant}?" if unknown and meant else text
+
+
+def closest(key: str, keys: Iterable[str]) -> str | None:
+    """The key that was meant: of those whose last part is like the given one's, the most alike.
+
+    Example:
+        >>> closest("training.widht", ["model.width", "model.max_width", "training.epochs"])
+        'model.width'
+    """
+    ends = {name: name.rpartition(".")[2] for name in keys}
+    alike = get_close_matches(key.rpartition(".")[2], set(ends.values()), n=9, cutoff=0.75)
+    named = [name for name in ends if ends[name] in alike]
+    return max(named, key=lambda name: SequenceMatcher(None, key, name).ratio(), default=None)

@@ -15,12 +15,7 @@ from data_prep import absent_package, one_line, program, steady_output, switch_k
 from data_prep import command as typed
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
-from pipeline.parsing import (
-    config_of,
-    config_parser,
-    load_config,
-    options_parser,
-)
+from pipeline.parsing import config_of, config_parser, load_config, options_parser, parsed
 
 USAGE = """usage: {program} COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
 
@@ -80,7 +75,7 @@ def _parser(command: str) -> ArgumentParser:
 
 
 def _parsed(parser: ArgumentParser, argv: Sequence[str], settings: type = Config) -> Namespace:
-    return parser.parse_args(switched(argv, switch_keys(settings)))
+    return parsed(parser, switched(argv, switch_keys(settings)))
 
 
 def _stem(arguments: Namespace) -> str:

@@ -93,6 +93,15 @@ def config_parser(
     return parser
 
 
+def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """What a command line asks for. Raises InputError with the key that is wrong, in one line."""
+    try:
+        return parser.parse_args(argv)
+    except ArgumentError as error:
+        keys = [action.dest for action in parser._actions]
+        raise InputError(one_line(error, keys)) from error
+
+
 def config_of(parser: ArgumentParser, arguments: Namespace) -> Config:
     """The configuration that was asked for. Raises InputError for values that do not fit."""
     plain = arguments.clone()
@@ -122,10 +131,7 @@ def load_config(path: str | Path, *overrides: str) -> Config:
         5
     """
     parser = config_parser("train")
-    try:
-        return config_of(parser, parser.parse_args(["--config", str(path), *overrides]))
-    except ArgumentError as error:
-        raise InputError(one_line(error)) from error
+    return config_of(parser, parsed(parser, ["--config", str(path), *overrides]))
 
 
 def _check_section(content: Any, defaults: Any, path: str, name: str) -> None:

@@ -57,9 +57,12 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("training: {epochz: 4}", ["training.epochz"]),
+        ("training: {epochz: 4}", ["unknown key training.epochz", "training.epochs?"]),
         ("trainin: {epochs: 4}", ["trainin"]),
-        ("data: {augmentation: {elastik: 0}}", ["data.augmentation.elastik"]),
+        (
+            "data: {augmentation: {elastik: 0}}",
+            ["elastik: did you mean data.augmentation.elastic?"],
+        ),
         ("training: {epochs: three}", ["training.epochs", "a whole number", "three"]),
         ("training: {epochs: 1.5}", ["training.epochs", "a whole number", "1.5"]),
         ("training: {learning_rate: fast}", ["training.learning_rate", "a number", "fast"]),
@@ -106,11 +109,14 @@ def test_a_wrong_configuration(
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--training.epochz=3", ["training.epochz"]),
+        ("--training.epochz=3", ["key --training.epochz: did you mean --training.epochs?"]),
+        ("--training.widht=3", ["unknown key --training.widht", "did you mean --model.width?"]),
+        ("--compare.seed=3", ["did you mean --compare.seeds?"]),
+        ("--epochs=3", ["unknown key --epochs: did you mean --training.epochs?"]),
         ("--training.epochs=x", ["training.epochs", "a whole number"]),
         ("--training.epochs", ["training.epochs"]),
-        ("--colour=red", ["--colour"]),
-        ("more", ["more"]),
+        ("--colour=red", ["unknown key --colour"]),
+        ("more", ["unexpected more"]),
         ("--run=a/b", ["--run", "a/b"]),
         ("--run=..", ["--run"]),
         ("--restart=perhaps", ["restart", "true or false"]),

@@ -34,7 +34,8 @@ def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig
 class Candidates:
     """Deformed training images, made when they are asked for: item i is the same every time.
 
-    Every slice comes as often as another, but for one. All by the seed; on the CPU.
+    Every slice comes as often as another, but for one. All by the seed, whose random numbers are
+    drawn on the CPU; images are deformed on `device`.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Candidates:
         settings: PriorConfig,
         augmentation: AugmentationConfig,
         flip: bool,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._data, self._flip, self._seed = data, flip, settings.seed
+        self._device = device
         self._augmentation = weaker(augmentation, settings.augmentation)
         random = generator(settings.seed, Stream.PRIOR, 0)
         rounds = -(-settings.images // len(data))
@@ -54,7 +57,7 @@ class Candidates:
         """The subject of each (n,)."""
 
     def _batch(self, number: int) -> Tensor:
-        images = self._data.__getitems__(self._batches[number].tolist())
+        images = self._data.__getitems__(self._batches[number].tolist()).to(self._device)
         random = generator(self._seed, Stream.PRIOR, number + 1)
         return augment(images, self._augmentation, self._flip, random)
 
@@ -62,7 +65,7 @@ class Candidates:
         """All of them over FACTOR² pixels, as vectors (n,·)."""
         found = []
         for number in range(len(self._batches)):
-            found.append(functional.avg_pool2d(self._batch(number), FACTOR).flatten(1))
+            found.append(functional.avg_pool2d(self._batch(number), FACTOR).flatten(1).cpu())
             notice(0.6 * (number + 1) / len(self._batches), "prior: training slices")
         return torch.cat(found)
 
@@ -102,12 +105,11 @@ def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
 
 @torch.no_grad()
 def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -> LatentPrior:
-    """The prior of groups of candidates, rows (K,m) of their indices."""
-    device = next(vae.parameters()).device
+    """The prior of groups of candidates, rows (K,m) of their indices, on the model's device."""
     distinct, place = rows.unique(return_inverse=True)
     parts = []
     for _, images in candidates.some(distinct):
-        posterior = vae.encode(images.to(device).contiguous(memory_format=torch.channels_last))
+        posterior = vae.encode(images.contiguous(memory_format=torch.channels_last))
         parts.append((posterior.mean.cpu(), (0.5 * posterior.log_variance).exp().cpu()))
     means, deviations = (torch.cat(column) for column in zip(*parts, strict=True))
     random = generator(settings.seed, Stream.PRIOR, 0)
@@ -142,7 +144,7 @@ def prior_of(
         flip = config.data.flip and store.plane != "sagittal"
         augmentation = config.data.augmentation
         with Reporter() as reporter:
-            candidates = Candidates(data, config.prior, augmentation, flip)
+            candidates = Candidates(data, config.prior, augmentation, flip, device)
             averaged = candidates.averaged(reporter.update)
             rows = groups(averaged, candidates.subjects, config.prior)
             reporter.update(0.8, "prior: latents of similar slices")

@@ -24,8 +24,9 @@ from measure import Spread, machine
 from data_prep.config import PrepareConfig
 from data_prep.entries import SubjectEntry
 from data_prep.store import Store, write_manifest
+from pipeline.data.config import DataConfig
 from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import DataConfig, SliceDataset
+from pipeline.data.slices import SliceDataset
 
 MIB = 2**20
 

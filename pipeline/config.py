@@ -7,10 +7,10 @@ Sections of packages below this floor are defined beside their component; `train
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pipeline.data.slices import DataConfig, PrepareConfig
+from data_prep import PrepareConfig
+from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import ModelConfig
-from pipeline.models.prior import PriorConfig
+from pipeline.models.config import ModelConfig, PriorConfig
 from pipeline.tracking.runs import TrackingConfig
 
 

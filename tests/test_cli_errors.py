@@ -132,6 +132,13 @@ def test_a_wrong_argument(
         assert word in said
 
 
+def test_a_mistyped_key_waits_for_no_torch() -> None:
+    words = ["train", "--training.epochz=3"]
+    program = f"import sys, pipeline.__main__ as p; p.main({words}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n" and "epochz" in done.stderr
+
+
 def test_an_unknown_command(fail: Fail) -> None:
     said = fail("trian")
     assert all(word in said for word in ("trian", "train", "evaluate"))

@@ -7,13 +7,12 @@ spectrum has W//2+1 columns, half_W in the signatures.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-Form = Literal["wiener", "positive_definite"]
+from pipeline.blur.form import Form
 
 # |K|² below this counts as this, in the quadratic term and the log-determinant alike: the literal
 # Wiener precision falls to 0 with K, and a density needs λ > 0.

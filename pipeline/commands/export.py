@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from data_prep import PrepareConfig, command, where_keys
 from pipeline.config import Config, EvaluationConfig, TrainingConfig, work_keys
-from pipeline.data.augmentation import AugmentationConfig
-from pipeline.data.slices import DataConfig, Store, open_store
+from pipeline.data.config import AugmentationConfig, DataConfig
+from pipeline.data.slices import Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
 from pipeline.decoder_package.graphs import TOLERANCE
 from pipeline.decoder_package.metadata import UNSAID, hashed_subjects
@@ -23,8 +23,7 @@ from pipeline.evaluation.record import trained_store
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
-from pipeline.models.config import ModelConfig
-from pipeline.models.prior import PriorConfig
+from pipeline.models.config import ModelConfig, PriorConfig
 from pipeline.tracking.registry import Registry, Version
 from pipeline.tracking.runs import TrackingConfig
 from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint

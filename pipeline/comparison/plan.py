@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from data_prep import available_cores
-from pipeline.blur.spectrum import Form
+from pipeline.blur.form import Form
 from pipeline.comparison.leaderboard import at_rate
 from pipeline.config import Config
 from pipeline.errors import InputError

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from pipeline.data.slices import DataConfig, SliceDataset
+from pipeline.data.config import DataConfig
+from pipeline.data.slices import SliceDataset
 from pipeline.randomness import Stream, generator
 
 # Share of a GPU's free memory that the slices may take when `data.on_device` is auto.

@@ -1,11 +1,9 @@
-"""The prepared store as a torch data set, and the `data` section of the configuration."""
+"""The prepared store as a torch data set."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,32 +11,10 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_prep import PrepareConfig, Store, StoreError, SubjectEntry, find_folder
-from pipeline.data.augmentation import AugmentationConfig
+from data_prep import Store, StoreError, SubjectEntry, find_folder
 from pipeline.errors import InputError
 
-__all__ = ["DataConfig", "PrepareConfig", "SliceDataset", "Store", "SubjectEntry", "open_store"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The `data` section."""
-
-    store: str = field(default="", metadata={"where": True})
-    """Name of a prepared store under WORK/stores, or a path; "" = prepare.name."""
-    flip: bool = True
-    """Mirror left and right in augmentation; never done to sagittal slices."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    workers: int = field(default=0, metadata={"decides": "nothing"})
-    """Processes that read slices ahead; 0 = read in the training process."""
-    on_device: Literal["auto", "always", "never"] = field(
-        default="auto", metadata={"decides": "nothing"}
-    )
-    """Whether training slices are kept in the device's memory; auto: on a GPU where they fit."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"data.workers must not be negative: {self.workers}")
+__all__ = ["SliceDataset", "Store", "SubjectEntry", "open_store"]
 
 
 def open_store(name: str, work: Path) -> Store:

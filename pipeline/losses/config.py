@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.blur.spectrum import Form
+from pipeline.blur.form import Form
 
 # Keys of the law that is fitted after the training, and may be fitted again.
 RESIDUAL_KEYS = ("residual", "residual_floor", "residual_steps")

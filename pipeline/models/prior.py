@@ -10,39 +10,10 @@ bound use it.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """The `prior` section of the configuration: what samples are drawn from."""
-
-    pieces: int = 128
-    """Groups of similar training slices; 0 = none, samples then come from N(0,I)."""
-    subjects: int = 5
-    """Slices a group, each of another subject: few give sharp samples, many give new ones."""
-    images: int = 8000
-    """Training images among which similar ones are searched: each training slice several times,
-    with another deformation."""
-    augmentation: float = 0.5
-    """Share of data.augmentation under which they are taken: samples need not be as bent and tilted
-    as what the networks are trained on."""
-    seed: int = 0
-    """Of the groups, their images and deformations."""
-
-    def __post_init__(self) -> None:
-        for name in ("pieces", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"prior.{name} must not be negative: {getattr(self, name)}")
-        for name in ("subjects", "images"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"prior.{name} must be at least 2, not {getattr(self, name)}")
-        if not 0 <= self.augmentation <= 1:
-            raise ValueError(f"prior.augmentation must be in [0, 1], not {self.augmentation}")
 
 
 class LatentPrior(nn.Module):

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.data.augmentation import AugmentationConfig, augment
+from pipeline.data.augmentation import augment
+from pipeline.data.config import AugmentationConfig
 from pipeline.data.slices import SliceDataset, Store
-from pipeline.models.prior import LatentPrior, PriorConfig, pieces_of
+from pipeline.models.config import PriorConfig
+from pipeline.models.prior import LatentPrior, pieces_of
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator

@@ -9,7 +9,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from pipeline.data.augmentation import AugmentationConfig, Deformation, apply, draw
+from pipeline.data.augmentation import Deformation, apply, draw
+from pipeline.data.config import AugmentationConfig
 
 NOTHING = AugmentationConfig(
     rotation_degrees=0, scale=0, translation=0, shear=0, elastic=0, gamma=0, gain=0

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipeline.data.augmentation import AugmentationConfig, Deformation, apply, augment, draw
+from pipeline.data.augmentation import Deformation, apply, augment, draw
+from pipeline.data.config import AugmentationConfig
 from pipeline.metrics.sharpness import high_frequency_power
 
 NOTHING = AugmentationConfig(

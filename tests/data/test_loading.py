@@ -22,9 +22,9 @@ from torch.utils.data import get_worker_info
 import pipeline.data.loading as loading
 from data_prep.store import PrepareConfig, Store, SubjectEntry, write_manifest
 from pipeline.config import Config, TrainingConfig
-from pipeline.data.augmentation import AugmentationConfig
+from pipeline.data.config import AugmentationConfig, DataConfig
 from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import DataConfig, SliceDataset, open_store
+from pipeline.data.slices import SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking.runs import NoTracker

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pipeline.models.prior import LatentPrior, PriorConfig, pieces_of
+from pipeline.models.config import PriorConfig
+from pipeline.models.prior import LatentPrior, pieces_of
 
 L, K, MEMBERS = 6, 3, 4
 

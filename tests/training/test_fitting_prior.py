@@ -10,10 +10,9 @@ from trainers import config
 
 from data_prep.store import Store
 from pipeline.config import Config
-from pipeline.data.augmentation import AugmentationConfig
+from pipeline.data.config import AugmentationConfig
 from pipeline.data.slices import SliceDataset
-from pipeline.models.config import Level, ModelConfig
-from pipeline.models.prior import PriorConfig
+from pipeline.models.config import Level, ModelConfig, PriorConfig
 from pipeline.models.vae import VAE
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_prep.store import Store
 from pipeline.config import Config, TrainingConfig
-from pipeline.data.slices import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.tracking.runs import NoTracker

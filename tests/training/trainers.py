@@ -15,7 +15,7 @@ from commands import TINY
 from torch import Tensor
 
 from pipeline.config import Config, TrainingConfig
-from pipeline.data.slices import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.tracking.runs import NoTracker

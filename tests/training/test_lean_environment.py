@@ -58,6 +58,7 @@ TINY = (
     "--model.levels=[{side: 4, channels: 2}]", "--model.width=4", "--model.max_width=8",
     "--model.kernel_hidden=8", "--likelihood.kernel_size=5", "--likelihood.warmup_epochs=1",
     "--training.batch_size=4", "--training.epochs=2", "--training.device=cpu",
+    "--likelihood.residual_steps=2", "--prior.images=20", "--prior.subjects=2",
 )  # fmt: skip
 
 

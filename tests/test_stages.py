@@ -314,6 +314,7 @@ def test_a_changed_store_is_refused(
         "train", "--data.store", "tiny", "--tracking.enabled", "false", "--training.epochs", "1",
         "--model.width", "4", "--model.max_width", "8", "--likelihood.kernel_size", "5",
         "--model.levels", "[{side: 4, channels: 2}]", "--prior.images", "40",
+        "--likelihood.residual_steps", "2",
     ]  # fmt: skip
     assert main(arguments) == 0
     store_writer(work, seed=9)

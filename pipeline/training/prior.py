@@ -107,7 +107,10 @@ def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
 
 @torch.no_grad()
 def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -> LatentPrior:
-    """The prior of groups of candidates, rows (K,m) of their indices, on the model's device."""
+    """The prior of groups of candidates, rows (K,m) of their indices.
+
+    The candidates are on the model's device; the prior is on the CPU.
+    """
     distinct, place = rows.unique(return_inverse=True)
     parts = []
     for _, images in candidates.some(distinct):

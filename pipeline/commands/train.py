@@ -110,6 +110,9 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         for side, rate in levels_of(metrics).items():
             if rate < LEAST_RATE:
                 report(f"note: the level of side {side} is not used: it holds {rate:.1f} nats")
+        if not trainer.controller.settled:
+            warm = config.training.rate_warmup_steps
+            report(f"note: {trainer.controller.miss(trainer.epoch, warm)}")
         if processes.main:
             _fit_the_rest(config, folder, store, processes)
         report(f"checkpoints: {folder / 'checkpoints'}")

@@ -161,15 +161,15 @@ CALIBRATION = (
         "share of the brain's pixels that lie in the interval which should hold 90% of them", 0.9,
     ),
     Metric(
-        "calibration_fitted_whitened_variance", "whitened variance, fitted law", "one", 3, "",
-        "size of the errors over that expected; above 1 the law is too sure", 1.0,
+        "calibration_fitted_whitened_variance_brain", "whitened variance, fitted law", "one", 3, "",
+        "size of the brain's errors over that expected; above 1 the law is too sure", 1.0,
     ),
     Metric(
         "calibration_coverage_90", "within 90% intervals, term's law", "ninety", 3, "",
         "the same under the law that the decoder was trained with", 0.9,
     ),
     Metric(
-        "calibration_whitened_variance", "whitened variance, term's law", "one", 3, "",
+        "calibration_whitened_variance_brain", "whitened variance, term's law", "one", 3, "",
         "the same under the law that the decoder was trained with", 1.0,
     ),
 )  # fmt: skip

@@ -47,5 +47,23 @@ class RateController:
         """
         if self.target is None:
             return True
-        last = self.rates[-max(1, len(self.rates) // 10) :]
-        return bool(last) and abs(fmean(last) / self.target - 1) <= self.tolerance
+        return bool(self.rates) and abs(self.held / self.target - 1) <= self.tolerance
+
+    @property
+    def held(self) -> float:
+        """Mean KL of the last tenth of epochs in which β was moved, nats; nan before any."""
+        return fmean(self.rates[-max(1, len(self.rates) // 10) :] or [math.nan])
+
+    def miss(self, epochs: int, warmup_steps: int) -> str:
+        """In words, how far the rate of a run of so many epochs ended from its target."""
+        if not self.rates:
+            return (
+                f"β was never moved towards training.rate_target {self.target:g}: the training "
+                "ended before every level was open and the weight of the rate had grown: train "
+                f"longer, or lower training.rate_warmup_steps ({warmup_steps})"
+            )
+        return (
+            f"the last epochs hold {self.held:.0f} nats, not training.rate_target {self.target:g}; "
+            f"β was moved after {len(self.rates)} of {epochs} epochs: train longer, lower "
+            f"training.rate_warmup_steps ({warmup_steps}), or choose another target"
+        )

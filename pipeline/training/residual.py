@@ -1,6 +1,7 @@
 """Fitting the law of the residuals to a trained model."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -66,25 +67,34 @@ def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualL
     fitted_to, others = halves(store.subjects("validation") or store.subjects("train"))
     images, reconstructions = _pairs(vae, SliceDataset(store, fitted_to), device)
     flip = config.data.flip and store.plane != "sagittal"
-    optimizer = torch.optim.Adam(law.parameters(), LEARNING_RATE)
-    for step in range(settings.residual_steps):
+
+    def drawn(step: int) -> tuple[Tensor, Tensor]:
         random = generator(seed, Stream.RESIDUAL, step)
         chosen = torch.randint(len(images), (BATCH,), generator=random)
         image, reconstruction = images[chosen].to(device), reconstructions[chosen].to(device)
         if flip and torch.rand((), generator=random) < 0.5:
             image, reconstruction = image.flip(-1), reconstruction.flip(-1)
-        given = reconstruction.contiguous(memory_format=torch.channels_last)
-        residual, found = image - reconstruction, law(given)
-        loss = found.nll(residual).mean() / image[0].numel()
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _decay(step / settings.residual_steps)
+        reporter.update((step + 1) / (settings.residual_steps + 1), "law of the residuals")
+        return image - reconstruction, reconstruction
+
+    learn(law, drawn, settings.residual_steps)
+    _calibrate(law, *_pairs(vae, SliceDataset(store, others), device), device)
+    return law.eval().requires_grad_(False)
+
+
+def learn(law: ResidualLaw, drawn: Callable[[int], tuple[Tensor, Tensor]], steps: int) -> None:
+    """Fit a law by Adam. drawn: residuals and reconstructions (B,C,H,W) of a step."""
+    optimizer = torch.optim.Adam(law.parameters(), LEARNING_RATE)
+    for step in range(steps):
+        residual, reconstruction = drawn(step)
+        found = law(reconstruction.contiguous(memory_format=torch.channels_last))
+        loss = found.nll(residual).mean() / residual[0].numel()
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(law.parameters(), CLIP)
         optimizer.step()
         law.follow(residual, found.deviation.detach())
-        reporter.update((step + 1) / (settings.residual_steps + 1), "law of the residuals")
-    _calibrate(law, *_pairs(vae, SliceDataset(store, others), device), device)
-    return law.eval().requires_grad_(False)
 
 
 def halves(subjects: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
@@ -119,6 +129,11 @@ def _calibrate(
         law.to(device)
 
 
-def _decay(progress: float) -> float:
-    """A cosine to a fiftieth."""
-    return 0.5 * (1 + math.cos(math.pi * progress)) + 0.02
+def _schedule(step: int, steps: int) -> float:
+    """Up over the first tenth, and a cosine to a fiftieth.
+
+    Adam's first steps at the full rate drive the sigmoid so far, by some seeds and on some
+    machines, that it has no gradient left.
+    """
+    warm = min(1.0, (step + 1) / (0.1 * steps))
+    return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.blur.spectrum import half_spectrum_sum
 from pipeline.losses.residual import ResidualLaw, at_edge
+from pipeline.training.residual import learn
 
 FLOOR = 1 / 255
 
@@ -62,29 +63,28 @@ def test_photographs_without_an_edge_have_one_factor() -> None:
     assert inside.double().mean().item() == pytest.approx(0.9, abs=1e-3)
 
 
-def test_it_finds_where_residuals_are_large_and_how_they_hang_together() -> None:
-    """Residuals of 0.02 in the dark half and 0.2 in the bright one, neighbours alike."""
+@pytest.mark.parametrize("seed", range(4))
+def test_it_finds_where_residuals_are_large_and_how_they_hang_together(seed: int) -> None:
+    """Residuals of 0.02 in the dark half and 0.2 in the bright one, neighbours alike.
+
+    Without its warm-up the fit ends at the floor or at 1, by one seed in four or on another
+    machine.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.full((8, 1, 16, 16), 0.2)
     images[..., 8:] = 0.8
     deviation = torch.where(images > 0.5, 0.2, 0.02)
 
-    def drawn() -> torch.Tensor:
+    def drawn(_: int) -> tuple[torch.Tensor, torch.Tensor]:
         white = torch.randn(images.shape, generator=generator)
-        return deviation * (white + white.roll(1, -1) + white.roll(1, -2)) / math.sqrt(3)
+        kin = (white + white.roll(1, -1) + white.roll(1, -2)) / math.sqrt(3)
+        return deviation * kin, images
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     law = ResidualLaw((1, 16, 16), FLOOR)
-    optimizer = torch.optim.Adam(law.parameters(), 1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        residual, found = drawn(), law(images)
-        found.nll(residual).mean().div(256).backward()
-        torch.nn.utils.clip_grad_norm_(law.parameters(), 1.0)
-        optimizer.step()
-        law.follow(residual, found.deviation.detach())
+    learn(law, drawn, 200)
     with torch.no_grad():
-        found, fresh = law(images), drawn()
+        found, fresh = law(images), drawn(0)[0]
         sides = (found.deviation[..., :6].mean(), found.deviation[..., 10:].mean())
         assert sides[0].item() == pytest.approx(0.02, rel=0.15)
         assert sides[1].item() == pytest.approx(0.2, rel=0.15)

@@ -59,6 +59,7 @@ TINY = (
     "--model.kernel_hidden=8", "--likelihood.kernel_size=5", "--likelihood.warmup_epochs=1",
     "--training.batch_size=4", "--training.epochs=2", "--training.device=cpu",
     "--likelihood.residual_steps=2", "--prior.images=20", "--prior.subjects=2",
+    "--training.rate_target=5",
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def test_a_training_and_its_validation_need_torch_and_small_packages_alone(
     assert (run / "config.yaml").exists()
     assert list((run / "checkpoints").rglob("*.safetensors"))
     assert "validation" in done.stdout and " dB" in done.stdout
+    assert "never moved towards training.rate_target 5" in done.stdout  # two short epochs
     again = _run(bare, *words, "--tracking.enabled=false")
     assert again.returncode == 0 and "already trained" in again.stdout
 

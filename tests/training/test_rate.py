@@ -101,6 +101,13 @@ def test_settled_means_within_three_percent(rates: list[float], settled: bool) -
     assert RateController(target=100.0, rates=rates).settled == settled
 
 
+def test_a_missed_target_is_said_with_what_was_held_and_the_way_out() -> None:
+    held = RateController(target=100.0, rates=[500.0] * 18 + [140.0, 150.0]).miss(31, 300)
+    assert "hold 145 nats, not training.rate_target 100" in held
+    assert "after 20 of 31 epochs" in held and "training.rate_warmup_steps (300)" in held
+    assert "never moved" in RateController(target=100.0).miss(9, 300)
+
+
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_reweighting_multiplies_the_weight_where_there_is_a_target(
     beta: float, factor: float

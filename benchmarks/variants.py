@@ -33,7 +33,7 @@ COLUMNS = {
     "high_frequency_ratio": ("high frequencies → 1", 3),
     "kid_vgg16": ("KID vgg16 ↓", 4),
     "rate": ("rate, nats", 0),
-    "elbo_bits_per_dim": ("−ELBO, bits a pixel ↓", 3),
+    "elbo_bits_per_dim": ("−ELBO, bits/dim ↓", 3),
     "sample_high_frequency_ratio": ("samples: high frequencies → 1", 3),
     "sample_kid_vgg16": ("samples: KID vgg16 ↓", 4),
     "sample_kid_coarse": ("samples: KID of 4×4 means ↓", 4),

@@ -166,7 +166,7 @@ class _Preparation:
         (self.folder / PARTIAL).unlink()
         store = Store.open(self.folder)
         report.write_report(store)
-        return Prepared(store, len(jobs), True)
+        return Prepared(store, len(jobs), True, _moved(whole, store))
 
     def _joined(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
         """The outcomes, subjects of one scan in one family; blocks of a set have their splits."""
@@ -264,6 +264,12 @@ def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig
         and store.manifest["configuration"] == config.recorded()
         and store.manifest["configuration_digest"] == configuration_digest(config.recorded())
     )
+
+
+def _moved(before: Store | None, after: Store) -> int:
+    """How many subjects of both stores are in another split."""
+    splits = {entry.subject: entry.split for entry in before.entries} if before else {}
+    return sum(splits.get(e.subject, e.split) != e.split for e in after.entries)
 
 
 def _remove_unfinished(folder: Path, *, partial: bool) -> None:

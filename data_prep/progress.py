@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+# Columns of a terminal that has room for a bar.
+WIDE = 140
+
 
 def print_line(line: str) -> None:
     """Print at once: a pipe would hold progress back."""
@@ -46,14 +49,20 @@ class Reporter:
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
             from rich import progress as rich
+            from rich.table import Column
 
+            # A narrow terminal has room for the figures and not for a bar; of the note, which
+            # may be long, it shows the beginning.
+            figures = "{task.percentage:3.0f}%  {task.fields[left]} left"
+            rest = Column(ratio=1, no_wrap=True)
             self._bar = rich.Progress(
-                rich.BarColumn(bar_width=24),
-                rich.TaskProgressColumn(),
-                rich.TextColumn("{task.fields[left]} left", markup=False),
-                rich.TextColumn("{task.fields[note]}"),
+                rich.TextColumn(figures, markup=False, table_column=Column(no_wrap=True)),
+                rich.TextColumn("{task.fields[note]}", markup=False, table_column=rest),
                 refresh_per_second=4,
+                expand=True,
             )
+            if self._bar.console.width >= WIDE:
+                self._bar.columns = (rich.BarColumn(bar_width=24), *self._bar.columns)
             self._task = self._bar.add_task("", total=1.0, note="", left="?")
 
     def __enter__(self) -> "Reporter":

@@ -13,17 +13,24 @@ from data_prep.store import MANIFEST, Store
 # Of a set's quarantined images; half of a download would fill the screen.
 SHOWN_IMAGES = 20
 
+# A split with less than this part of the share asked for is worth a word.
+FEW = 0.6
+
 # Of flagged subjects, by name.
 SHOWN_FLAGGED = 10
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a preparation did: the store, how many items were made anew, and whether it changed."""
+    """What a preparation did: the store, how many items were made anew, and whether it changed.
+
+    moved: subjects that are in another split than before.
+    """
 
     store: Store
     made: int
     changed: bool
+    moved: int = 0
 
 
 # Flags that have lines of their own.
@@ -45,6 +52,11 @@ def summary(prepared: Prepared, folder: Path) -> list[str]:
         lines.append(f"nothing to do: {store.name} is up to date")
     elif prepared.made < _items(store):
         lines.append(f"{prepared.made} {items} prepared, the others kept as they were")
+    if prepared.moved:
+        lines.append(
+            f"{prepared.moved} subjects are in another split than before: runs that were trained "
+            "on this store will have to be trained anew"
+        )
     lines += _image_set_lines(store) if images else _subject_lines(store)
     reasons = Counter(q.reason for q in store.quarantined)
     lines.append(
@@ -68,9 +80,11 @@ def _subject_lines(store: Store) -> list[str]:
         slices = sum(len(entry.slice_indices) for entry in entries)
         families = len({entry.family for entry in entries})
         lines.append(f"{split}: {len(entries)} subjects of {families} families, {slices} slices")
-        if not entries and store.manifest["configuration"]["split"][split] > 0:
+        share = store.manifest["configuration"]["split"][split]
+        if len(entries) < FEW * share * len(store.entries):
             lines.append(
-                "  no subject is in this split: another prepare.split.salt draws another one"
+                f"  {'few' if entries else 'none'}, where prepare.split asks for {share:.0%}: "
+                "another prepare.split.salt draws another split"
             )
     cropped = sum(entry.cropped for entry in store.entries)
     if cropped:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from data_prep.volume.pairs import files_of
 
 # Of what is left out, by name; a dry run shows all.
 SHOWN = 20
+WITHOUT = ("folder holds no image", "folders hold no image")
+AVERAGES = ("average of many people is left out", "averages of many people are left out")
+TEMPLATES = ("template of time points is left out", "templates of time points are left out")
+NO_TABLE = (
+    "no prepare.subjects_table: each subject counts as a family of its own, so relatives may fall "
+    "into two splits",
+)
 
 
 @dataclass(frozen=True)
@@ -99,15 +107,16 @@ def discover(config: PrepareConfig) -> Discovered:
     averages = sorted(filter(freesurfer.is_average, names))
     templates = sorted(freesurfer.templates(names, points))
     notes = [
-        *_left_out(found.without, "folders hold no image", config.dry_run),
-        *_left_out(averages, "averages of many people are left out", config.dry_run),
-        *_left_out(templates, "templates of time points are left out", config.dry_run),
+        *_left_out(found.without, WITHOUT, config.dry_run),
+        *_left_out(averages, AVERAGES, config.dry_run),
+        *_left_out(templates, TEMPLATES, config.dry_run),
     ]
     matches = [m for m in found.matches if m.subject not in {*averages, *templates}]
     if not matches:
         raise InputError(
             f"prepare.root: nothing under {root} matches prepare.template '{config.template}'"
             + "".join(f"; {note}" for note in notes)
+            + _nearby(root, config.template)
         )
     families = _families(root, config, sorted({printable(m.subject) for m in matches}), points)
     subjects: dict[str, Subject] = {}
@@ -122,11 +131,22 @@ def discover(config: PrepareConfig) -> Discovered:
     return Discovered([subjects[name] for name in sorted(subjects)], [*notes, *families.notes])
 
 
-def _left_out(names: Sequence[str], what: str, all_shown: bool) -> list[str]:
+def _nearby(root: Path, template: str) -> str:
+    """Where the template would find images: a folder one level up or down."""
+    with suppress(OSError):
+        below = sorted(folder for folder in root.iterdir() if folder.is_dir())
+        for folder in (root.parent, *below[:SHOWN]):
+            if search(folder, template).matches:
+                return f"; did you mean --prepare.root {folder}?"
+    return ""
+
+
+def _left_out(names: Sequence[str], what: tuple[str, str], all_shown: bool) -> list[str]:
     """A note with the names of what is left out, if anything is."""
     shown = [printable(name) for name in (names if all_shown else names[:SHOWN])]
     more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
-    return [f"{len(names)} {what}: {', '.join(shown)}{more}"] if names else []
+    one_or_many = what[len(names) > 1]
+    return [f"{len(names)} {one_or_many}: {', '.join(shown)}{more}"] if names else []
 
 
 def _subject(
@@ -156,7 +176,7 @@ def _families(
         for member in members:
             if member in alike:
                 alike[member] = (base, *alike[member])
-    known = read_families(root, config, alike) if config.subjects_table else Families({})
+    known = read_families(root, config, alike) if config.subjects_table else Families({}, NO_TABLE)
 
     def named(name: str) -> str:
         return known.of.get(same(name)) or name

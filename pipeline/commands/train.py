@@ -37,7 +37,7 @@ from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.prior import prior_of
 from pipeline.training.residual import residual_law_of
 from pipeline.training.signals import StopSignals
-from pipeline.training.summary import levels_of, summary
+from pipeline.training.summary import levels_of, rates, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "likelihood", "training")
@@ -106,7 +106,9 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
             facts = run_facts(config, store, run)
             figures = run_figures(metrics, trainer.epoch, trainer.seconds)
             tracker.note(TRAINING, f"{facts}\n\n{figures}")
-        report(f"run {run} is trained: {summary(metrics)}")
+        report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
+        if found_rates := rates(metrics):
+            report(f"  {found_rates}")
         for side, rate in levels_of(metrics).items():
             if rate < LEAST_RATE:
                 report(f"note: the level of side {side} is not used: it holds {rate:.1f} nats")

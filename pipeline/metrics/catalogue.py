@@ -145,13 +145,13 @@ SAMPLES = (
 )  # fmt: skip
 DENSITY = (
     Metric(
-        "elbo_bits_per_dim", "−ELBO", "down", 3, "bits per pixel value",
+        "elbo_bits_per_dim", "−ELBO", "down", 3, "bits/dim",
         "bound on the negative log-likelihood of an image under the term's own law",
     ),
 )  # fmt: skip
 FITTED_DENSITY = (
     Metric(
-        "elbo_bits_per_dim_fitted", "−ELBO, fitted law", "down", 3, "bits per pixel value",
+        "elbo_bits_per_dim_fitted", "−ELBO, fitted law", "down", 3, "bits/dim",
         "the same under the law that was fitted to the residuals",
     ),
 )  # fmt: skip

@@ -34,7 +34,7 @@ from pipeline.training.objective import Objective, build_objective
 from pipeline.training.rate import RateController
 from pipeline.training.signals import StopSignals
 from pipeline.training.step import TrainingStep, part_of
-from pipeline.training.summary import summary
+from pipeline.training.summary import rates, summary
 
 NO_BEST = {"step": -1, "psnr": -math.inf}
 # Attributes of a Trainer that a checkpoint keeps under the same names: where the run is.
@@ -305,8 +305,8 @@ class Trainer:
         """Show how far the run is; metrics are those of the epoch so far, or of the last one."""
         epochs = self.config.training.epochs
         done = self.epoch + self.batch / len(self.sampler)
-        words = f"epoch {done:.1f}/{epochs}  {summary(metrics)}"
-        self.reporter.update(self._progress(), words, self.seconds)
+        words = f"epoch {done:.1f}/{epochs}  {summary(metrics)}  {rates(metrics)}"
+        self.reporter.update(self._progress(), words.rstrip(), self.seconds)
 
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint. What is tracked is sent first, so that no epoch is missing there."""

@@ -14,22 +14,24 @@ def levels_of(metrics: dict[str, float]) -> dict[int, float]:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """An epoch in a few words for the progress display."""
+    """An epoch in a few words, those that matter most first: a narrow terminal cuts the rest."""
     shown = {
         "distortion": "distortion {:.0f}",
         "rate": "rate {:.0f} nats",
-        "beta": "β {:.2f}",
-        "kernel_loss": "kernel loss {:.2f}",
         "kernel_width": "width {:.2f} px",
         "validation_psnr": "validation {:.2f} dB",
         "validation_high_frequency_ratio": "high frequencies {:.2f}",
+        "beta": "β {:.2f}",
+        "kernel_loss": "kernel loss {:.2f}",
         "images_per_second": "{:.0f} images/s",
     }
-    levels = levels_of(metrics)
-    if len(levels) > 1:
-        parts = [f"{side}²: {rate:.0f}" for side, rate in levels.items()]
-        shown["rate"] += f" ({', '.join(parts)})"
     words = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
     if metrics.get("skipped_batches"):
         words.append(f"{metrics['skipped_batches']:.0f} batches skipped")
     return ", ".join(words)
+
+
+def rates(metrics: dict[str, float]) -> str:
+    """The rate of each level; nothing where there is one level."""
+    parts = [f"{side}²: {rate:.0f}" for side, rate in levels_of(metrics).items()]
+    return f"rate by level {', '.join(parts)} nats" if len(parts) > 1 else ""

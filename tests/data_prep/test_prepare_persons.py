@@ -14,6 +14,7 @@ from test_prepare_stage import configured, run_and_list
 
 from data_prep.__main__ import main
 from data_prep.config import PrepareConfig
+from data_prep.errors import InputError
 from data_prep.names import joined
 from data_prep.sources.path_template import Discovered, discover
 
@@ -50,6 +51,42 @@ def test_what_only_looks_like_it_is_a_family(tmp_path: Path, family: str) -> Non
     touch(tmp_path, ["1", "2"], LAYOUT)
     (tmp_path / "people.csv").write_text(f"Subject,Family_ID\n1,{family}\n2,{family}\n")
     assert set(families(study(tmp_path, subjects_table="people.csv")).values()) == {family}
+
+
+def test_without_a_table_it_is_told_that_relatives_may_fall_into_two_splits(tmp_path: Path) -> None:
+    touch(tmp_path, ["1", "2"], LAYOUT)
+    (note,) = study(tmp_path).notes
+    assert note.startswith("no prepare.subjects_table") and "two splits" in note
+    (tmp_path / "people.csv").write_text("Subject,Family_ID\n1,a\n2,b\n")
+    assert not study(tmp_path, subjects_table="people.csv").notes
+
+
+def test_a_table_that_moves_subjects_is_told_and_so_is_a_small_split(
+    tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "subjects"
+    write_cohort(root, [str(n) for n in range(10)])
+    arguments = configured(tmp_path, root)
+    before = {entry.subject: entry.split for entry in run_and_list(arguments, work).entries}
+    assert "another split than before" not in capsys.readouterr().out
+    rows = "".join(f"{subject},one\n" for subject in before)
+    (root / "people.csv").write_text(f"Subject,Family_ID\n{rows}")
+    after = run_and_list([*arguments, "--prepare.subjects_table=people.csv"], work)
+    (split,) = {entry.split for entry in after.entries}
+    moved = sum(old != split for old in before.values())
+    said = capsys.readouterr().out
+    assert moved and f"{moved} subjects are in another split than before" in said
+    assert said.count("another prepare.split.salt") == 2  # of three splits two are empty
+
+
+@pytest.mark.parametrize("given", [".", "study/1"])
+def test_a_root_one_level_too_high_or_too_deep_is_told_which_is_right(
+    tmp_path: Path, given: str
+) -> None:
+    touch(tmp_path / "study", ["1", "2"], LAYOUT)
+    with pytest.raises(InputError, match="nothing under") as told:
+        study(tmp_path / given)
+    assert str(told.value).endswith(f"did you mean --prepare.root {tmp_path / 'study'}?")
 
 
 def test_a_family_too_large_to_be_one_is_mentioned(tmp_path: Path) -> None:
@@ -134,9 +171,9 @@ def test_the_time_points_of_a_person_are_one_family_and_averages_are_none(
     splits = {(e.family, e.split) for e in store.entries}
     assert len(splits) == 2
     said = capsys.readouterr().out
-    assert "1 folders hold no image: 1006\n" in said
+    assert "1 folder holds no image: 1006\n" in said
     assert "averages of many people are left out: cvs_avg35_inMNI152, fsaverage, fsaverage5" in said
-    assert "1 templates of time points are left out: 1004\n" in said
+    assert "1 template of time points is left out: 1004\n" in said
 
 
 def test_a_template_that_lists_its_time_points_joins_them(tmp_path: Path) -> None:

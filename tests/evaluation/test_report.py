@@ -91,6 +91,15 @@ def test_the_same_scores_give_the_same_page(page_writer: Callable[..., str]) -> 
     assert page_writer() == page_writer()
 
 
+def test_the_table_fits_a_terminal_of_eighty_columns() -> None:
+    every = [metric for group in GROUPS.values() for metric in group]
+    keys = {metric.key for metric in every} | {m.data for m in every if isinstance(m.data, str)}
+    wide: Interval = {"mean": -1234.5678, "low": -1234.5678, "high": -1234.5678}
+    small: Interval = {"mean": -4.417, "low": -4.481, "high": -4.341}
+    nats = {"rate": wide}
+    assert max(map(len, table(dict.fromkeys(keys, small) | nats).splitlines())) <= 80
+
+
 def test_the_table_is_aligned_with_units_and_arrows() -> None:
     metrics: dict[str, Interval] = {
         "psnr": {"mean": 25.432, "low": 24.9, "high": 26.0},
@@ -100,13 +109,13 @@ def test_the_table_is_aligned_with_units_and_arrows() -> None:
         "training_kid_coarse": {"mean": 0.0021, "low": None, "high": None},
     }
     assert table(metrics).splitlines() == [
-        "                               better   mean    95% interval   data",
+        "                      better   mean    95% interval   data",
         "Reconstructions",
-        "  PSNR, dB                     ↑       25.43  [24.90, 26.00]",
-        "  rate, nats                             880      [870, 890]",
+        "  PSNR, dB            ↑       25.43  [24.90, 26.00]",
+        "  rate, nats                    880      [870, 890]",
         "Samples from the prior",
-        "  KID of 4×4 means             ↓       0.000                  0.002",
+        "  KID of 4×4 means    ↓       0.000                  0.002",
         "Likelihood and calibration",
-        "  −ELBO, bits per pixel value  ↓           –",
+        "  −ELBO, bits/dim     ↓           –",
         "and 1 more in metrics.json",
     ]

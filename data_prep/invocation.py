@@ -18,17 +18,28 @@ def program(package: str) -> str:
     return script if Path(sys.argv[0]).stem == script else f"python -m {package}"
 
 
-def command(name: str, run: str = "") -> str:
+def command(name: str, run: str = "", makes: str = "") -> str:
     """A command as the user types it: `make train`, or `sharp-vae train` where it is installed.
 
     Args:
         name: prepare, train, evaluate, export, …: a target of the Makefile.
         run: shown as the name of the run, if given.
+        makes: the store or run that the command is to make: its configuration is shown.
     """
     start = f"make {name}" if uses_make() else f"sharp-vae {name}"
     if start == "sharp-vae prepare":
         start = "sharp-vae-prepare"
+    if makes:
+        start += _configured(makes)
     return f"{start} {run_option()}{run}" if run else start
+
+
+def _configured(name: str) -> str:
+    """The configuration by which a store or run gets its name, where one of that name is here."""
+    path = Path("configs") / f"{name}.yaml"
+    if uses_make():
+        return "" if name == "demo" else f" CONFIG={path if path.is_file() else '…'}"
+    return f" --config {path if path.is_file() else '…'}"
 
 
 def run_option() -> str:

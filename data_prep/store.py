@@ -326,7 +326,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(
-            f"there is no prepared store at {path.parent}: prepare it first ({command('prepare')})"
+            f"there is no prepared store at {path.parent}: prepare it first "
+            f"({command('prepare', makes=path.parent.name)})"
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}): prepare it again") from None

@@ -55,9 +55,12 @@ def one_line(error: BaseException, keys: Iterable[str] = ()) -> str:
     if isinstance(error, ArgumentError):
         for pattern, words in WORDING:
             text = re.sub(pattern, words, text)
-    unknown = re.search(r"unknown key (-*)([\w.]+)$", text)
+    unknown = re.search(r"(?:unknown key (-*)|unexpected )([\w.]+)$", text)
     meant = closest(unknown[2], keys) if unknown else None
-    return f"{text}: did you mean {unknown[1]}{meant}?" if unknown and meant else text
+    if not unknown or not meant:
+        return text
+    dashes = "--" if unknown[1] is None else unknown[1]
+    return f"{text}: did you mean {dashes}{meant}?"
 
 
 def closest(key: str, keys: Iterable[str]) -> str | None:

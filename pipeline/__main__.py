@@ -12,7 +12,6 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from data_prep import absent_package, one_line, program, steady_output, switch_keys, switched
-from data_prep import command as typed
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import config_of, config_parser, load_config, options_parser, parsed
@@ -95,13 +94,6 @@ def _named(config: Config, stem: str) -> Config:
     )
 
 
-def _run_config(path: Path) -> Config:
-    """The resolved configuration that a run keeps beside its results."""
-    if not path.exists():
-        raise InputError(f"no run at {path.parent}: train it first ({typed('train')})")
-    return load_config(path)
-
-
 def _train(argv: Sequence[str]) -> None:
     parser = _parser("train")
     arguments = _parsed(parser, argv)
@@ -117,7 +109,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         _with_options("evaluate", argv, FOREIGN)
         return
     from pipeline.commands.evaluate import evaluate_run, with_run_config
-    from pipeline.files import run_folder
+    from pipeline.files import existing_run
 
     parser = _parser("evaluate")
     arguments = _parsed(parser, argv)
@@ -126,8 +118,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     run = arguments.run or _stem(arguments)
     if not run:
         raise InputError("no run given: use --run RUN, or --config CONFIG.yaml")
-    saved = run_folder(run) / "config.yaml"
-    run_config = _run_config(saved)
+    saved = existing_run(run, _stem(arguments) if arguments.run else "") / "config.yaml"
+    run_config = load_config(saved)  # resolved, as the run keeps it beside its results
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = _parsed(parser, ["--config", str(saved), *argv])
     evaluate_run(with_run_config(config_of(parser, arguments), run_config, _given(argv)), run)

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep import (
     atomic_file,
+    command,
     csv_line,
     find_folder,
     locked,
@@ -24,6 +25,7 @@ from pipeline.errors import InputError
 __all__ = [
     "atomic_file",
     "csv_text",
+    "existing_run",
     "find_folder",
     "locked",
     "run_folder",
@@ -41,6 +43,20 @@ def run_folder(run: str) -> Path:
     if not run or run in (".", "..") or "/" in run or "\\" in run:
         raise InputError(f"--run must be a plain name, not {run!r}")
     return work_folder() / "runs" / run
+
+
+def existing_run(run: str, named: str = "") -> Path:
+    """The folder of a run that has begun. Raises InputError where there is none of this name.
+
+    named: the configuration's name, where it is not the run's.
+    """
+    folder = run_folder(run)
+    if not (folder / "config.yaml").is_file():
+        others = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+        first = command("train", run if named else "", makes=named or run)
+        or_one = f", or choose one of {', '.join(others[:9])}" if others else ""
+        raise InputError(f"no run at {folder}: train it first ({first}){or_one}")
+    return folder
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:

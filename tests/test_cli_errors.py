@@ -117,6 +117,7 @@ def test_a_wrong_configuration(
         ("--training.epochs", ["training.epochs"]),
         ("--colour=red", ["unknown key --colour"]),
         ("more", ["unexpected more"]),
+        ("training.epochs", ["unexpected training.epochs: did you mean --training.epochs?"]),
         ("--run=a/b", ["--run", "a/b"]),
         ("--run=..", ["--run"]),
         ("--restart=perhaps", ["restart", "true or false"]),

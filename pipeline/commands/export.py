@@ -20,7 +20,7 @@ from pipeline.decoder_package.metadata import UNSAID, hashed_subjects
 from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
 from pipeline.evaluation.record import trained_store
-from pipeline.files import run_folder, work_folder
+from pipeline.files import existing_run, work_folder
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
 from pipeline.models.config import ModelConfig, PriorConfig
@@ -185,9 +185,7 @@ def package_of_run(
 
     Raises InputError if the run, its checkpoint or its store can't be used.
     """
-    folder = run_folder(run)
-    if not folder.is_dir():
-        raise InputError(f"no run at {folder}: train it first ({command('train')})")
+    folder = existing_run(run)
     checkpoint = find_checkpoint(folder / "checkpoints", which)
     state = checkpoint.state
     store = _store(state, run)

@@ -150,7 +150,7 @@ def refuse_copies(store: Store) -> None:
             named = " and ".join(f"{entry.subject} ({entry.split})" for entry in group)
             raise InputError(
                 f"store {store.name}: {named} are one scan: prepare the store again "
-                f"({command('prepare')}), which puts them into one split"
+                f"({command('prepare', makes=store.name)}), which puts them into one split"
             )
 
 

@@ -121,8 +121,15 @@ def check_free(port: int) -> None:
 
 def serve(uri: str, port: int) -> None:
     """Go on as MLflow's server: this process keeps its number and gets the signals."""
+    # A line for each picture of a page would push the address out of sight.
     words = ["--host", opening.HOST, "--port", str(port), "--workers", "1"]
+    words += ["--uvicorn-opts", "--log-level warning"]
     # The address goes by the environment, not as a word: it may hold a password.
-    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_REGISTRY_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
     program = [sys.executable, "-m", "mlflow", "ui", *words]
-    os.execve(sys.executable, program, os.environ | settings)
+    os.execve(sys.executable, program, quiet | os.environ | settings)

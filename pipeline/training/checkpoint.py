@@ -187,7 +187,8 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
         return load_checkpoint(path_of(folder, step))
     found = latest_checkpoint(folder)
     if found is None:
-        raise InputError(f"no checkpoint in {folder}: train first ({command('train')})")
+        again = command("train", makes=folder.parent.name)
+        raise InputError(f"no checkpoint in {folder}: train first ({again})")
     return found
 
 

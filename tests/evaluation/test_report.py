@@ -109,13 +109,13 @@ def test_the_table_is_aligned_with_units_and_arrows() -> None:
         "training_kid_coarse": {"mean": 0.0021, "low": None, "high": None},
     }
     assert table(metrics).splitlines() == [
-        "                      better   mean    95% interval   data",
+        "                    better   mean    95% interval   data",
         "Reconstructions",
-        "  PSNR, dB            ↑       25.43  [24.90, 26.00]",
-        "  rate, nats                    880      [870, 890]",
+        "  PSNR, dB          ↑       25.43  [24.90, 26.00]",
+        "  rate, nats                  880      [870, 890]",
         "Samples from the prior",
-        "  KID of 4×4 means    ↓       0.000                  0.002",
+        "  KID of 4×4 means  ↓       0.000                  0.002",
         "Likelihood and calibration",
-        "  −ELBO, bits/dim     ↓           –",
+        "  −ELBO, bits/dim   ↓           –",
         "and 1 more in metrics.json",
     ]

@@ -1,7 +1,6 @@
 """The loop: what it does in an epoch, and what it tells of it."""
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

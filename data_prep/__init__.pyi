@@ -32,6 +32,8 @@ from .provenance import code_version as code_version
 from .redaction import HIDDEN as HIDDEN
 from .redaction import shown_address as shown_address
 from .same_scan import copies as copies
+from .sources.simulated.marking import MARK as MARK
+from .sources.simulated.marking import is_simulated as is_simulated
 from .spreadsheet import csv_line as csv_line
 from .store import Store as Store
 from .store import StoreError as StoreError

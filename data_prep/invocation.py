@@ -13,9 +13,23 @@ def uses_make() -> bool:
 
 
 def program(package: str) -> str:
-    """What runs a package's command line: `python -m pipeline`, or the installed `sharp-vae`."""
+    """What runs a package's command line, in the form that works where it was started.
+
+    The installed `sharp-vae`, `.venv/bin/python -m pipeline` in a checkout whose `make` made the
+    environment, else `python -m pipeline`.
+    """
     script = "sharp-vae" if package == "pipeline" else "sharp-vae-prepare"
-    return script if Path(sys.argv[0]).stem == script else f"python -m {package}"
+    return script if Path(sys.argv[0]).stem == script else f"{_python()} -m {package}"
+
+
+def _python() -> str:
+    """This interpreter as it is typed: nobody needs to activate the checkout's environment."""
+    environment = MAKEFILE.parent / ".venv"
+    try:
+        ours = Path.cwd().samefile(MAKEFILE.parent) and environment.samefile(sys.prefix)
+    except OSError:  # there is no such environment, or the current folder is gone
+        ours = False
+    return ".venv/bin/python" if ours else "python"
 
 
 def command(name: str, run: str = "", makes: str = "") -> str:

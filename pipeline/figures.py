@@ -11,6 +11,7 @@ from pipeline.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Array = NDArray[Any] | torch.Tensor
@@ -25,6 +26,27 @@ def bare(axes: "Axes") -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def plain_decimals(axis: "Axis") -> None:
+    """Label a logarithmic axis, whose curves are drawn, at 0.5, 1, 2, …: for ratios near 1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 8 * low else (1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend_below(figure: "Figure", axes: "Axes") -> None:
+    """One legend for panels that show the same things, below them all, where it covers nothing.
+
+    figure: of layout "constrained"; axes: the panel whose labels are taken.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=9
+    )
 
 
 def write_figure(path: Path, figure: "Figure") -> None:

@@ -188,10 +188,20 @@ def test_a_message_tells_the_installed_from_the_checkout(
 
 
 def test_help_names_the_program_in_use(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for started, name in (("bin/sharp-vae", "sharp-vae"), ("x", "python -m pipeline")):
+    root, ours = tmp_path, str(tmp_path / ".venv")  # a checkout with the environment of its make
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.setattr(invocation, "MAKEFILE", tmp_path / "Makefile")
+    for started, folder, prefix, name in (
+        ("bin/sharp-vae", root, ours, "sharp-vae"),
+        ("x", root, "/usr", "python -m pipeline"),
+        ("x", root.parent, ours, "python -m pipeline"),
+        ("x", root, ours, ".venv/bin/python -m pipeline"),
+    ):
         monkeypatch.setattr(sys, "argv", [started])
+        monkeypatch.setattr(sys, "prefix", prefix)
+        monkeypatch.chdir(folder)
         main([])
         assert capsys.readouterr().out.startswith(f"usage: {name} COMMAND")
 

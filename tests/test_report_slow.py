@@ -57,6 +57,14 @@ def test_the_browser_shows_filters_and_sorts(page: Any, tmp_path: Path) -> None:
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     wide = "document.querySelector('#subjects').parentNode"
     assert not page.evaluate(f"{wide}.scrollWidth > {wide}.clientWidth")
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    assert not page.evaluate(f"{wide}.scrollWidth > {wide}.clientWidth")
+    page.set_viewport_size({"width": 390, "height": 1000})
+    page.locator(".beyond:not(.before) > #subjects").wait_for()  # says that there is more
+    page.evaluate(f"{wide}.scrollLeft = 99999")
+    page.locator(".before:not(.beyond) > #subjects").wait_for()
+    page.evaluate(f"{wide}.scrollLeft = 0")
+    page.set_viewport_size({"width": 1440, "height": 1000})
 
     for image in page.locator("#subjects img").all():
         image.scroll_into_view_if_needed()

@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -125,6 +126,21 @@ class Page:
     @property
     def shown_quarantined(self) -> Sequence[Quarantined]:
         return self.store.quarantined[: SHOWN_IMAGES if self.image_set else None]
+
+    @property
+    def spread(self) -> bool:
+        """Whether subjects are compared by number: one alone is like nobody."""
+        return not self.image_set and len(self.subjects) > 1
+
+    @cached_property
+    def _members(self) -> Counter[str]:
+        """Subjects of the store by family."""
+        return Counter(entry.family for entry in self.store.entries)
+
+    def family(self, entry: SubjectEntry) -> str:
+        """Name of a family with several subjects here, without a "family-" in front; else ""."""
+        shared = not self.image_set and self._members[entry.family] > 1
+        return entry.family.removeprefix("family-") if shared else ""
 
     @property
     def axes(self) -> Iterator[Axis]:

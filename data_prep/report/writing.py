@@ -25,7 +25,7 @@ from data_prep.volume.plausibility import expectations
 FOLDER, PAGE, TABLE, SUMS = "report", "index.html", "subjects.csv", "SHA256SUMS"
 
 # Raised when the page or the table changes: reports of earlier versions are then made anew.
-VERSION = 2
+VERSION = 3
 
 COLUMNS = (
     "status", "subject", "family", "split", "strongest", "notes",

@@ -11,12 +11,14 @@ from scipy import ndimage
 
 from data_prep import (
     ANYWHERE,
+    MARK,
     PLANES,
     TRANSFORM_VERSION,
     PrepareConfig,
     Slices,
     VolumeError,
     canonical,
+    is_simulated,
     load_volume,
     read_mask,
     read_verified,
@@ -65,6 +67,11 @@ class PreparedVolume:
     high: float
     stored: Any
     odd: tuple[str, ...] = ()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the file's header says that this is a simulated person."""
+        return is_simulated(self.stored)
 
     def in_pixel_axes(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) on the canonical grid -> a view (slice, row, column), the slices' way up."""
@@ -244,9 +251,11 @@ def write_like(path: Path, data: np.ndarray, image: PreparedVolume, description:
     """Write values on the canonical grid as a .nii.gz that overlays the image in its own space.
 
     data (X, Y, Z), written as float32 in the image's own shape, axis order and header. The same
-    values give the same bytes, and the file is there whole or not at all.
+    values give the same bytes, and the file is there whole or not at all. The description of a
+    simulated person's begins with SIMULATED, as that of the image does.
     """
     like = image.stored
+    description = f"{MARK}: {description}" if image.simulated else description
     single = isinstance(like, nib.Nifti1Image)  # an MGH file's header has no such fields
     bare = single and int(like.header["sform_code"]) == int(like.header["qform_code"]) == 0
     if not single or bare:  # of an assumed orientation the result says what was assumed

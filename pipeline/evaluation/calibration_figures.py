@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.evaluation.calibration import BINS, LEVEL, REGIONS
-from pipeline.figures import COLOURS, bare
+from pipeline.figures import COLOURS, bare, legend_below, plain_decimals
 
 
 def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration") -> Figure:
@@ -19,7 +19,7 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
     """
     if not laws:
         raise ValueError("curves of at least one law are needed")
-    figure = Figure(figsize=(11.5, 7.2), layout="constrained")
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (coverage, variance), (pit, spectrum) = figure.subplots(2, 2)
     bar = 0.8 / len(laws)
     for i, (name, curves) in enumerate(laws.items()):
@@ -40,17 +40,16 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
     for axes, target in ((spectrum, 1.0), (variance, 1.0), (pit, 1.0), (coverage, LEVEL)):
         axes.axhline(target, color="0.25", ls=":", lw=1.5, label="as it should be")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="lower left" if axes is coverage else "best")
     coverage.set_ylim(0, 1.02)
     coverage.set(
         title="Do 90% of the pixels lie within their 90% intervals?", ylabel="share of pixels"
     )
     variance.set(
-        title="Are errors as large as the law expects?",
-        ylabel="variance over that expected (> 1: too sure)",
+        title="Are errors as large as the law expects? (above 1: too sure)",
+        ylabel="variance over that expected",
     )
     pit.set(
-        title="Where in their own distribution do pixels lie? (hump: too unsure)",
+        title="Where in their distribution do pixels lie? (hump: too unsure)",
         xlabel="probability of a smaller residual, brain",
         ylabel="density",
     )
@@ -59,6 +58,8 @@ def calibration(laws: Mapping[str, Mapping[str, Any]], title: str = "Calibration
         xlabel="cycles/pixel",
         ylabel="variance over that expected",
     )
+    plain_decimals(spectrum.yaxis)
+    legend_below(figure, pit)  # the one panel that every law is in
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -71,9 +72,10 @@ def error_bars(
     images, reconstructions, deviation: (n,C,H,W), intensity, the mean over channels is shown; names
     of the subjects. Errors and deviations share one grey scale; a ratio within ±3 is as expected.
     """
-    rows = len(images)
-    figure = Figure(figsize=(9.6, 2.0 * rows + 0.9), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(rows, 5))
+    rows, aspect = len(images), images.shape[-2] / images.shape[-1]
+    figure = Figure(figsize=(9.6, 1.3 + 1.85 * aspect * rows), layout="constrained")
+    # The colour bars have a row of their own: beside a column they would make its pictures smaller.
+    cells = figure.add_gridspec(rows + 1, 5, height_ratios=[1.0] * rows + [0.05 / aspect])
     heads = ("image", "reconstruction", "|error|", "standard deviation", "error / deviation")
     x, rec, s = (v.mean(dim=1).numpy() for v in (images, reconstructions, deviation))
     top = float(np.quantile(np.abs(x - rec), 0.995)) or 1.0
@@ -81,14 +83,27 @@ def error_bars(
         error = x[r] - rec[r]
         shown = ((x[r], "gray", 0, 1), (rec[r], "gray", 0, 1), (np.abs(error), "magma", 0, top),
                  (s[r], "magma", 0, top), (error / s[r], "RdBu_r", -4, 4))  # fmt: skip
-        for axes, head, (values, colours, low, high) in zip(grid[r], heads, shown, strict=True):
-            drawn = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
+        drawn = []
+        for column, (values, colours, low, high) in enumerate(shown):
+            axes = figure.add_subplot(cells[r, column])
+            drawn.append(axes.imshow(values, cmap=colours, vmin=low, vmax=high))
             bare(axes)
             if r == 0:
-                axes.set_title(head, fontsize=9)
-            if r == rows - 1 and colours != "gray":
-                whole = list(grid[:, heads.index(head)])
-                figure.colorbar(drawn, ax=whole, orientation="horizontal", pad=0.01, aspect=15)
-        grid[r, 0].set_ylabel(names[r], fontsize=8)
+                axes.set_title(heads[column], fontsize=9)
+            if column == 0:
+                axes.set_ylabel(names[r], fontsize=8)
+    for picture, columns, unit, extend in (
+        (drawn[0], slice(0, 2), "intensity (0–1)", "neither"),
+        (drawn[2], slice(2, 4), "intensity (0–1)", "max"),
+        (drawn[4], slice(4, 5), "standard deviations", "both"),
+    ):
+        bar = figure.colorbar(
+            picture,
+            cax=figure.add_subplot(cells[rows, columns]),
+            orientation="horizontal",
+            extend=extend,
+        )
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

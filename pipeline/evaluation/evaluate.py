@@ -39,7 +39,7 @@ def evaluate(
     # Of its own, so that the other metrics do not depend on what calibration draws.
     draws = torch.Generator(run.device).manual_seed(settings.seed)
     data = SliceDataset(store, entries)
-    tally = Tally(networks)
+    tally = Tally(networks, store.image_set)
     prior_samples = PriorSamples(decode_prior(run, generator))
     sampled = prior_samples.images
     averaged: list[Tensor] = []

@@ -16,7 +16,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.figures import COLOURS, Array, as_array, as_images, bare, image_grid
+from pipeline.figures import (
+    COLOURS,
+    Array,
+    as_array,
+    as_images,
+    bare,
+    image_grid,
+    legend_below,
+    plain_decimals,
+)
 from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR
 
 _COLUMNS = 8
@@ -109,7 +118,7 @@ def samples(
     title: str = "Samples from the prior",
     drawn: str = "z ~ N(0, I)",
 ) -> Figure:
-    """Images drawn from the prior beside real ones, unsorted and unchosen.
+    """Images drawn from the prior beside those of the data, unsorted and unchosen.
 
     Args:
         sampled: (N,C,H,W) in [0,1].
@@ -227,7 +236,7 @@ def spectra(
         if curve.shape != axis.shape:
             raise ValueError(f"{name} has bins {curve.shape}, frequencies {axis.shape}")
         curves[name] = curve.clip(min=POWER_FLOOR)
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (name, curve) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": name, "lw": 1.8}
@@ -249,6 +258,7 @@ def spectra(
         axes.set_ylabel(label)
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.25, which="both")
-        axes.legend(fontsize=8, loc="lower left")
+    plain_decimals(right.yaxis)
+    legend_below(figure, left)
     figure.suptitle(title, fontsize=11)
     return figure

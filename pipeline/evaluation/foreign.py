@@ -130,11 +130,11 @@ def score(
             parts = [tally.slice_scores(*batch) for batch in zip(*batches, strict=True)]
             tally.add({"subject": subject}, mean_of(parts), images, reconstructions)
             reporter.update(number / count, f"subject {number}/{count}")
-    title = "Reconstructions of another program" + (" (simulated people)" if simulated else "")
+    of = "another program" + (" (simulated people)" if simulated else "")
     return Evaluation(
         tally.metrics(settings),
         tally.rows,
-        tally.figures(title),
+        tally.figures(of),
         tally.networks.absent,
         tally.report(),
     )

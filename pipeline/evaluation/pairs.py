@@ -17,7 +17,7 @@ from pipeline.evaluation.report.gathering import Extremes, Pair, Pictures, pair_
 from pipeline.metrics import sharpness
 from pipeline.metrics.aggregate import Interval, aggregate
 from pipeline.metrics.distribution import ImageSets, Kind
-from pipeline.metrics.fidelity import psnr, ssim
+from pipeline.metrics.fidelity import brain_psnr, psnr, ssim
 from pipeline.metrics.perceptual import PerceptualDistance
 
 # Columns of the table that are no scores.
@@ -51,10 +51,12 @@ class Tally:
 
     rows: each subject's labels and scores; powers: mean radial power (n_bins,) of its images and
     of their reconstructions; shown: its middle slice; extremes: the best and worst of all slices;
-    sets: all images, for the metrics that compare sets.
+    sets: all images, for the metrics that compare sets. image_set: whether they are photographs,
+    which have no brain to choose the extremes by.
     """
 
     networks: Networks
+    image_set: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     powers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     shown: list[Pair] = field(default_factory=list)
@@ -101,7 +103,8 @@ class Tally:
         subject, slices = str(labels["subject"]), psnr(images, reconstructions)
         middle = len(images) // 2
         self.shown.append(pair_of(subject, middle, images, reconstructions, slices, places))
-        self.extremes.add(subject, images, reconstructions, slices, places)
+        chosen_by = slices if self.image_set else brain_psnr(images, reconstructions)
+        self.extremes.add(subject, images, reconstructions, chosen_by, places)
         self.rows.append(row)
         return row
 
@@ -119,10 +122,11 @@ class Tally:
             metrics |= compared.scores(settings.seed)
         return metrics
 
-    def figures(self, title: str, **powers: Tensor) -> dict[str, Figure]:
+    def figures(self, of: str, **powers: Tensor) -> dict[str, Figure]:
         """Reconstructions of at most eight subjects, evenly spread, and spectra of all.
 
-        powers: name to radial power (n_bins,) to draw beside, "_" for a space.
+        of: whose they are, for the titles; powers: name to radial power (n_bins,) to draw beside,
+        "_" for a space.
         """
         chosen = evenly_spread(len(self.shown), SHOWN_SUBJECTS)
         images, made = self.pictures(chosen)
@@ -130,11 +134,15 @@ class Tally:
         more = {name.replace("_", " "): power for name, power in powers.items()}
         return {
             "reconstructions.png": figures.reconstructions(
-                images, made, [self.subjects[number] for number in chosen], title
+                images,
+                made,
+                [self.subjects[number] for number in chosen],
+                f"Reconstructions of {of}",
             ),
             "spectra.png": figures.spectra(
                 sharpness.frequencies(*images.shape[-2:]),
                 {"data": data, "reconstruction": reconstruction, **more},
+                f"Radial power spectra, {of}",
             ),
         }
 

@@ -15,7 +15,7 @@ from pipeline.evaluation.report.gathering import Pictures
 from pipeline.evaluation.samples import PriorSamples
 from pipeline.evaluation.trained_run import TrainedRun
 
-# Real slices beside the prior's samples.
+# Slices of the data beside the prior's samples.
 SHOWN_SLICES = 24
 SHOWN_ERRORS = 4
 
@@ -34,15 +34,17 @@ def run_figures(
     """
     simulated = simulated_note(data.store)
     unseen = f"unseen subjects of store {data.store.name}{simulated}"
-    drawn = tally.figures(f"Reconstructions of {unseen}", prior_samples=samples.power)
+    drawn = tally.figures(unseen, prior_samples=samples.power)
     drawn["samples.png"] = figures.samples(
         samples.images,
-        _real_slices(data),
+        _data_slices(data),
         title=f"Samples from the prior beside unseen subjects{simulated}",
         drawn=_latents(run),
     )
     if run.state.kernel_history and run.state.kernel_images is not None:
-        drawn["kernels.png"] = _kernels(run.state.kernel_history, run.state.kernel_images)
+        drawn["kernels.png"] = _kernels(
+            run.state.kernel_history, run.state.kernel_images, simulated
+        )
     if laws:
         drawn["calibration.png"] = calibration_figures.calibration(laws, f"Calibration on {unseen}")
     if run.fitted is not None:
@@ -54,14 +56,14 @@ def report_pictures(
     run: TrainedRun, data: SliceDataset, tally: Tally, samples: PriorSamples
 ) -> Pictures:
     """The pictures of the report; arguments as of `run_figures`."""
-    real = _real_slices(data)
-    count = min(len(real), len(samples.images))
+    shown = _data_slices(data)
+    count = min(len(shown), len(samples.images))
     return replace(
-        tally.report(), samples=samples.images[:count], data=real[:count], drawn=_latents(run)
+        tally.report(), samples=samples.images[:count], data=shown[:count], drawn=_latents(run)
     )
 
 
-def _real_slices(data: SliceDataset) -> Tensor:
+def _data_slices(data: SliceDataset) -> Tensor:
     return data.__getitems__(evenly_spread(len(data), SHOWN_SLICES))
 
 
@@ -75,14 +77,18 @@ def simulated_note(store: Store) -> str:
     return " (simulated people)" if store.simulated else ""
 
 
-def _kernels(history: dict[int, Tensor], images: Tensor) -> Figure:
+def _kernels(history: dict[int, Tensor], images: Tensor, simulated: str) -> Figure:
     """history: epoch to the kernels of the images, (n,1,s,s); images (n,C,H,W)."""
     epochs = sorted(history)
     # Most happens early: behind the first, the epochs shown are spread by their logarithm.
     wanted = np.geomspace(max(epochs[0], 1), max(epochs[-1], 1), 4)
     chosen = {min(epochs[1:] or epochs, key=lambda epoch: abs(epoch - w)) for w in wanted}
     chosen.add(epochs[0])
-    return figures.kernels(images[::2], {epoch: history[epoch][::2, 0] for epoch in sorted(chosen)})
+    return figures.kernels(
+        images[::2],
+        {epoch: history[epoch][::2, 0] for epoch in sorted(chosen)},
+        title=f"Blur kernels during training{simulated}",
+    )
 
 
 @torch.no_grad()

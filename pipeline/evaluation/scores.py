@@ -67,7 +67,7 @@ def _score(metric: Metric, metrics: Mapping[str, Interval]) -> Score:
 
 
 def _data(metric: Metric, metrics: Mapping[str, Interval]) -> str:
-    """What real images have: another metric's value, a number that is exact, or nothing."""
+    """What the originals have: another metric's value, a number that is exact, or nothing."""
     if metric.data is None:
         return ""
     if isinstance(metric.data, str):

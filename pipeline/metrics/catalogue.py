@@ -23,7 +23,7 @@ WORDS: dict[str, str] = {
 class Metric:
     """A score: its key in metrics.json, its name, which way is better, decimals shown, its unit.
 
-    meaning: in one line. data: what real images have, the key of another metric or a number;
+    meaning: in one line. data: what the originals have, the key of another metric or a number;
     None where that is not defined.
     """
 
@@ -75,7 +75,7 @@ RECONSTRUCTION = (
     Metric("lpips_vgg", "LPIPS vgg", "down", 4, "", "the same by a larger network", 0.0),
     Metric(
         "kid_vgg16", "KID vgg16", "down", 4, "",
-        "distance of all reconstructions from all real images, by a network's features", 0.0,
+        "distance of all reconstructions from all originals, by a network's features", 0.0,
     ),
     Metric(
         "fd_vgg16", "FD vgg16", "down", 2, "",
@@ -109,7 +109,7 @@ RECONSTRUCTION = (
 SAMPLES = (
     Metric(
         "sample_kid_vgg16", "KID vgg16", "down", 3, "",
-        "distance of samples from real images, by a network's features", 0.0,
+        "distance of samples from the data, by a network's features", 0.0,
     ),
     Metric(
         "sample_fd_vgg16", "FD vgg16", "down", 1, "",

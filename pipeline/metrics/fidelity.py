@@ -69,6 +69,31 @@ def psnr(
 
 
 @torch.no_grad()
+def brain_psnr(
+    image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
+) -> Float[Tensor, " B"]:
+    """PSNR over the brain alone, so that slices with much and with little of it can be compared.
+
+    The surround is black and easy: it raises the `psnr` of a slice that shows little brain.
+
+    Args:
+        image: intensity in [0,1]; brain is where any channel is above 0.
+        reconstruction: intensity in [0,1].
+
+    Returns:
+        dB, float64, at most 100; NaN for a slice without brain.
+
+    Raises:
+        ValueError: from `check_pair`.
+    """
+    check_pair(image, reconstruction)
+    brain = (image > 0).any(dim=1, keepdim=True)
+    error = (reconstruction.double() - image.double()).square().mean(dim=1, keepdim=True)
+    mean = (error * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3))
+    return (-10 * mean.log10()).clamp(max=MAX_PSNR)
+
+
+@torch.no_grad()
 def ssim(
     image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, " B"]:

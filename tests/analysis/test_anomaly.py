@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from data_prep.config import PrepareConfig
+from data_prep.sources.simulated.marking import DESCRIPTION, is_simulated
 from data_prep.volume import transforms
 from pipeline.__main__ import main
 from pipeline.analysis.anomaly import anomaly
@@ -307,6 +308,33 @@ def test_another_contrast_of_the_head_is_a_bar_beside(
     capsys.readouterr()
     assert main([*words, str(tmp_path / "turned.nii.gz")]) == 2
     assert "turned.nii.gz does not lie on the grid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_simulated_person_is_called_so_wherever_a_result_is_seen(
+    patient: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated: bool,
+) -> None:
+    image = nib.load(patient["t1"])
+    image.header["descrip"] = DESCRIPTION.encode() if simulated else b"FSL5.0"
+    nib.save(image, tmp_path / "t1_copy.nii.gz")
+    titles = []
+    drawn = anomaly.overlay
+    monkeypatch.setattr(
+        anomaly, "overlay", lambda *a, **k: (titles.append(k["title"]), drawn(*a, **k))[1]
+    )
+    words = ["anomaly", "--package", "p", "--image", str(tmp_path / "t1_copy.nii.gz"),
+             "--output", str(tmp_path / "out")]  # fmt: skip
+    assert main(words) == 0
+    assert ("simulated person" in capsys.readouterr().out) == simulated
+    assert ["(simulated person)" in title for title in titles] == [simulated]
+    assert json.loads((tmp_path / "out/summary.json").read_text())["simulated"] is simulated
+    mapped = nib.load(tmp_path / "out/anomaly.nii.gz")
+    assert is_simulated(mapped) == simulated
+    assert b"whitened, both tail" in mapped.header["descrip"].item()
 
 
 def test_a_baseline_of_other_slices_is_refused() -> None:

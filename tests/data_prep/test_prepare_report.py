@@ -89,6 +89,23 @@ def test_everybody_and_every_reason_is_on_the_page(
         assert html.count(text) >= len(NAMES)
 
 
+def test_a_family_is_named_where_it_has_several_subjects(arguments: list[str], work: Path) -> None:
+    assert main(arguments) == 0
+    write_report(study(work))
+    assert 'class="family"' not in page(study(work))  # everybody is a family of their own
+    write_report(rewritten(study(work), [], family="family-sim0011", split="train"))
+    assert page(study(work)).count(">family sim0011<") == len(NAMES)
+
+
+def test_every_part_of_the_page_can_be_reached_from_its_top(
+    arguments: list[str], work: Path
+) -> None:
+    assert main(arguments) == 0
+    html = page(study(work))
+    parts = re.findall(r'<(?:h2|details) id="(\w+)"', html)
+    assert "spread" in parts and re.findall(r'href="#(\w+)"', html.partition("</nav>")[0]) == parts
+
+
 def test_the_page_asks_nothing_of_the_network(arguments: list[str], work: Path) -> None:
     assert main(arguments) == 0
     html = page(study(work))

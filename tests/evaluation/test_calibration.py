@@ -157,12 +157,32 @@ def test_errors_and_deviations_are_drawn_on_one_scale() -> None:
     assert pictures[2].get_clim() == pictures[3].get_clim()
 
 
+def test_pictures_of_error_bars_stand_in_rows_and_columns_and_bars_have_units() -> None:
+    x = torch.rand(3, 1, 16, 20)
+    figure = error_bars(x, x * 0.9, torch.full_like(x, 0.05), ["a", "b", "c"], "")
+    figure.draw_without_rendering()
+    pictures = [axes for axes in figure.axes if axes.images]
+    places = np.array([axes.get_position().bounds for axes in pictures]).reshape(3, 5, 4)
+    np.testing.assert_allclose(places[..., 1], places[:, :1, 1].repeat(5, 1), atol=1e-6)
+    np.testing.assert_allclose(places[..., 0], places[:1, :, 0].repeat(3, 0), atol=1e-6)
+    np.testing.assert_allclose(np.ptp(places[..., 2:], axis=(0, 1)), 0, atol=1e-6)
+    bars = [axes.get_xlabel() for axes in figure.axes if not axes.images]
+    assert bars == ["intensity (0–1)", "intensity (0–1)", "standard deviations"]
+
+
 def test_runs_are_drawn_side_by_side() -> None:
     residual, weights = drawn()
     _, curves = measured(images(), residual, weights, 0.2)
     shown = mean_curves([curves, curves])
     figure = calibration({"one": shown, "two": shown})
     assert len(figure.axes) == 4
+    figure.draw_without_rendering()
+    [legend] = figure.legends  # one for all, and beside them
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "two", "as it should be"]
+    top = legend.get_window_extent().y1
+    assert all(axes.get_tightbbox().y0 >= top and axes.get_legend() is None for axes in figure.axes)
+    for axes in figure.axes:
+        assert axes.yaxis.label.get_window_extent().height <= axes.get_window_extent().height
 
 
 def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from pipeline.metrics.fidelity import check_pair, psnr, ssim
+from pipeline.metrics.fidelity import brain_psnr, check_pair, psnr, ssim
 
 
 def _images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,6 +31,17 @@ def test_psnr_of_a_constant_error_is_its_level_in_decibel(
     values = psnr(image, image + error)
     assert values.shape == (batch,)
     assert values[0].item() == pytest.approx(-20.0 * math.log10(error), rel=1e-6)
+
+
+def test_brain_psnr_is_psnr_without_the_surround() -> None:
+    image = _images(1, 3, 12, 12).clamp(min=0.01)
+    made = (image + 0.1).clamp(max=1)
+    padded, drawn = torch.zeros(2, 1, 3, 20, 20)
+    padded[..., :12, :12], drawn[..., :12, :12] = image, made
+    drawn[..., 15:, 15:] = 0.3  # an error outside the brain
+    assert brain_psnr(padded, drawn).item() == pytest.approx(psnr(image, made).item(), rel=1e-6)
+    assert brain_psnr(image, made).item() == pytest.approx(psnr(image, made).item(), rel=1e-6)
+    assert brain_psnr(torch.zeros_like(image), made).isnan().all()
 
 
 def test_each_image_is_scored_alone() -> None:

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pipeline.evaluation import figures
+from pipeline.figures import plain_decimals
 from pipeline.metrics import sharpness
 
 
@@ -58,6 +59,27 @@ def test_spectra_show_units_and_the_high_frequencies() -> None:
     words = _drawn(figures.spectra(sharpness.frequencies(16, 16), curves))
     for word in ("cycles/pixel", "intensity²", "power of data", "f = 0.25", "samples"):
         assert word in words
+
+
+def test_the_legend_of_spectra_covers_no_panel() -> None:
+    power = sharpness.radial_power(_images(3))
+    figure = figures.spectra(sharpness.frequencies(16, 16), {"data": power, "samples": power / 2})
+    _drawn(figure)
+    [legend] = figure.legends
+    top = legend.get_window_extent().y1
+    assert all(axes.get_tightbbox().y0 >= top and axes.get_legend() is None for axes in figure.axes)
+
+
+@pytest.mark.parametrize(("low", "labels"), [(0.3, "0.3 0.4 0.5 0.6 0.7 0.8 0.9 1"),
+                                             (0.1, "0.1 0.2 0.5 1")])  # fmt: skip
+def test_a_ratio_is_labelled_in_plain_decimals(low: float, labels: str) -> None:
+    axes = Figure().subplots()
+    axes.semilogy([0, 1], [low, 1.0])
+    plain_decimals(axes.yaxis)
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    shown = axes.yaxis.get_major_formatter().format_ticks(ticks)
+    assert shown == labels.split() and not len(axes.yaxis.get_minorticklocs())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,5 +1,6 @@
 """The report of a run: complete, escaped, self-contained; the slices it singles out; the table."""
 
+import math
 import re
 from collections.abc import Callable
 from html import escape
@@ -8,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.networks import Networks
+from pipeline.evaluation.pairs import Tally
+from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import KEPT, Extremes, Pair, Pictures
 from pipeline.evaluation.report.page import HEADLINE
 from pipeline.evaluation.scores import table
@@ -40,6 +44,44 @@ def test_extremes_are_the_best_and_the_worst_slices_of_different_subjects() -> N
     best = found.best[0]
     assert best.psnr == psnr(best.image[None], best.reconstruction[None]).item()
     assert torch.equal(best.image, clean[1])
+
+
+def test_a_slice_that_is_passed_over_is_no_extreme() -> None:
+    found, clean = Extremes(), images(3)
+    found.add("s", clean, clean, torch.tensor([torch.nan, 20.0, 30.0]), [1, 2, 3])
+    found.add("none", clean, clean, torch.full((3,), torch.nan), [1, 2, 3])
+    assert [pair.place for pair in found.best] == [3]
+    assert [pair.place for pair in found.worst] == [2]
+
+
+@pytest.mark.parametrize("image_set", [False, True])
+def test_an_empty_surround_makes_no_slice_the_best_but_of_photographs(image_set: bool) -> None:
+    """The first slice has little brain and a large error in it, the second the opposite."""
+    clean = torch.zeros(2, 1, 16, 16)
+    clean[0, :, :2, :2], clean[1] = 0.5, 0.5
+    made = clean + (clean > 0) * torch.tensor([0.2, 0.1])[:, None, None, None]
+    tally = Tally(Networks(), image_set)
+    tally.add({"subject": "s"}, {}, clean, made, [0, 1])
+    [best], [worst] = tally.extremes.best, tally.extremes.worst
+    assert (best.place, worst.place) == ((0, 1) if image_set else (1, 0))
+    assert best.psnr == pytest.approx(-20 * math.log10(0.2 / 8 if image_set else 0.1), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "image_set", "words"),
+    [
+        (True, False, "slices of unseen simulated people"),
+        (False, False, "slices of unseen subjects"),
+        (False, True, "unseen images"),
+    ],
+)
+def test_no_simulated_slice_is_called_real(
+    page_writer: Callable[..., str], simulated: bool, image_set: bool, words: str
+) -> None:
+    about = About("run", "scores", "Trained", simulated=simulated, image_set=image_set)
+    html = page_writer(about=about)
+    assert f"<figcaption>{words}</figcaption>" in html and f"beside as many {words}." in html
+    assert re.findall(r"\breal [a-z]+", html) == ["real scans"] * simulated  # "not real scans"
 
 
 def test_the_page_asks_nothing_of_the_network(page_writer: Callable[..., str]) -> None:

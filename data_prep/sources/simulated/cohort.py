@@ -17,6 +17,7 @@ from data_prep.executors.local import executor_for
 from data_prep.files import atomic_file
 from data_prep.progress import progress
 from data_prep.sources import path_template
+from data_prep.sources.simulated.marking import DESCRIPTION
 from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling
 from data_prep.sources.simulated.template import load_template
 
@@ -135,7 +136,7 @@ def write_person(item: tuple[int, int, Path]) -> str:
     data = render(traits, template, np.random.default_rng([seed, person, 1]))
     image = nib.Nifti1Image(data, template.affine)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"SIMULATED: deformed ICBM152 template"
+    image.header["descrip"] = DESCRIPTION.encode()
     try:
         with atomic_file(file) as stream:
             # Noise hardly compresses: the lightest level is as small, and quick. No time stamp,

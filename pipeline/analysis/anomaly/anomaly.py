@@ -177,6 +177,8 @@ def _read(options: Options) -> Inputs:
         Path(options.mask) if options.mask else None,
         assume_orientation=assumed,
     )
+    if volume.simulated:
+        print(f"note: {volume.path.name} is of a simulated person, says its header")
     for words in volume.odd:
         print(f"note: {volume.path.name}: {words}")
     lesions = read_labels(Path(options.lesions), volume, assumed) if options.lesions else None
@@ -280,6 +282,7 @@ def _write(
     summary: dict[str, Any] = {
         "options": asdict(options),
         "image_sha256": volume.sha256,
+        "simulated": volume.simulated,
         "trained_on": inputs.trained_on,
         "law": inputs.model.which,
         "map": what,
@@ -362,7 +365,8 @@ def _figure(
         brain=view(inside),
         lesions=None if lesions is None else view(lesions),
         aspect=height / width,
-        title=f"Anomaly maps of {Path(options.image).name}, tail: {options.tail}",
+        title=f"Anomaly maps of {Path(options.image).name}, tail: {options.tail}"
+        + (" (simulated person)" if volume.simulated else ""),
     )
 
 

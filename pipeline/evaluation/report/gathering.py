@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 # Of the best slices and of the worst, each of another subject.
@@ -13,7 +14,8 @@ KEPT = 4
 class Pair:
     """A slice and its reconstruction, (C,H,W) in [0,1].
 
-    place: the slice's number in its volume, where that is known; psnr: dB.
+    place: the slice's number in its volume, where that is known; psnr: dB, of the whole slice or,
+    of extremes, what they are chosen by.
     """
 
     subject: str
@@ -25,7 +27,7 @@ class Pair:
 
 @dataclass
 class Extremes:
-    """The slices of highest and of lowest PSNR, at most one of a subject, the extreme one first.
+    """The slices of highest and of lowest score, at most one of a subject, the extreme one first.
 
     One of a subject: else a single odd volume would fill the row.
     """
@@ -43,11 +45,14 @@ class Extremes:
     ) -> None:
         """Look at a subject's slices and their reconstructions, (n,C,H,W) on the CPU.
 
-        scores: PSNR of each, (n,) in dB; places: the slices' numbers in their volume, if known.
+        scores: PSNR of each, (n,) in dB, NaN for slices that are passed over; places: the slices'
+        numbers in their volume, if known.
         """
+        if scores.isnan().all():
+            return
         for kept, number, sign in (
-            (self.best, int(scores.argmax()), -1),
-            (self.worst, int(scores.argmin()), 1),
+            (self.best, int(scores.nan_to_num(-torch.inf).argmax()), -1),
+            (self.worst, int(scores.nan_to_num(torch.inf).argmin()), 1),
         ):
             kept.append(pair_of(subject, number, images, made, scores, places))
             kept.sort(key=lambda pair: sign * pair.psnr)  # stable: the earlier of equals stays
@@ -73,7 +78,7 @@ class Pictures:
     """What the page shows beside numbers and figures.
 
     pairs: middle slices of subjects, evenly spread; samples and data: images (n,C,H,W), as many
-    drawn from the prior as real ones; drawn: where the samples' latents come from.
+    drawn from the prior as of the data; drawn: where the samples' latents come from.
     """
 
     pairs: Sequence[Pair]

@@ -74,6 +74,13 @@ class Page:
         return "image" if self.about.image_set else "slice"
 
     @property
+    def unseen(self) -> str:
+        """What the images are that stand beside samples: the model was not trained on them."""
+        if self.about.image_set:
+            return "unseen images"
+        return f"slices of unseen {'simulated people' if self.about.simulated else 'subjects'}"
+
+    @property
     def lead(self) -> str:
         """What was scored, and on what."""
         count = sum(row["slices"] for row in self.rows)
@@ -156,7 +163,7 @@ class Page:
 
     @property
     def data(self) -> str:
-        """As many real images."""
+        """As many images of the data."""
         return "" if self.pictures.data is None else picture(self.pictures.data, columns=6)
 
     def has(self, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -94,21 +95,28 @@ def _named(config: Config, stem: str) -> Config:
     )
 
 
+def _starting(run: str) -> None:
+    """Say that something happens, before imports that take seconds."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes the main one
+        print(f"run {run}: starting", flush=True)
+
+
 def _train(argv: Sequence[str]) -> None:
     parser = _parser("train")
     arguments = _parsed(parser, argv)
     stem = _stem(arguments)
     config = _named(config_of(parser, arguments), stem)
+    run = arguments.run or stem or config.data.store
+    _starting(run)
     from pipeline.commands.train import train_run  # slow: a mistyped key need not wait for it
 
-    train_run(config, arguments.run or stem or config.data.store, arguments.restart)
+    train_run(config, run, arguments.restart)
 
 
 def _evaluate(argv: Sequence[str]) -> None:
     if any(word.partition("=")[0] == "--reconstructions" for word in argv):
         _with_options("evaluate", argv, FOREIGN)
         return
-    from pipeline.commands.evaluate import evaluate_run, with_run_config
     from pipeline.files import existing_run
 
     parser = _parser("evaluate")
@@ -122,6 +130,9 @@ def _evaluate(argv: Sequence[str]) -> None:
     run_config = load_config(saved)  # resolved, as the run keeps it beside its results
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = _parsed(parser, ["--config", str(saved), *argv])
+    _starting(run)
+    from pipeline.commands.evaluate import evaluate_run, with_run_config
+
     evaluate_run(with_run_config(config_of(parser, arguments), run_config, _given(argv)), run)
 
 

@@ -46,13 +46,13 @@ def run_folder(run: str) -> Path:
 
 
 def existing_run(run: str, named: str = "") -> Path:
-    """The folder of a run that has begun. Raises InputError where there is none of this name.
+    """The folder of a run. Raises InputError where there is none of this name.
 
     named: the configuration's name, where it is not the run's.
     """
     folder = run_folder(run)
-    if not (folder / "config.yaml").is_file():
-        others = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+    if not folder.is_dir():
+        others = sorted(path.name for path in folder.parent.glob("*/"))
         first = command("train", run if named else "", makes=named or run)
         or_one = f", or choose one of {', '.join(others[:9])}" if others else ""
         raise InputError(f"no run at {folder}: train it first ({first}){or_one}")

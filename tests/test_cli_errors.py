@@ -187,6 +187,21 @@ def test_a_message_tells_the_installed_from_the_checkout(
     assert words in fail("export", "--run", "nobody")
 
 
+def test_a_missing_run_is_told_with_what_makes_it_and_those_that_are_there(
+    fail: Fail, work: Path
+) -> None:
+    for run in ("first", "second"):
+        (work / "runs" / run).mkdir(parents=True)
+        (work / "runs" / run / "config.yaml").touch()
+    for which in ("evaluate", "export"):
+        assert "(make train CONFIG=configs/hcp64.yaml)" in fail(which, "--run", "hcp64")
+        said = fail(which, "--run", "nobody")
+        assert "(make train CONFIG=…), or choose one of first, second" in said
+    said = fail("evaluate", "--config", "configs/hcp64.yaml", "--run", "other")
+    assert "(make train CONFIG=configs/hcp64.yaml RUN=other)" in said
+    assert "(make train), or" in fail("evaluate", "--run", "demo")
+
+
 def test_help_names_the_program_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import PrepareConfig, command, where_keys
+from data_prep import PrepareConfig, where_keys
 from pipeline.config import Config, EvaluationConfig, TrainingConfig, work_keys
 from pipeline.data.config import AugmentationConfig, DataConfig
 from pipeline.data.slices import Store, open_store

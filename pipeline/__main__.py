@@ -243,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{error}, state saved: the same command continues from there", file=sys.stderr)
         return 128 + error.number
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        continued = argv[0] in ("train", "compare")
+        where = "continues from the last checkpoint" if continued else "starts again"
+        print(f"interrupted: the same command {where}", file=sys.stderr)
         return 130
     return 0
 

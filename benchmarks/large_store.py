@@ -81,7 +81,10 @@ def own_memory() -> float:
     """MiB of this process and its children, what they share counted once; Linux only."""
     found = 0.0
     for process in (os.getpid(), *_children(os.getpid())):
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except (ProcessLookupError, FileNotFoundError):  # a child that has just ended
+            continue
         found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon")) / 1024
     return found
 

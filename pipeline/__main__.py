@@ -96,8 +96,8 @@ def _named(config: Config, stem: str) -> Config:
 
 
 def _starting(run: str) -> None:
-    """Say that something happens, before imports that take seconds."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes the main one
+    """Tell who sits at a terminal that something happens, before imports that take seconds."""
+    if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":  # of several the main one
         print(f"run {run}: starting", flush=True)
 
 

@@ -19,8 +19,8 @@ from pipeline.__main__ import main as command
 def train(config: str, term: str, *more: str) -> pipeline.DecoderPackage:
     """The decoder package of a training under a term, the weight of the rate 1."""
     run = f"look-{term}"
-    keys = ["--run", run, f"--likelihood.term={term}", "--training.max_minutes=0", *more]
-    assert command(["train", "--config", config, *keys]) == 0
+    keys = [f"--likelihood.term={term}", "--training.max_minutes=0", *more]
+    assert command(["train", "--config", config, "--run", run, *keys]) == 0
     assert command(["export", "--run", run, "--register", "false"]) == 0
     return pipeline.open_package(run)
 
@@ -32,12 +32,12 @@ def look(images: torch.Tensor, packages: dict[str, pipeline.DecoderPackage]) -> 
         for name, package in packages.items():
             rows[name] = package.decode(package.encode(images).mean)
             scores[name] = pipeline.psnr(images, rows[name]).mean().item()
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots(len(rows), 2 * len(images))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots(len(rows), len(images))
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
-        for axis, part in zip(line, [p for i in row for p in (i, i[:, 20:44, 6:30])], strict=True):
-            axis.imshow(part[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis, image in zip(line, row, strict=True):
+            axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
     figure.savefig(work_folder() / "train_and_look.png", dpi=150)
     return scores
@@ -47,9 +47,9 @@ def main(config: str, store: str, *more: str) -> dict[str, float]:
     """Prints and returns PSNR of people of the test."""
     opened = pipeline.open_store(store, work_folder())
     data = pipeline.SliceDataset(opened, opened.subjects("test"))
-    images = torch.cat([data.of_subject(n, 3)[1:2] for n in range(min(3, len(data.subjects)))])
-    keys = (f"--data.store={store}", *more)
-    scores = look(images, {term: train(config, term, *keys) for term in ("gaussian", "blur")})
+    images = torch.cat([data.of_subject(n, 3)[1:2] for n in range(min(5, len(data.subjects)))])
+    more = (f"--data.store={store}", *more)
+    scores = look(images, {term: train(config, term, *more) for term in ("gaussian", "blur")})
     print(", ".join(f"{name}: {score:.2f} dB" for name, score in scores.items()))
     return scores
 

@@ -132,8 +132,8 @@ def _calibrate(
 def _schedule(step: int, steps: int) -> float:
     """Up over the first tenth, and a cosine to a fiftieth.
 
-    Adam's first steps at the full rate drive the sigmoid so far, by some seeds and on some
-    machines, that it has no gradient left.
+    At the full rate Adam's first steps overshoot, by some seeds and on some machines; at twice
+    the rate they drive the sigmoid to where it has no gradient.
     """
     warm = min(1.0, (step + 1) / (0.1 * steps))
     return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)

@@ -67,7 +67,7 @@ def test_photographs_without_an_edge_have_one_factor() -> None:
 def test_it_finds_where_residuals_are_large_and_how_they_hang_together(seed: int) -> None:
     """Residuals of 0.02 in the dark half and 0.2 in the bright one, neighbours alike.
 
-    Without its warm-up the fit ends at the floor or at 1, by one seed in four or on another
+    Without a warm-up, at twice the rate, some seeds end at the floor or at 1, others on another
     machine.
     """
     generator = torch.Generator().manual_seed(0)

@@ -19,8 +19,9 @@ from pipeline.analysis.inverse.operators import Operator
 LEAST = 0.000125
 PLACES = range(49)  # to 0.512
 START, COARSE = 16, 8  # 0.002
-# A search ends when the parabola through the best and its neighbours promises less: of SSIM.
-TOLERANCE = 5e-4
+# A search ends when the best's neighbours are less than FLAT below it, and the parabola through the
+# three promises a gain below TOLERANCE: of SSIM. A steep curve is no parabola, its promise is none.
+TOLERANCE, FLAT = 5e-4, 0.01
 # Weights that a search tries, as a rule.
 USUAL = 6
 
@@ -115,8 +116,8 @@ def best_weight(score: Callable[[float], float], progress: Callable[[float], Non
     """The weight of the highest score, where that has one maximum over the logarithm of the weight.
 
     The best weight's neighbours are tried, the likelier first, and one that is better is the next
-    best; between neighbours that are not, the step is halved. It ends at the least step, or when
-    a parabola promises a gain below TOLERANCE.
+    best; between neighbours that are not, the step is halved. It ends at the least step, or where
+    the score is flat, see TOLERANCE.
 
     Args:
         score: of a weight; larger is better.
@@ -141,16 +142,14 @@ def best_weight(score: Callable[[float], float], progress: Callable[[float], Non
                 break
         else:
             low, high = look(best - step), look(best + step)
-            if step == 1 or _promised(low, look(best), high) < TOLERANCE:
+            flat = look(best) - min(low, high) < FLAT
+            if step == 1 or (flat and _promised(low, look(best), high) < TOLERANCE):
                 return LEAST * 4 ** (best / COARSE)
             step //= 2
             likelier = 1 if high > low else -1
 
 
 def _promised(low: float, middle: float, high: float) -> float:
-    """How far the parabola through three values, evenly spaced, rises above the middle one.
-
-    NaN where an outer one is -inf: nothing is known there.
-    """
+    """How far the parabola through three values, evenly spaced, rises above the middle one."""
     bend = 2 * middle - low - high
     return (high - low) ** 2 / (8 * bend) if bend else 0.0

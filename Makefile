@@ -5,6 +5,7 @@ ARGS ?=
 RUN ?=
 STORE ?=
 PACKAGE ?=
+IMAGE ?=
 WORK ?= work
 PORT ?= 5000
 PYTHON ?= python3
@@ -47,7 +48,8 @@ help: ## List the commands
 	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
 	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
 	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
-	@echo "  PACKAGE=DIR  a decoder package, of reconstruct, restore, anomaly and lesions"
+	@echo "  PACKAGE=NAME a decoder package (or its folder), of reconstruct, restore, anomaly, lesions"
+	@echo "  IMAGE=FILE   the volume that anomaly maps, .nii or .nii.gz"
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
 
@@ -82,7 +84,7 @@ restore: $(INSTALLED) ## Noisy, blurred or coarse images of STORE under the deco
 
 anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anomaly
 	@test -n "$(PACKAGE)" -a -n "$(IMAGE)" || { \
-	  echo "error: make anomaly PACKAGE=FOLDER IMAGE=volume.nii.gz [ARGS='--lesions mask.nii.gz']" >&2; \
+	  echo "error: make anomaly PACKAGE=NAME IMAGE=volume.nii.gz [ARGS='--lesions mask.nii.gz']" >&2; \
 	  exit 2; }
 	$(PY) -m pipeline anomaly --package "$(PACKAGE)" --image "$(IMAGE)" $(ARGS)
 

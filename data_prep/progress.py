@@ -32,7 +32,8 @@ def progress(
 class Reporter:
     """Shows how far some work is, how it goes and how long it will take.
 
-    Without a terminal a line goes to `notify` at most every `seconds`.
+    Without a terminal a line goes to `notify` at most every `seconds`. A bar is there from the
+    first update that says what the work is.
     """
 
     def __init__(
@@ -66,8 +67,6 @@ class Reporter:
             self._task = self._bar.add_task("", total=1.0, note="", left="?")
 
     def __enter__(self) -> "Reporter":
-        if self._bar:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,6 +80,8 @@ class Reporter:
         left = self._left(done, time.monotonic() if elapsed is None else elapsed)
         if self._bar:
             self._bar.update(self._task, completed=done, note=note, left=left)
+            if note:
+                self._bar.start()
             return
         now = time.monotonic()
         if now - self._printed >= self._seconds:

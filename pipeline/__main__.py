@@ -13,6 +13,8 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from data_prep import absent_package, one_line, program, steady_output, switch_keys, switched
+from data_prep import command as typed
+from pipeline.commands.given import check_given
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
 from pipeline.parsing import config_of, config_parser, load_config, options_parser, parsed
@@ -189,6 +191,7 @@ FOREIGN = "pipeline.evaluation.foreign"
 
 
 def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
+    check_given(command, argv)  # before torch is imported
     module = import_module(name or MODULES[command])
     description = (module.__doc__ or "").partition("\n")[0]
     parser = options_parser(command, description, EXAMPLES.get(command, ""))
@@ -203,6 +206,14 @@ def _with_options(command: str, argv: Sequence[str], name: str = "") -> None:
 
 for _name in MODULES:
     COMMANDS[_name] = partial(_with_options, _name)
+
+# What is said on Ctrl-C of commands that keep what they have done, where they do not say it.
+INTERRUPTED = {
+    "train": "the same command continues from the last checkpoint, if there is one",
+    "compare": "the same command continues: what is trained or scored is kept",
+    "ui": "the pages are closed",
+}
+STARTS_AGAIN = "nothing was saved, the same command starts again"
 
 # Refusals of the file system: a fault of the user's file or folder, not of this program.
 REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
@@ -242,10 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         print(f"{error}, state saved: the same command continues from there", file=sys.stderr)
         return 128 + error.number
-    except KeyboardInterrupt:
-        continued = argv[0] in ("train", "compare")
-        where = "continues from the last checkpoint" if continued else "starts again"
-        print(f"interrupted: the same command {where}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # its text, if any, says what is kept
+        told = str(stopped) or INTERRUPTED.get(argv[0], STARTS_AGAIN)
+        print(f"interrupted: {told}", file=sys.stderr)
         return 130
     return 0
 

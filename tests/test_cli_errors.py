@@ -140,6 +140,29 @@ def test_a_mistyped_key_waits_for_no_torch() -> None:
     assert done.stdout == "False\n" and "epochz" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["anomaly", "--package=./p", "--image", "x.nii.gz"], "--image: x.nii.gz is not there"),
+        (["anomaly", "--image", "FILE", "--beside", "FILE,y.nii"], "--beside: y.nii is not there"),
+        (["restore", "--image", "x.nii"], "--image: x.nii is not there"),
+        (["reconstruct", "--mask", "m.npy"], "--mask: m.npy is not there"),
+        (["reconstruct", "--package", "none"], "no decoder package at"),
+        (["restore", "--store", "none"], "no prepared store at"),
+        (["lesions", "--baseline", "none"], "no decoder package at"),
+        (["export", "--run", "none"], "no run at"),
+        (["evaluate", "--reconstructions", "none.pt2"], "none.pt2 is not there"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(words: list[str], told: str) -> None:
+    words = [word.replace("FILE", __file__) for word in words]
+    program = f"import sys, pipeline.__main__ as p; p.main({words}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n" and told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_an_unknown_command(fail: Fail) -> None:
     said = fail("trian")
     assert all(word in said for word in ("trian", "train", "evaluate"))

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,11 @@ from data_prep.progress import Reporter
 from pipeline.training.summary import summary
 
 METRICS = {"distortion": -5000.0, "rate": 321.0, "kernel_loss": 9.5, "images_per_second": 240.0}
+
+
+def _nothing(reporter: Reporter) -> None:
+    with reporter:
+        reporter.update(0.0, "")
 
 
 def _report(reporter: Reporter) -> None:
@@ -49,13 +55,13 @@ def test_a_silent_one_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def _on_a_terminal(columns: int) -> str:
+def _on_a_terminal(work: Callable[[Reporter], None], columns: int) -> str:
     """What a terminal of so many columns is sent, without its control sequences."""
     child, terminal = pty.fork()
     if child == 0:  # its standard output is the terminal's other end
         os.environ.update(TERM="xterm", COLUMNS=str(columns))
         with open(1, "w", encoding="utf-8", closefd=False) as sys.stdout:
-            _report(Reporter())
+            work(Reporter())
         os._exit(0)
     said = b""
     while True:
@@ -67,20 +73,22 @@ def _on_a_terminal(columns: int) -> str:
             break
         said += part
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    text = said.decode()
-    assert "\x1b[" in text
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
+
+
+def test_a_bar_waits_for_its_label() -> None:
+    assert _on_a_terminal(_nothing, 160) == ""
 
 
 def test_a_terminal_gets_a_bar_with_losses_rate_and_time_left() -> None:
-    plain = _on_a_terminal(160)
+    plain = _on_a_terminal(_report, 160)
     assert "━" in plain
     for word in ("50%", "0:01:40 left", "distortion -5000", "rate 321 nats", "240 images/s"):
         assert word in plain
 
 
 def test_a_terminal_of_eighty_columns_gets_the_figures_whole_and_no_bar() -> None:
-    plain = _on_a_terminal(80)
+    plain = _on_a_terminal(_report, 80)
     assert "━" not in plain
     assert " 50%  0:01:40 left epoch 20.0/40  distortion -5000, rate 321 nats" in plain
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", plain))

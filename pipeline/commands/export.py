@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,11 +82,12 @@ class Options:
 
 def run(options: Options) -> None:
     """The command. Raises InputError if there is no such run, or no place for the package."""
+    print(f"reading run {options.run}, its {options.checkpoint} checkpoint", flush=True)
     package, tracking = package_of_run(
         options.run, options.checkpoint, options.prior, options.authors, options.copyright
     )
     folder = Path(options.output or work_folder() / "packages" / options.run)
-    errors = write(folder, package, onnx=options.onnx)
+    errors = write(folder, package, onnx=options.onnx, notify=partial(print, flush=True))
     if errors is not None:
         largest = max(errors.values())
         print(
@@ -96,6 +98,7 @@ def run(options: Options) -> None:
     else:
         print(f"package {folder} is up to date: nothing to do")
     if options.register and tracking.enabled:
+        print("registering it in MLflow", flush=True)
         _register(folder, options, replace(
             tracking, experiment=options.experiment or tracking.experiment
         ))  # fmt: skip

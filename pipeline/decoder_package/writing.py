@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,19 @@ from pipeline.models.vae import VAE
 OLD = ".old.tmp"
 
 
-def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[str, float] | None:
+def write(
+    folder: Path,
+    package: DecoderPackage,
+    *,
+    onnx: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
+) -> dict[str, float] | None:
     """Write a package into `folder`, in place of another package; None where it is there already.
 
     Returns the largest error of every graph, as a share of its output's largest value. The package
     is on the CPU. With `onnx` every graph is written as .onnx, too. All graphs are compared with
-    the networks, in a process without this project, before the folder is there.
+    the networks, in a process without this project, before the folder is there. `notify` gets a
+    line before each step that takes seconds.
 
     Raises InputError if `folder` is something else than a package, or can't be written, or
     `onnx` is asked for and not installed.
@@ -61,9 +68,11 @@ def write(folder: Path, package: DecoderPackage, *, onnx: bool = False) -> dict[
                 for name, content in contents.items():
                     (new / name).write_bytes(content)
                 for graph in graphs:
+                    notify(f"graph of the {graph.name.replace('_', ' ')}")
                     write_pt2(graph, new / f"{graph.name}.pt2")
                     if onnx:
                         write_onnx(graph, new / f"{graph.name}.onnx")
+                notify("checking the graphs in another process")
                 errors = prove(graphs, new)
                 for name in metadata["files"]:
                     metadata["files"][name] = _entry((new / name).read_bytes())

@@ -196,18 +196,22 @@ def test_people_the_decoder_knows_are_refused(fail: Fail, tiny_store: Store) -> 
     [
         ([], ["--package"]),
         (["--package", "tiny"], ["--store", "--image", "--kspace"]),
-        (["--package", "tiny", "--store", "x", "--acceleration", "9"], ["between 2 and 8"]),
-        (["--package", "tiny", "--store", "x", "--centre_fraction", "0.5"], ["centre_fraction"]),
-        (["--package", "tiny", "--store", "x", "--noise", "nan"], ["noise"]),
-        (["--package", "tiny", "--store", "x", "--latent_steps", "-3"], ["latent_steps"]),
+        (["--package", "tiny", "--store", "STORE", "--acceleration", "9"], ["between 2 and 8"]),
+        (["--package", "tiny", "--store", "STORE", "--centre_fraction", ".5"], ["centre_fraction"]),
+        (["--package", "tiny", "--store", "STORE", "--noise", "nan"], ["noise"]),
+        (["--package", "tiny", "--store", "STORE", "--latent_steps", "-3"], ["latent_steps"]),
         (["--package", "tiny", "--store", "x"], ["stores/x", "prepare it first"]),
-        (["--package", "tiny", "--kspace", "k.npy"], ["affine", "--like"]),
+        (["--package", "tiny", "--kspace", "k.npy"], ["--kspace: k.npy is not there"]),
+        (["--package", "tiny", "--kspace", "FILE"], ["affine", "--like"]),
         (["--package", "tiny", "--colour", "red"], ["--colour"]),
     ],
     ids=str,
 )
-def test_wrong_options(fail: Fail, words: list[str], expected: list[str]) -> None:
-    said = fail("reconstruct", *words)
+def test_wrong_options(
+    fail: Fail, tiny_store: Store, picture: Path, words: list[str], expected: list[str]
+) -> None:
+    there = {"STORE": tiny_store.path, "FILE": picture}
+    said = fail("reconstruct", *(there.get(word, word) for word in words))
     assert all(word in said for word in expected), said
 
 
@@ -221,12 +225,16 @@ def test_a_store_that_was_cut_in_another_way_is_refused(
 
 
 def test_a_likelihood_without_a_spectrum_is_refused_at_once(
-    fail: Fail, tiny: DecoderPackage, monkeypatch: pytest.MonkeyPatch
+    fail: Fail,
+    tiny: DecoderPackage,
+    tiny_store: Store,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(tiny._modules, "density", None)
     for command in ("reconstruct", "restore"):
-        assert "no likelihood" in fail(command, "--package", "tiny", "--store", "not/there")
-    assert "no likelihood" in fail("anomaly", "--package", "tiny", "--image", "not-there.nii")
+        assert "no likelihood" in fail(command, "--package", "tiny", "--store", tiny_store.path)
+    assert "no likelihood" in fail("anomaly", "--package", "tiny", "--image", picture)
 
 
 def test_of_another_run_nothing_is_left_but_what_is_not_its_own(tmp_path: Path) -> None:

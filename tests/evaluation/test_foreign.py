@@ -117,5 +117,5 @@ def test_what_does_not_fit_is_one_line(
     assert "needs --store" in fail("--reconstructions", program)
     program.write_bytes(b"no program")
     assert "no torch.export program" in fail("--reconstructions", program, *store)
-    assert "there is no program" in fail("--reconstructions", tmp_path / "none.pt2", *store)
+    assert "none.pt2 is not there" in fail("--reconstructions", tmp_path / "none.pt2", *store)
     assert "batch_size" in fail(*words, "--batch_size", "0")

@@ -4,7 +4,9 @@ python -m pipeline lesions --package DIR --store STORE                    -> WOR
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from pipeline.analysis.packages import (
     package_record,
     unseen_subjects,
 )
-from pipeline.analysis.results import begin
+from pipeline.analysis.results import Parts, begin
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
@@ -34,6 +36,8 @@ from pipeline.metrics.aggregate import aggregate
 from pipeline.progress import Reporter
 
 FILES = ["lesions.csv", "lesions.json", "curves.png", "examples.png"]
+# Options that decide nothing of the results.
+BESIDE = ("output", "threads")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Options:
         repeats: lesions of each kind in each slice, one at a time.
         batch_size: slices at once.
         seed: of the lesions' places.
+        threads: of torch on the CPU; 0 leaves it the choice. Beside other programs 1 is fastest.
         output: folder of the results; WORK/lesions where empty.
     """
 
@@ -75,14 +80,15 @@ class Options:
     repeats: int = 2
     batch_size: int = 64
     seed: int = 0
+    threads: int = 0
     output: str = ""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "repeats"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
-        if min(self.slices, self.seed, self.finest) < 0:
-            raise ValueError("slices, seed and finest must not be negative")
+        if min(self.slices, self.seed, self.finest, self.threads) < 0:
+            raise ValueError("slices, seed, finest and threads must not be negative")
         if not self.false_positives > 0:
             raise ValueError(f"false_positives must be positive, not {self.false_positives}")
         if not self.diameters or not all(0 < d < float("inf") for d in self.diameters):
@@ -92,10 +98,15 @@ class Options:
 
 
 Maps = dict[str, Tensor]
+Limits = dict[tuple[str, str], float]
+# A kind, a slice (H,W), where its lesion is (H,W), and maps by method (H,W).
+Shown = tuple[Lesion, Tensor, Tensor, Maps]
 
 
 def run(options: Options) -> None:
     """The command. Raises InputError where the inputs do not fit each other."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
     model = open_prior(options.package, options.law)
     baseline = open_package(options.baseline) if options.baseline else None
     for used in filter(None, (model, baseline)):
@@ -107,8 +118,6 @@ def run(options: Options) -> None:
     entries = unseen_subjects(store, model, options.split, other_people=others)
     if baseline is not None:
         unseen_subjects(store, baseline, options.split, other_people=others)
-    output = Path(options.output or work_folder() / "lesions")
-    begin(output, FILES)
     data = SliceDataset(store, entries)
     slices = []
     for number, entry in enumerate(entries):
@@ -117,51 +126,99 @@ def run(options: Options) -> None:
         if not all(bool((image > 0).any()) for image in slices[-1]):
             raise InputError(f"store {store.name}: a slice of {entry.subject} shows no brain")
     kinds = [Lesion(d, c) for c, d in itertools.product(options.contrasts, options.diameters)]
-    rows: list[dict[str, Any]] = []
-    with Reporter() as reporter:
-        healthy = [_maps(model, baseline, images, options) for images in slices]
-        limits = _limits(healthy, slices, options.false_positives)
-        shown = []
-        for number, (entry, images) in enumerate(zip(entries, slices, strict=True)):
-            repeated = images.repeat(options.repeats, 1, 1, 1)
-            for place, kind in enumerate(kinds):
-                random = np.random.default_rng((options.seed, number, place))
-                changed, where = insert(repeated, kind, model.spacing_mm, random)
-                maps = _maps(model, baseline, changed, options)
-                rows += _rows(entry.subject, kind, maps, where, repeated, limits)
-                if number == 0:
-                    middle = len(images) // 2
-                    shown.append(
-                        (kind, changed[middle, 0], where[middle, 0],
-                         {name: (_tail(m, kind) * (changed > 0))[middle, 0]
-                          for name, m in maps.items()})
-                    )  # fmt: skip
-                done = number + (place + 1) / len(kinds)
-                reporter.update(done / len(entries), f"subject {number + 1}/{len(entries)}")
-    summary = _summary(rows, kinds)
-    write_text(output / "lesions.csv", csv_text(rows))
-    record = {
+    methods = ["whitened", "residual", *(["baseline_residual"] if baseline else []), "intensity"]
+    print(f"lesions: {options.repeats} of each of {len(kinds)} kinds in {sum(map(len, slices))} "
+          f"slices of {len(entries)} subjects of store {store.name}, by {', '.join(methods)}",
+          flush=True)  # fmt: skip
+    record: dict[str, Any] = {
         "decoder": package_record(model, options.package),
         "baseline": package_record(baseline, options.baseline) if baseline else None,
         "options": asdict(options),
-        "law": model.which,
-        "thresholds": {f"{name}, {side}": value for (name, side), value in limits.items()},
-        "subjects": len(entries),
-        "slices": sum(map(len, slices)),
-        "kinds": summary,
     }
-    write_json(output / "lesions.json", record)
-    from pipeline.analysis.anomaly.lesion_figures import (  # matplotlib takes a second
-        curves,
-        examples,
-    )
+    inputs = {**record, "store": store.digest}
+    inputs["options"] = {k: v for k, v in record["options"].items() if k not in BESIDE}
+    output = Path(options.output or work_folder() / "lesions")
+    with begin(output, FILES, inputs) as parts:
+        search = _Search(model, baseline, kinds, options, parts)
+        limits, rows, shown = search([entry.subject for entry in entries], slices)
+        summary = _summary(rows, kinds)
+        write_text(output / "lesions.csv", csv_text(rows))
+        record |= {
+            "law": model.which,
+            "thresholds": {f"{name}, {side}": value for (name, side), value in limits.items()},
+            "subjects": len(entries),
+            "slices": sum(map(len, slices)),
+            "kinds": summary,
+        }
+        write_json(output / "lesions.json", record)
+        from pipeline.analysis.anomaly.lesion_figures import (  # matplotlib takes a second
+            curves,
+            examples,
+        )
 
-    title = f"Inserted lesions, {len(entries)} subjects of store {store.name}"
-    title += " (simulated people)" if store.simulated else ""
-    write_figure(output / "curves.png", curves(summary, options.false_positives, title))
-    write_figure(output / "examples.png", examples(shown, limits, title))
+        title = f"Inserted lesions, {len(entries)} subjects of store {store.name}"
+        title += " (simulated people)" if store.simulated else ""
+        write_figure(output / "curves.png", curves(summary, options.false_positives, title))
+        write_figure(output / "examples.png", examples(shown, limits, title))
     print(_described(summary, options.false_positives))
     print(f"table, curves, examples: {output}")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Puts lesions into slices and looks for them; what is finished is kept in `parts`."""
+
+    model: DecoderPackage
+    baseline: DecoderPackage | None
+    kinds: list[Lesion]
+    options: Options
+    parts: Parts
+
+    def __call__(
+        self, subjects: list[str], slices: list[Tensor]
+    ) -> tuple[Limits, list[dict[str, Any]], list[Shown]]:
+        """Thresholds, the rows of lesions.csv, and examples; slices (n,1,H,W) by subject."""
+        rows, shown = [], []
+        with Reporter() as reporter:
+            reporter.update(0.0, "thresholds of the healthy slices")
+            limits = self.parts.part("thresholds", lambda: self._thresholds(slices))
+            for number, (subject, images) in enumerate(zip(subjects, slices, strict=True)):
+
+                def told(part: float, number: int = number) -> None:
+                    done = (number + part) / len(subjects)
+                    reporter.update(done, f"subject {number + 1} of {len(subjects)}")
+
+                told(0.0)
+                found = self.parts.part(
+                    f"subject {subject}", partial(self._subject, number, images, limits, told)
+                )
+                rows += [{"subject": subject, **row} for row in found["rows"]]
+                shown += found["shown"]
+        kinds = self.kinds
+        return limits, rows, [(kinds[place], *example) for place, example in enumerate(shown)]
+
+    def _thresholds(self, slices: list[Tensor]) -> Limits:
+        healthy = [_maps(self.model, self.baseline, images, self.options) for images in slices]
+        return _limits(healthy, slices, self.options.false_positives)
+
+    def _subject(
+        self, number: int, images: Tensor, limits: Limits, told: Callable[[float], None]
+    ) -> dict[str, Any]:
+        """A subject's rows, a kind and method each, and examples of the first subject."""
+        rows, shown = [], []
+        repeated = images.repeat(self.options.repeats, 1, 1, 1)
+        for place, kind in enumerate(self.kinds):
+            random = np.random.default_rng((self.options.seed, number, place))
+            changed, where = insert(repeated, kind, self.model.spacing_mm, random)
+            maps = _maps(self.model, self.baseline, changed, self.options)
+            rows += _rows(kind, maps, where, repeated, limits)
+            if number == 0:
+                middle = len(images) // 2
+                tails = {name: (_tail(m, kind) * (changed > 0))[middle, 0].clone()
+                         for name, m in maps.items()}  # fmt: skip
+                shown.append((changed[middle, 0].clone(), where[middle, 0].clone(), tails))
+            told((place + 1) / len(self.kinds))
+        return {"rows": rows, "shown": shown}
 
 
 @torch.no_grad()
@@ -186,9 +243,6 @@ def _tail(signed: Tensor, kind: Lesion) -> Tensor:
     return one_sided(signed, kind.side)
 
 
-Limits = dict[tuple[str, str], float]
-
-
 def _limits(healthy: list[Maps], slices: list[Tensor], false_positives: float) -> Limits:
     """The threshold of each method and side on the healthy slices of all subjects."""
     brain = torch.cat(slices) > 0
@@ -202,7 +256,7 @@ def _limits(healthy: list[Maps], slices: list[Tensor], false_positives: float) -
 
 
 def _rows(
-    subject: str, kind: Lesion, maps: Maps, where: Tensor, healthy: Tensor, limits: Limits
+    kind: Lesion, maps: Maps, where: Tensor, healthy: Tensor, limits: Limits
 ) -> list[dict[str, Any]]:
     brain = healthy > 0
     rows = []
@@ -211,7 +265,6 @@ def _rows(
         found = detect(score[brain].double().numpy(), where[brain].numpy())
         rows.append(
             {
-                "subject": subject,
                 "method": name,
                 **asdict(kind),
                 "sensitivity": sensitivity(score, where, limits[name, kind.side]),

@@ -1,15 +1,25 @@
 """The options that reconstruct and restore share, and how both solve a stated problem."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from data_prep import command
-from pipeline.analysis.geometry import Picture, write_picture
-from pipeline.analysis.inverse.problem import IMAGE, TV, WAVELETS, Degrade, Problem, solve_case
+from pipeline.analysis.geometry import Picture, read_array, write_picture
+from pipeline.analysis.inverse.problem import (
+    IMAGE,
+    TV,
+    WAVELETS,
+    Case,
+    Degrade,
+    Problem,
+    solve_case,
+)
 from pipeline.analysis.inverse.solver import SolverSettings
 from pipeline.analysis.inverse.study import (
     DEVIATION_FILE,
@@ -18,11 +28,12 @@ from pipeline.analysis.inverse.study import (
     describe,
     files_of,
     run_simulation,
+    validation_problems,
     write_scores,
 )
 from pipeline.analysis.packages import Choice, package_record, unseen_subjects
 from pipeline.analysis.results import begin
-from pipeline.data.slices import open_store
+from pipeline.data.slices import Store, open_store
 from pipeline.decoder_package import DecoderPackage
 from pipeline.figures import write_figure
 from pipeline.files import work_folder
@@ -71,6 +82,8 @@ class StudyOptions:
     """Keep the image to where the decoder draws tissue."""
     seed: int = 0
     """Of masks, noise and restarts."""
+    threads: int = 0
+    """Of torch on the CPU; 0 leaves it the choice. Beside other programs 1 is the fastest."""
     output: str = ""
     """Folder of the results; "" = one under WORK."""
 
@@ -104,6 +117,11 @@ class StudyOptions:
         )
 
 
+# Options that decide nothing of the results, and those that name files, whose content does.
+BESIDE = ("output", "threads")
+FILES = ("mask", "sensitivities")
+
+
 @dataclass(frozen=True)
 class Slice:
     """A single slice to solve.
@@ -124,6 +142,7 @@ class Task:
     """reconstruct or restore. simple: name of the method without a prior; folder: under WORK;
     weight: of TV and wavelets for a single slice, where there are no subjects to choose it by."""
 
+    name: str
     title: str
     simple: str
     folder: str
@@ -136,11 +155,15 @@ def carry_out(
     package: DecoderPackage,
     degrade: Degrade,
     read: Callable[[], Slice],
+    measured: str,
 ) -> None:
     """Solve a store's problems, as `degrade` makes them, or that of the single slice of `read`.
 
-    Writes scores.csv and .json, comparison.png and the NIfTI files.
+    Writes scores.csv and .json, comparison.png and the NIfTI files. `measured` says how the images
+    were measured, for the line at the start.
     """
+    if options.threads:
+        torch.set_num_threads(options.threads)
     output = Path(options.output or work_folder() / task.folder)
     record: dict[str, Any] = {
         "decoder": package_record(package, options.package),
@@ -155,28 +178,58 @@ def carry_out(
             store, entries, package, degrade, task.simple,
             options.slices, options.weights, options.solver,
         )  # fmt: skip
-        begin(output, files_of(entries))
-        cases, weights = run_simulation(study, output)
+        problems = validation_problems(study)
+        print(f"{task.name}, {measured}: {study.planned(problems)}", flush=True)
         name = f"store {store.name}" + (" (simulated people)" if store.simulated else "")
-    else:
-        single = read()
-        weights = {
-            method: task.weight if given is None else given
-            for method, given in options.weights.items()
-        }
-        begin(output, files_of())
-        with Reporter() as reporter:
-            case = solve_case(
-                "slice", single.problem, task.simple, package, weights, options.solver,
-                lambda part: reporter.update(part, task.title.lower()),
-            )  # fmt: skip
-        cases, name = [case], single.name
-        for file, found in ((IMAGE_FILE, case.images[IMAGE]), (DEVIATION_FILE, case.deviation)):
-            if found is not None:
-                values = found[0, 0].double().numpy() * single.unit
-                write_picture(output / f"{file}.nii.gz", values, single.affine, single.picture)
-        record["scale"] = single.unit
-    methods = write_scores(output, cases, {**record, "weights": weights})
+        with begin(output, files_of(entries), _inputs(task, options, record, store)) as parts:
+            cases, weights = run_simulation(study, problems, output, parts)
+            _finish(task, output, cases, {**record, "weights": weights}, name)
+        return
+    single = read()
+    weights = {
+        method: task.weight if given is None else given for method, given in options.weights.items()
+    }
+    print(f"{task.name}, {measured}: 1 slice, {single.name}, by {', '.join(weights)} (weights "
+          f"{', '.join(f'{weight:g}' for weight in weights.values())}) and the decoder",
+          flush=True)  # fmt: skip
+    begin(output, files_of())
+    with Reporter() as reporter:
+        reporter.update(0.0, task.title.lower())
+        case = solve_case(
+            "slice", single.problem, task.simple, package, weights, options.solver,
+            lambda part: reporter.update(part, task.title.lower()),
+        )  # fmt: skip
+    for file, found in ((IMAGE_FILE, case.images[IMAGE]), (DEVIATION_FILE, case.deviation)):
+        if found is not None:
+            values = found[0, 0].double().numpy() * single.unit
+            write_picture(output / f"{file}.nii.gz", values, single.affine, single.picture)
+    record |= {"scale": single.unit, "weights": weights}
+    _finish(task, output, [case], record, single.name)
+
+
+def _inputs(
+    task: Task, options: StudyOptions, record: dict[str, Any], store: Store
+) -> dict[str, Any]:
+    """All that decides the results of a study, by content where it is a file."""
+    values = asdict(options)
+    return {
+        "task": task.name,
+        "options": {key: value for key, value in values.items() if key not in BESIDE},
+        "files": [
+            hashlib.sha256(read_array(Path(values[key])).tobytes()).hexdigest()
+            for key in FILES
+            if values.get(key)
+        ],
+        "decoder": record["decoder"],
+        "store": store.digest,
+    }
+
+
+def _finish(
+    task: Task, output: Path, cases: Sequence[Case], record: dict[str, Any], name: str
+) -> None:
+    """Write the tables and the figure, and print the means."""
+    methods = write_scores(output, cases, record)
     from pipeline.analysis.inverse.figures import comparison  # matplotlib takes a second
 
     write_figure(output / "comparison.png", comparison(cases, f"{task.title}s of {name}"))

@@ -1,10 +1,12 @@
 """An inverse problem, its solution by every method, and scores where there is a reference."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from pipeline.analysis.inverse.operators import Composed, Operator, Within
 from pipeline.analysis.inverse.solver import Prior, SolverSettings, solve, support
 from pipeline.analysis.inverse.total_variation import best_weight, solve_total_variation
 from pipeline.analysis.inverse.wavelets import solve_wavelets
+from pipeline.analysis.results import Parts
 from pipeline.metrics.fidelity import psnr, ssim
 
 TV, WAVELETS = "total variation", "wavelets"
@@ -20,6 +23,8 @@ LATENT, IMAGE = "decoder, latent", "decoder, image"
 CLASSICAL = {TV: solve_total_variation, WAVELETS: solve_wavelets}
 Weights = dict[str, float]
 METRICS = ("psnr", "ssim", "nrmse")
+# Pixels below which torch works on one thread, but for its Fourier transforms.
+SMALL = 32768
 # Shows what the decoder adds beyond the outline of the head.
 TV_WITHIN = "TV, decoder's support"
 
@@ -82,10 +87,8 @@ def solve_case(
         Images by method and, where there is a reference, their scores, means over slices.
     """
     images = {simple_name: problem.simple.clamp(0, 1)}
-    for method, solver in CLASSICAL.items():
-        images[method] = solver(
-            problem.operator, problem.measurement, weights[method], problem.simple
-        )
+    for method in CLASSICAL:
+        images[method] = solve_classical(method, problem, weights[method])
     found = solve(
         prior,
         problem.operator,
@@ -96,9 +99,8 @@ def solve_case(
         progress,
     )
     within = (support(found.drawn) > 0.5).to(found.drawn.dtype)
-    images[TV_WITHIN] = within * solve_total_variation(
-        Composed(Within(within), problem.operator), problem.measurement, weights[TV], problem.simple
-    )
+    inside = replace(problem, operator=Composed(Within(within), problem.operator))
+    images[TV_WITHIN] = within * solve_classical(TV, inside, weights[TV])
     images |= {LATENT: found.drawn, IMAGE: found.image}
     case = Case(name, problem, images)
     if found.samples is not None:
@@ -110,6 +112,27 @@ def solve_case(
     if problem.reference is not None:
         case.scores = {method: _scores(problem.reference, x) for method, x in images.items()}
     return case
+
+
+def solve_classical(method: str, problem: Problem, weight: float) -> Tensor:
+    """The image (B,C,H,W) of one of the CLASSICAL methods."""
+    with _threads_for(problem.simple):
+        return CLASSICAL[method](problem.operator, problem.measurement, weight, problem.simple)
+
+
+@contextmanager
+def _threads_for(images: Tensor) -> Iterator[None]:
+    """One thread where the images are small.
+
+    Hundreds of tiny Fourier transforms gain nothing by two, and beside another program each waits
+    for the slower one (4 s became 19 s).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if images.numel() < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _scores(reference: Tensor, image: Tensor) -> dict[str, float]:
@@ -134,16 +157,21 @@ def covered(reference: Tensor, image: Tensor, deviation: Tensor, samples: int) -
 
 
 def choose_weight(
-    method: str, problems: Sequence[Problem], progress: Callable[[float], None]
+    method: str, problems: Sequence[Problem], parts: Parts, progress: Callable[[float], None]
 ) -> float:
-    """The weight of a CLASSICAL method with the highest SSIM over problems with references."""
+    """The weight of a CLASSICAL method with the highest SSIM over problems with references.
+
+    The SSIM of each weight that is tried is kept in `parts`.
+    """
 
     def score(weight: float) -> float:
         found = []
         for p in problems:
             assert p.reference is not None
-            image = CLASSICAL[method](p.operator, p.measurement, weight, p.simple)
-            found.append(_scores(p.reference, image)["ssim"])
+            found.append(_scores(p.reference, solve_classical(method, p, weight))["ssim"])
         return float(np.mean(found))
 
-    return best_weight(score, progress)
+    def kept(weight: float) -> float:
+        return float(parts.part(f"{method}, weight {weight!r}", lambda: score(weight)))
+
+    return best_weight(kept, progress)

@@ -28,7 +28,7 @@ from pipeline.analysis.packages import open_prior
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 
-TASK = Task("Reconstruction", "zero filling", "reconstructions", weight=0.003)
+TASK = Task("reconstruct", "Reconstruction", "zero filling", "reconstructions", weight=0.003)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def run(options: Options) -> None:
         package,
         lambda image, number: undersampled(image, number, options),
         lambda: read(options, package),
-    )
+        "samples of a file" if options.mask or options.kspace
+        else f"acceleration {options.acceleration:g}",
+    )  # fmt: skip
 
 
 def _check_acceleration(options: Options, package: DecoderPackage) -> None:

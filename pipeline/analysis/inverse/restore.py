@@ -24,7 +24,7 @@ from pipeline.analysis.packages import open_prior
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 
-TASK = Task("Restoration", "degraded", "restorations", weight=0.01)
+TASK = Task("restore", "Restoration", "degraded", "restorations", weight=0.01)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def run(options: Options) -> None:
         package,
         lambda image, number: degraded(image, number, operator, options),
         lambda: _read(options, operator, package),
+        f"noise {options.noise:g}, blur {options.blur:g}, factor {options.factor}",
     )
 
 

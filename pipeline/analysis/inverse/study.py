@@ -1,7 +1,7 @@
 """Methods compared on the subjects of a store: tables and NIfTI files."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.analysis.inverse.problem import (
     solve_case,
 )
 from pipeline.analysis.inverse.solver import SolverSettings
+from pipeline.analysis.results import Parts
 from pipeline.data.intensity import to_scanner
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.decoder_package import DecoderPackage
@@ -31,6 +32,8 @@ from pipeline.progress import Reporter
 
 # NIfTI files, by their stem.
 IMAGE_FILE, DEVIATION_FILE = "reconstruction", "deviation"
+# What is kept of a Case; its problem is stated again.
+FOUND = ("images", "deviation", "coverage", "scores")
 
 
 def files_of(entries: Sequence[SubjectEntry] = ()) -> list[str]:
@@ -58,34 +61,68 @@ class Simulation:
     """Of the CLASSICAL methods; None: chosen on validation subjects."""
     settings: SolverSettings
 
+    @property
+    def wanted(self) -> list[str]:
+        """The methods whose weights are to be chosen."""
+        return [method for method, weight in self.weights.items() if weight is None]
 
-def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights]:
-    """Solve all subjects' problems and write their NIfTI files: the cases and the weights used."""
+    def places(self, entry: SubjectEntry) -> list[int]:
+        """Which of a subject's slices are solved."""
+        return list(regular_choice(len(entry.slice_indices), self.slices))
+
+    def planned(self, problems: Sequence[Problem]) -> str:
+        """What will be done, in a line. problems: of validation subjects."""
+        slices = sum(len(self.places(entry)) for entry in self.entries)
+        subjects = f"{len(self.entries)} subject{'s' if len(self.entries) > 1 else ''}"
+        words = (
+            f"{slices} slices of {subjects} of store {self.store.name}, by "
+            f"{', '.join([self.simple_name, *self.weights])} and the decoder"
+        )
+        if problems:
+            count = sum(len(problem.simple) for problem in problems)
+            words += (
+                f"; weight of {' and of '.join(self.wanted)} from {count} slices of "
+                f"{len(problems)} validation subjects"
+            )
+        return words
+
+
+def run_simulation(
+    study: Simulation, problems: Sequence[Problem], output: Path, parts: Parts
+) -> tuple[list[Case], Weights]:
+    """Solve all subjects' problems and write their NIfTI files.
+
+    Args:
+        study: what is solved.
+        problems: of validation subjects, to choose weights by.
+        output: folder of the files.
+        parts: keeps the SSIM of every weight that is tried, and each subject's images.
+
+    Returns:
+        The cases and the weights used.
+    """
     with Reporter() as reporter:
         weights = {method: value for method, value in study.weights.items() if value is not None}
-        wanted = [method for method in study.weights if method not in weights]
-        share = 0.2 * len(wanted)
-        problems = _validation_problems(study) if wanted else []
-        for place, method in enumerate(wanted):
+        share = 0.05 * len(study.wanted)
+        for place, method in enumerate(study.wanted):
 
             def searched(part: float, place: int = place, method: str = method) -> None:
-                reporter.update(0.2 * (place + part), f"weight of {method}")
+                reporter.update(0.05 * (place + part), f"weight of {method}")
 
-            weights[method] = choose_weight(method, problems, searched)
+            searched(0.0)
+            weights[method] = choose_weight(method, problems, parts, searched)
         cases, data = [], SliceDataset(study.store, study.entries)
         for number, entry in enumerate(study.entries):
-            places = regular_choice(len(entry.slice_indices), study.slices)
+            places = study.places(entry)
             images = data.__getitems__([int(data.first[number]) + place for place in places])
 
             def solved(part: float, number: int = number) -> None:
-                done = (number + part) / len(study.entries)
-                reporter.update(share + (1 - share) * done, f"subject {number + 1}")
+                done, count = (number + part) / len(study.entries), len(study.entries)
+                reporter.update(share + (1 - share) * done, f"subject {number + 1} of {count}")
 
-            problem = study.degrade(images, number)
-            case = solve_case(
-                entry.subject, problem, study.simple_name, study.package, weights,
-                study.settings, solved,
-            )  # fmt: skip
+            solved(0.0)
+            case = _solved(entry.subject, study.degrade(images, number), study, weights,
+                           parts, solved)  # fmt: skip
             cases.append(case)
             write_stack(output / entry.subject, case.images[IMAGE], entry, places)
             if case.deviation is not None:
@@ -93,8 +130,31 @@ def run_simulation(study: Simulation, output: Path) -> tuple[list[Case], Weights
     return cases, weights
 
 
-def _validation_problems(study: Simulation) -> list[Problem]:
-    """Problems of validation subjects that are not scored, to choose weights by."""
+def _solved(
+    subject: str,
+    problem: Problem,
+    study: Simulation,
+    weights: Weights,
+    parts: Parts,
+    progress: Callable[[float], None],
+) -> Case:
+    """A subject's case, from `parts` where it was solved before."""
+
+    def solve() -> dict[str, Any]:
+        case = solve_case(subject, problem, study.simple_name, study.package, weights,
+                          study.settings, progress)  # fmt: skip
+        return {key: getattr(case, key) for key in FOUND}
+
+    return Case(subject, problem, **parts.part(f"subject {subject}", solve))
+
+
+def validation_problems(study: Simulation) -> list[Problem]:
+    """Problems of validation subjects that are not scored, to choose weights by.
+
+    None where all weights are given. Raises InputError where there is no such subject.
+    """
+    if not study.wanted:
+        return []
     scored = {entry.family for entry in study.entries}
     entries = [e for e in study.store.subjects("validation") if e.family not in scored]
     if not entries:

@@ -6,6 +6,7 @@ by the primal–dual algorithm of Chambolle & Pock (A First-Order Primal-Dual Al
 Problems, JMIV 2011), algorithm 1. Rudin, Osher, Fatemi 1992; for MRI Lustig et al. 2007.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,10 +14,16 @@ from torch import Tensor
 
 from pipeline.analysis.inverse.operators import Operator
 
-# Of the weight, in intensity units, from next to no effect to cartoons. Around the best of these
-# the neighbours at half, a quarter and an eighth of the distance (in the logarithm) are tried.
-GRID = tuple(0.0005 * 4**step for step in range(5))
-REFINEMENTS = 3
+# Weights, in intensity units, from next to no effect to cartoons, are LEAST · 4^(place/8). The
+# search starts with steps of a factor of 4 and halves them, down to a factor of 4^(1/8) = 1.19.
+LEAST = 0.000125
+PLACES = range(49)  # to 0.512
+START, COARSE = 16, 8  # 0.002
+# A search ends when the best's neighbours are less than FLAT below it, and the parabola through the
+# three promises a gain below TOLERANCE: of SSIM. A steep curve is no parabola, its promise is none.
+TOLERANCE, FLAT = 5e-4, 0.01
+# Weights that a search tries, as a rule.
+USUAL = 6
 
 
 def gradient(image: Tensor) -> Tensor:
@@ -106,19 +113,43 @@ def objective(operator: Operator, measurement: Tensor, weight: float, image: Ten
 
 
 def best_weight(score: Callable[[float], float], progress: Callable[[float], None]) -> float:
-    """The weight of the highest score, by GRID and REFINEMENTS; progress gets the share done."""
-    found: dict[float, float] = {}
+    """The weight of the highest score, where that has one maximum over the logarithm of the weight.
 
-    def look(weight: float) -> None:
-        found[weight] = score(weight)
-        progress(len(found) / (len(GRID) + 2 * REFINEMENTS))
+    The best weight's neighbours are tried, the likelier first, and one that is better is the next
+    best; between neighbours that are not, the step is halved. It ends at the least step, or where
+    the score is flat, see TOLERANCE.
 
-    for weight in GRID:
-        look(weight)
-    ratio = GRID[1] / GRID[0]
-    for _ in range(REFINEMENTS):
-        ratio = ratio**0.5
-        best = max(found, key=found.__getitem__)
-        look(best * ratio)
-        look(best / ratio)
-    return max(found, key=found.__getitem__)
+    Args:
+        score: of a weight; larger is better.
+        progress: gets the share that is done, about.
+    """
+    found: dict[int, float] = {}
+
+    def look(place: int) -> float:
+        if place not in PLACES:
+            return -math.inf
+        if place not in found:
+            found[place] = score(LEAST * 4 ** (place / COARSE))
+            progress(min(len(found) / USUAL, 0.99))
+        return found[place]
+
+    best, step, likelier = START, COARSE, 1
+    while True:
+        for side in (likelier, -likelier):
+            if look(best + side * step) > look(best):
+                best += side * step
+                likelier = side
+                break
+        else:
+            low, high = look(best - step), look(best + step)
+            flat = look(best) - min(low, high) < FLAT
+            if step == 1 or (flat and _promised(low, look(best), high) < TOLERANCE):
+                return LEAST * 4 ** (best / COARSE)
+            step //= 2
+            likelier = 1 if high > low else -1
+
+
+def _promised(low: float, middle: float, high: float) -> float:
+    """How far the parabola through three values, evenly spaced, rises above the middle one."""
+    bend = 2 * middle - low - high
+    return (high - low) ** 2 / (8 * bend) if bend else 0.0

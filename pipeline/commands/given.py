@@ -1,0 +1,69 @@
+"""Files, packages, stores and runs that a command line names: are they there?
+
+Looked up in the words themselves, before a command's module and torch are imported, which takes
+seconds. Whether they hold what they should is seen later.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from data_prep import command as typed
+from pipeline.errors import InputError
+from pipeline.files import find_folder, run_folder
+
+# A command's options that name a file; "beside" has several, with commas between.
+FILES = {
+    "reconstruct": ("image", "kspace", "like", "sensitivities", "mask"),
+    "restore": ("image",),
+    "anomaly": ("image", "mask", "lesions", "beside"),
+    "evaluate": ("reconstructions",),
+}
+PACKAGES = ("package", "baseline")
+ADDRESSES = ("models:/", "runs:/")
+
+
+def check_given(command: str, argv: Sequence[str]) -> None:
+    """Raise InputError for what is named and is not there; nothing where help is asked for.
+
+    command: one that takes options of its own; argv: the words after it.
+    """
+    given = _values(argv)
+    if "help" in given or "-h" in argv:
+        return
+    for name in FILES.get(command, ()):
+        text = given.get(name, "")
+        for word in text.split(",") if name == "beside" else [text]:
+            if word.strip() and not Path(word.strip()).exists():
+                raise InputError(f"--{name}: {word.strip()} is not there")
+    for name in PACKAGES:
+        source = given.get(name, "")
+        if source and not source.startswith(ADDRESSES):
+            check_package(source)
+    if store := given.get("store", ""):
+        folder = find_folder(store, "stores")
+        if not (folder / "manifest.json").exists():
+            raise InputError(
+                f"there is no prepared store at {folder}: prepare it first ({typed('prepare')})"
+            )
+    if command == "export" and (run := given.get("run", "")) and not run_folder(run).is_dir():
+        raise InputError(f"no run at {run_folder(run)}: train it first ({typed('train')})")
+
+
+def check_package(source: str) -> None:
+    """Raise InputError where a folder or a name under WORK/packages is no package."""
+    folder = find_folder(source, "packages")
+    if not (folder / "metadata.json").exists():
+        raise InputError(
+            f"there is no decoder package at {folder}: write one with {typed('export', run='…')}"
+        )
+
+
+def _values(argv: Sequence[str]) -> dict[str, str]:
+    """What follows each --option, as --option VALUE or --option=VALUE; the last one counts."""
+    found = {}
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith("--"):
+            name, separator, value = word[2:].partition("=")
+            found[name] = value if separator else "" if following.startswith("--") else following
+    return found

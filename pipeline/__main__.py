@@ -13,7 +13,6 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from data_prep import absent_package, one_line, program, steady_output, switch_keys, switched
-from data_prep import command as typed
 from pipeline.commands.given import check_given
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped

@@ -25,6 +25,7 @@ from pipeline.errors import InputError
 __all__ = [
     "atomic_file",
     "csv_text",
+    "existing_package",
     "existing_run",
     "find_folder",
     "locked",
@@ -56,6 +57,15 @@ def existing_run(run: str, named: str = "") -> Path:
         first = command("train", run if named else "", makes=named or run)
         or_one = f", or choose one of {', '.join(others[:9])}" if others else ""
         raise InputError(f"no run at {folder}: train it first ({first}){or_one}")
+    return folder
+
+
+def existing_package(folder: Path) -> Path:
+    """The folder itself. Raises InputError where it holds no decoder package."""
+    if not (folder / "metadata.json").exists():
+        raise InputError(
+            f"there is no decoder package at {folder}: write one with {command('export', run='…')}"
+        )
     return folder
 
 

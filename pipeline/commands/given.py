@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from data_prep import command as typed
+from data_prep import Store, StoreError
 from pipeline.errors import InputError
-from pipeline.files import find_folder, run_folder
+from pipeline.files import existing_package, existing_run, find_folder
 
 # A command's options that name a file; "beside" has several, with commas between.
 FILES = {
@@ -39,24 +39,14 @@ def check_given(command: str, argv: Sequence[str]) -> None:
     for name in PACKAGES:
         source = given.get(name, "")
         if source and not source.startswith(ADDRESSES):
-            check_package(source)
+            existing_package(find_folder(source, "packages"))
     if store := given.get("store", ""):
-        folder = find_folder(store, "stores")
-        if not (folder / "manifest.json").exists():
-            raise InputError(
-                f"there is no prepared store at {folder}: prepare it first ({typed('prepare')})"
-            )
-    if command == "export" and (run := given.get("run", "")) and not run_folder(run).is_dir():
-        raise InputError(f"no run at {run_folder(run)}: train it first ({typed('train')})")
-
-
-def check_package(source: str) -> None:
-    """Raise InputError where a folder or a name under WORK/packages is no package."""
-    folder = find_folder(source, "packages")
-    if not (folder / "metadata.json").exists():
-        raise InputError(
-            f"there is no decoder package at {folder}: write one with {typed('export', run='…')}"
-        )
+        try:
+            Store.open(find_folder(store, "stores"))
+        except StoreError as error:
+            raise InputError(str(error)) from error
+    if command == "export" and (run := given.get("run", "")):
+        existing_run(run)
 
 
 def _values(argv: Sequence[str]) -> dict[str, str]:

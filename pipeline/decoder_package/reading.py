@@ -22,6 +22,7 @@ from pipeline.decoder_package.metadata import (
 )
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.errors import InputError
+from pipeline.files import existing_package
 
 SUFFIX = ".safetensors"
 # A part's file -> the module's place; networks have graphs beside their weights.
@@ -75,13 +76,9 @@ def _fetched(address: str) -> Path:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """metadata.json of a package. Raises InputError if it is not there or can't be read."""
-    path = folder / METADATA
+    path = existing_package(folder) / METADATA
     try:
         metadata = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"there is no decoder package at {folder}: write one with {command('export', run='…')}"
-        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({_reason(error)}): {_again()}") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:

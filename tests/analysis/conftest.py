@@ -50,5 +50,5 @@ def trained(tiny_store: Store) -> DecoderPackage:
 def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
     """`--package tiny` is that decoder."""
     monkeypatch.setattr("pipeline.analysis.packages.load", lambda *_: trained)
-    monkeypatch.setattr("pipeline.commands.given.check_package", lambda _: None)
+    monkeypatch.setattr("pipeline.commands.given.existing_package", lambda _: None)
     yield trained

@@ -75,7 +75,7 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         nib.save(nib.Nifti1Image(values, affine), paths[name])
     for name in ("open_package", "open_prior"):
         monkeypatch.setattr(anomaly, name, lambda *_: Smooth())
-    monkeypatch.setattr("pipeline.commands.given.check_package", lambda _: None)
+    monkeypatch.setattr("pipeline.commands.given.existing_package", lambda _: None)
     return paths
 
 

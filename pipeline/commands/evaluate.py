@@ -135,8 +135,8 @@ def _track_results(
     tracker: NoTracker, found: Evaluation, folder: Path, store: Store, split: str
 ) -> None:
     """Log an evaluation to its own run, and its headline to the training run that it is of."""
-    for name, figure in found.figures.items():
-        tracker.figure(figure, f"figures/{name}")
+    for name in found.figures:
+        tracker.file(folder / "figures" / name, "figures")
     for name in ("per_subject.csv", "metrics.json", REPORT):
         tracker.text((folder / name).read_text("utf-8"), name)
     means = {key: interval["mean"] for key, interval in found.metrics.items()}

@@ -1,6 +1,8 @@
 """Train a run, or go on with it: a configuration in, checkpoints and an MLflow run out."""
 
+import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -109,15 +111,29 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
         report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
         if found_rates := rates(metrics):
             report(f"  {found_rates}")
-        for side, rate in levels_of(metrics).items():
-            if rate < LEAST_RATE:
-                report(f"note: the level of side {side} is not used: it holds {rate:.1f} nats")
-        if not trainer.controller.settled:
-            warm = config.training.rate_warmup_steps
-            report(f"note: {trainer.controller.miss(trainer.epoch, warm)}")
+        for note in missed(trainer, metrics):
+            report(f"note: {note}")
         if processes.main:
             _fit_the_rest(config, folder, store, processes)
         report(f"checkpoints: {folder / 'checkpoints'}")
+
+
+def missed(trainer: Trainer, metrics: dict[str, float]) -> Iterator[str]:
+    """What a finished run has missed, and the way out. metrics: of its last epoch."""
+    settings = trainer.config.training
+    mean = trainer.monitor.psnr_of_the_mean() if trainer.monitor else -math.inf
+    if (found := metrics.get("validation_psnr", math.inf)) <= mean:
+        yield (
+            f"at {found:.1f} dB reconstructions are no better than the mean slice ({mean:.1f} dB): "
+            "the training diverged, or was too short. Train anew, --restart true, with a lower "
+            f"training.learning_rate (now {settings.learning_rate:g}), another training.seed or "
+            "more epochs"
+        )
+    for side, rate in levels_of(metrics).items():
+        if rate < LEAST_RATE:
+            yield f"the level of side {side} is not used: it holds {rate:.1f} nats"
+    if not trainer.controller.settled:
+        yield trainer.controller.miss(trainer.epoch, settings.rate_warmup_steps)
 
 
 def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Processes) -> None:

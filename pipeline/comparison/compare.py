@@ -253,8 +253,8 @@ def _track(
         parent.note("Leaderboard", f"{warning}{tables['leaderboard.md']}")
         for file, text in tables.items():
             parent.text(text, file)
-        for file, figure in figures.items():
-            parent.figure(figure, f"figures/{file}")
+        for file in figures:
+            parent.file(folder / "figures" / file, "figures")
         for entry, result in zip(made, results, strict=True):
             state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
             name = run_name(entry.config, store.name, entry.run)

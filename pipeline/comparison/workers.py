@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from data_prep import steady_output
+from data_prep import quieten_mlflow, steady_output
 from pipeline.comparison.plan import Entry
 from pipeline.errors import InputError, Stopped
 from pipeline.files import locked
@@ -20,6 +20,9 @@ from pipeline.progress import Reporter
 
 LOGS, LOCKS = "logs", "locks"
 GRACE_SECONDS = 3.0
+# What every run's process needs; and what one that tracks does.
+IMPORTED = ["pipeline.commands.train", "pipeline.evaluation.evaluate", "matplotlib.pyplot"]
+TRACKING = ["mlflow.store.tracking.sqlalchemy_store"]
 
 
 def run_entries(
@@ -50,7 +53,9 @@ def run_entries(
     failed: dict[str, str] = {}
     # Forked from a process that has done the imports, which take longer than scoring a small run.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.commands.train", "pipeline.evaluation.evaluate"])
+    tracked = any(entry.config.tracking.enabled for entry in waiting)
+    quieten_mlflow()
+    context.set_forkserver_preload(IMPORTED + TRACKING * tracked)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     (folder / LOCKS).mkdir(exist_ok=True)
     first = done

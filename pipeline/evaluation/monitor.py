@@ -1,5 +1,7 @@
 """What a training shows between epochs: validation scores, an image grid, kernels."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,6 +59,17 @@ class ValidationMonitor:
         return {
             key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else ())
         }
+
+    def psnr_of_the_mean(self) -> float:
+        """PSNR where the mean slice stands for every one, dB: what a model has to surpass.
+
+        Mean over validation subjects; -inf where there are none.
+        """
+        if not self._subjects:
+            return -math.inf
+        mean = torch.cat(self._subjects).mean(dim=0, keepdim=True)
+        rows = [psnr(images, mean.expand_as(images)).mean().item() for images in self._subjects]
+        return float(np.mean(rows))
 
     @torch.no_grad()
     def picture(self, objective: Objective) -> np.ndarray:

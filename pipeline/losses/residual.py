@@ -20,7 +20,7 @@ from pipeline.losses.law import GaussianLaw
 from pipeline.losses.shapes import Images, Mask, Precision, Shape
 from pipeline.models.scale_network import ScaleNetwork
 
-# Deviation that the fit begins at, intensity.
+# s₁ of a law that has seen no residuals, intensity.
 START = 0.05
 # Of the running mean of C's spectrum, a batch; and the least power of a bin, without unit.
 MOMENTUM = 0.95
@@ -76,6 +76,17 @@ class ResidualLaw(nn.Module):
     def precision(self) -> Precision:
         """λ; the mean of 1/λ over all frequencies is 1."""
         return self.bins.spread(self.bins.average(self.variance) / self.variance)
+
+    @torch.no_grad()
+    def begin(self, residual: Images) -> None:
+        """Let s₁ be the root mean square of residuals, where the fit of their law begins.
+
+        From a start far above it all of Adam's first steps go one way, and the network's layers
+        carry the sigmoid to where it has no gradient that leads back: good models at 256² ended at
+        the floor everywhere.
+        """
+        size = residual.square().mean().sqrt().clamp(self.floor.item(), 0.5)
+        self.network.begin(size.logit().item())
 
     @torch.no_grad()
     def follow(self, residual: Images, deviation: Images) -> None:

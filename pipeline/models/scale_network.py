@@ -33,9 +33,12 @@ class ScaleNetwork(nn.Module):
         self.up = upsample(wide, WIDTH, 2)
         last = nn.Conv2d(WIDTH, channels, 3, padding=1)
         self.head = nn.Sequential(ResidualBlock(WIDTH), nn.LeakyReLU(0.1), last)
-        assert last.bias is not None
         nn.init.normal_(last.weight, std=0.01)
-        nn.init.constant_(last.bias, start)
+        self.begin(start)
+
+    def begin(self, start: float) -> None:
+        """Give about this logit everywhere, as before training."""
+        nn.init.constant_(self.head[-1].get_parameter("bias"), start)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         fine = self.stem(image)

@@ -76,7 +76,7 @@ class NoTracker:
 
     def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None: ...
 
-    def figure(self, figure: Any, name: str) -> None: ...
+    def file(self, path: Path, folder: str) -> None: ...
 
     def image(self, image: Any, key: str, step: int) -> None: ...
 
@@ -184,9 +184,9 @@ class Tracker(NoTracker):
         self._client.log_table(self.run_id, dict(columns), name)
 
     @mlflow_failures()
-    def figure(self, figure: Any, name: str) -> None:
-        """Log a matplotlib figure as an artifact."""
-        self._client.log_figure(self.run_id, figure, name)
+    def file(self, path: Path, folder: str) -> None:
+        """Log a file as an artifact, in a folder of the run's."""
+        self._client.log_artifact(self.run_id, str(path), folder)
 
     @mlflow_failures()
     def image(self, image: Any, key: str, step: int) -> None:

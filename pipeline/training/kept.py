@@ -67,6 +67,9 @@ class Kept:
                 return None
             module = build(record["sizes"])
             module.load_state_dict(safetensors.torch.load(content))
+            if not all(value.isfinite().all() for value in module.state_dict().values()):
+                log.warning("%s is not finite: it is made again", path)
+                return None
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever a damaged file makes the readers raise

@@ -52,6 +52,9 @@ class Monitor(Protocol):
     def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
         """Metrics on the validation subjects; `psnr` decides which checkpoint is best."""
 
+    def psnr_of_the_mean(self) -> float:
+        """That of the mean slice in place of reconstructions, dB; -inf where there are none."""
+
     def picture(self, objective: Objective) -> np.ndarray:
         """A grid of fixed images and their reconstructions, uint8 (H,W,3)."""
 

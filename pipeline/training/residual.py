@@ -87,6 +87,8 @@ def learn(law: ResidualLaw, drawn: Callable[[int], tuple[Tensor, Tensor]], steps
     optimizer = torch.optim.Adam(law.parameters(), LEARNING_RATE)
     for step in range(steps):
         residual, reconstruction = drawn(step)
+        if step == 0:
+            law.begin(residual)
         found = law(reconstruction.contiguous(memory_format=torch.channels_last))
         loss = found.nll(residual).mean() / residual[0].numel()
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)

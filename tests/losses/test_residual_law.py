@@ -63,6 +63,27 @@ def test_photographs_without_an_edge_have_one_factor() -> None:
     assert inside.double().mean().item() == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.parametrize(("deviation", "seed"), [(0.1, 0), (0.01, 0), (0.01, 2)])
+def test_it_finds_small_residuals_in_a_dark_surround(deviation: float, seed: int) -> None:
+    """As brains have them. From a fixed start of .05 those of .01 ended at the floor."""
+    generator = torch.Generator().manual_seed(0)
+    side = 32
+    ways = torch.linspace(-1, 1, side).square()
+    disc = (ways + ways[:, None] < 0.5).float()
+    coarse = torch.rand(4, 1, 8, 8, generator=generator)
+    images = disc * (0.3 + 0.6 * torch.nn.functional.interpolate(coarse, (side, side)))
+
+    def drawn(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return deviation * disc * torch.randn(images.shape, generator=generator), images
+
+    torch.manual_seed(seed)
+    law = ResidualLaw((1, side, side), FLOOR)
+    learn(law, drawn, 150)
+    with torch.no_grad():
+        found = law.deviation(images)[disc.bool().expand_as(images)].mean().item()
+    assert found == pytest.approx(deviation, rel=0.1)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_it_finds_where_residuals_are_large_and_how_they_hang_together(seed: int) -> None:
     """Residuals of 0.02 in the dark half and 0.2 in the bright one, neighbours alike.

@@ -15,6 +15,7 @@ from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
+from pipeline.training.kept import Kept
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.residual import LEVEL, halves, residual_law_of
 
@@ -62,6 +63,21 @@ def test_it_is_fitted_once_and_again_for_other_inputs(
     assert "made again" in caplog.text
     again = residual_law_of(checkpoint, vae, settings, tiny_store)
     assert again is not None and _alike(first, again), "by the seed"
+
+
+def test_one_that_is_not_finite_is_fitted_again(
+    trained: tuple[Path, Config], tiny_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Laws of good models at 256² were, before the fit began at their residuals."""
+    checkpoint, vae, settings = _opened(trained)
+    sound = residual_law_of(checkpoint, vae, settings, tiny_store)
+    broken = ResidualLaw(vae.image_shape, 1 / 255)
+    broken.factors.fill_(float("inf"))
+    inputs = {"floor": 1 / 255, "steps": 6, "seed": settings.training.seed, "flip": True}
+    Kept(checkpoint, "residual", inputs).write(broken, {"floor": 1 / 255})
+    again = residual_law_of(checkpoint, vae, settings, tiny_store)
+    assert "not finite" in caplog.text
+    assert sound is not None and again is not None and _alike(sound, again)
 
 
 def test_families_are_not_parted() -> None:

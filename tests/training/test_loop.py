@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from trainers import FixedMonitor, config
 
 import pipeline.training.loop as loop
 from data_prep.store import Store
+from pipeline.commands.train import missed
 from pipeline.config import TrainingConfig
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
+from pipeline.evaluation.monitor import ValidationMonitor
 from pipeline.models.config import Level
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
@@ -308,6 +311,32 @@ def test_sagittal_slices_are_never_mirrored(work: Path, tmp_path: Path, store_wr
     stores = [store_writer(work, name=plane, plane=plane) for plane in ("axial", "sagittal")]
     assert [_trainer(store, tmp_path).flip for store in stores] == [True, False]
     assert not _trainer(stores[0], tmp_path, data__flip=False).flip
+
+
+@pytest.mark.parametrize(("psnr", "said"), [(9.05, True), (14.2, True), (14.3, False)])
+def test_a_training_that_is_no_better_than_the_mean_slice_says_so(
+    psnr: float, said: bool, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FixedMonitor, "psnr_of_the_mean", lambda _: 14.2)
+    trainer = _trainer(tiny_store, tmp_path, training__learning_rate=0.004)
+    notes = " ".join(missed(trainer, {"validation_psnr": psnr}))
+    assert ("diverged" in notes) == said
+    assert ("training.learning_rate (now 0.004)" in notes) == said
+
+
+def test_without_validation_subjects_nothing_is_said(tiny_store: Store, tmp_path: Path) -> None:
+    assert not list(missed(_trainer(tiny_store, tmp_path), {}))
+
+
+def test_the_mean_slice_is_scored_as_a_reconstruction(tiny_store: Store) -> None:
+    rows = [
+        tiny_store.images(entry).astype("float64") for entry in tiny_store.subjects("validation")
+    ]
+    mean = np.concatenate(rows).mean(0)
+    errors = [np.square(images - mean).mean(axis=(1, 2, 3)) for images in rows]
+    expected = np.mean([-10 * np.log10(error).mean() for error in errors])
+    monitor = ValidationMonitor(tiny_store, torch.device("cpu"))
+    assert monitor.psnr_of_the_mean() == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_unknown_device_is_refused_by_name() -> None:

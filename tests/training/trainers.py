@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -40,6 +41,9 @@ class FixedMonitor:
     def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
         self.seen.append(objective)
         return {"psnr": self.psnr[min(len(self.seen), len(self.psnr)) - 1]}
+
+    def psnr_of_the_mean(self) -> float:
+        return -math.inf
 
     def picture(self, objective: Objective) -> np.ndarray:
         return np.zeros((4, 4, 3), np.uint8)

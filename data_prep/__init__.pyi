@@ -51,3 +51,4 @@ from .volume.slices import Slices as Slices
 from .volume.verify import read_verified as read_verified
 from .wording import absent_package as absent_package
 from .wording import one_line as one_line
+from .wording import quantity as quantity

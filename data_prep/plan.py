@@ -9,6 +9,7 @@ from data_prep.flags import ASSUMED_ORIENTATION, code_of
 from data_prep.sources.source import Item, Outcome
 from data_prep.store import CHECKS, OWN_DIGEST, Quarantined, Store, SubjectEntry
 from data_prep.volume.plausibility import doubts, expectations
+from data_prep.wording import quantity
 
 # Reasons that may be gone the next time though no file changed: such subjects are tried again.
 PASSING = {"unreadable", "no_permission", "unexpected", "worker_died"}
@@ -44,11 +45,13 @@ class Plan:
         lines = []
         for reason in dict.fromkeys(self.todo.values()):
             names = [name for name, why in self.todo.items() if why == reason]
-            lines.append(f"to prepare, {reason}: {len(names)} {noun}: {_some(names, shown)}")
+            lines.append(
+                f"to prepare, {reason}: {quantity(len(names), noun)}: {_some(names, shown)}"
+            )
         if self.gone:
-            lines.append(f"to remove: {len(self.gone)} {noun}: {_some(self.gone, shown)}")
+            lines.append(f"to remove: {quantity(len(self.gone), noun)}: {_some(self.gone, shown)}")
         if self.kept:
-            lines.append(f"kept as they are: {len(self.kept)} {noun}")
+            lines.append(f"kept as they are: {quantity(len(self.kept), noun)}")
         return lines
 
 

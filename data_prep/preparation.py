@@ -33,6 +33,7 @@ from data_prep.store import (
     write_manifest,
 )
 from data_prep.summary import Prepared, counted, summary
+from data_prep.wording import quantity
 
 __all__ = ["Prepared", "list_work", "prepare", "summary"]
 
@@ -193,7 +194,7 @@ class _Preparation:
     def _none_usable(self, outcomes: dict[str, Outcome]) -> str:
         refused = [o for o in outcomes.values() if isinstance(o, Quarantined)]
         return (
-            f"not one of {len(outcomes)} {self.source.noun} could be prepared "
+            f"not one of {quantity(len(outcomes), self.source.noun)} could be prepared "
             f"({counted(Counter(o.reason for o in refused))}); the first: {refused[0].subject}: "
             f"{refused[0].message}"
         )

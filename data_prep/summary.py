@@ -9,6 +9,7 @@ from data_prep.report.writing import FOLDER, PAGE
 from data_prep.same_scan import described
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
+from data_prep.wording import quantity
 
 # Of a set's quarantined images; half of a download would fill the screen.
 SHOWN_IMAGES = 20
@@ -46,16 +47,16 @@ def summary(prepared: Prepared, folder: Path) -> list[str]:
     """Lines on what is in the store, what is not and why, and where it lies."""
     store = prepared.store
     images = store.image_set
-    items = "blocks" if images else "subjects"
+    item = "block" if images else "subject"
     lines = []
     if not prepared.changed:
         lines.append(f"nothing to do: {store.name} is up to date")
     elif prepared.made < _items(store):
-        lines.append(f"{prepared.made} {items} prepared, the others kept as they were")
+        lines.append(f"{quantity(prepared.made, item)} prepared, the others kept as they were")
     if prepared.moved:
         lines.append(
-            f"{prepared.moved} subjects are in another split than before: runs that were trained "
-            "on this store will have to be trained anew"
+            f"in another split than before: {quantity(prepared.moved, 'subject')}; runs that were "
+            "trained on this store will have to be trained anew"
         )
     lines += _image_set_lines(store) if images else _subject_lines(store)
     reasons = Counter(q.reason for q in store.quarantined)
@@ -79,7 +80,10 @@ def _subject_lines(store: Store) -> list[str]:
         entries = store.subjects(split)
         slices = sum(len(entry.slice_indices) for entry in entries)
         families = len({entry.family for entry in entries})
-        lines.append(f"{split}: {len(entries)} subjects of {families} families, {slices} slices")
+        lines.append(
+            f"{split}: {quantity(len(entries), 'subject')} of {quantity(families, 'family')}, "
+            f"{quantity(slices, 'slice')}"
+        )
         share = store.manifest["configuration"]["split"][split]
         if len(entries) < FEW * share * len(store.entries):
             lines.append(
@@ -90,14 +94,15 @@ def _subject_lines(store: Store) -> list[str]:
     if cropped:
         height, width = (n * store.spacing_mm for n in store.image_shape[1:])
         lines.append(
-            f"{cropped} subjects have a brain larger than the {height:g} x {width:g} mm of a "
-            "slice: its rim is cut off"
+            f"larger than the {height:g} x {width:g} mm of a slice: the brain of "
+            f"{quantity(cropped, 'subject')}, whose rim is cut off"
         )
     apart = [entry.subject for entry in store.entries if FORMS_DISAGREE in entry.flags]
     if apart:
         lines.append(
-            f"{len(apart)} subjects have a qform more than a voxel away from the sform, which is "
-            f"used: {', '.join(apart[:SHOWN_FLAGGED])}" + (", …" * (len(apart) > SHOWN_FLAGGED))
+            "a qform more than a voxel away from the sform, which is used: "
+            f"{quantity(len(apart), 'subject')}, {', '.join(apart[:SHOWN_FLAGGED])}"
+            + (", …" * (len(apart) > SHOWN_FLAGGED))
         )
     return lines + described(store.entries, SHOWN_FLAGGED) + _flag_lines(store)
 
@@ -111,7 +116,7 @@ def _flag_lines(store: Store) -> list[str]:
     flagged = [(subject, words) for subject, words in found.items() if words]
     if not flagged:
         return []
-    lines = [f"flagged, and used: {len(flagged)} subjects"]
+    lines = [f"flagged, and used: {quantity(len(flagged), 'subject')}"]
     lines += [f"  {subject}: {'; '.join(words)}" for subject, words in flagged[:SHOWN_FLAGGED]]
     if len(flagged) > SHOWN_FLAGGED:
         lines.append(f"  and {len(flagged) - SHOWN_FLAGGED} more: see the quality report")

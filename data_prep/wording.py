@@ -1,4 +1,4 @@
-"""Errors of a command line or configuration file, in one line of plain words."""
+"""Plain words: errors of a command line or configuration file in one line; numbers of things."""
 
 import re
 from argparse import ArgumentError
@@ -23,6 +23,18 @@ WORDING = (
     (r"typing\.Literal\[(.*?)\]", r"\1"),
     (r"<class '(\w+)'>", lambda found: KINDS.get(found[1], found[1])),
 )
+
+
+def quantity(number: int, noun: str) -> str:
+    """A number of things, in words.
+
+    Example:
+        >>> quantity(1, "subject"), quantity(2, "family")
+        ('1 subject', '2 families')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 # Where the name of a package differs from that of its module.

@@ -46,7 +46,7 @@ def source(blocks: Sequence[Item], transform: Callable[[Job], list[Outcome]], si
         spacing_mm=1.0,
         orientation="rows down, columns right",
         plane="image",
-        noun="images",
+        noun="image",
     )
 
 

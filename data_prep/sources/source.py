@@ -41,7 +41,7 @@ class Source:
 
     items have names of their own. transform makes an item's shard in a worker process, so it is a
     function of a module; it returns the entry, and a Quarantined for whatever is not usable.
-    image_shape is (C, H, W); spacing_mm is between pixels; noun names what can fail.
+    image_shape is (C, H, W); spacing_mm is between pixels; noun names one of what can fail.
     notes are what the user should know of what was found.
     begin makes the files that are not there yet (simulated people), reporting to the
     function it gets.
@@ -54,6 +54,6 @@ class Source:
     orientation: str
     plane: str
     simulated: bool = False
-    noun: str = "subjects"
+    noun: str = "subject"
     notes: Sequence[str] = ()
     begin: Callable[[Callable[[str], None]], None] | None = None

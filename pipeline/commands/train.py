@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep import command, copies, run_option, where_keys
+from data_prep import command, copies, quantity, run_option, where_keys
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
@@ -101,8 +101,9 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
                 _describe(config, store, tracker, run)
             parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
             report(
-                f"run {run}: {len(trainer.data)} slices of {len(trainer.subjects)} subjects from "
-                f"store {store.name}, {parameters / 1e6:.2f} M parameters, on {processes}"
+                f"run {run}: {quantity(len(trainer.data), 'slice')} of "
+                f"{quantity(len(trainer.subjects), 'subject')} from store {store.name}, "
+                f"{parameters / 1e6:.2f} M parameters, on {processes}"
             )
             metrics = trainer.fit(tracker, signals)
             facts = run_facts(config, store, run)

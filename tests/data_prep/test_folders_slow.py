@@ -90,7 +90,7 @@ def test_freesurfer(tmp_path: Path) -> None:
         nib.save(nib.MGHImage(brain(seed=seed), None), path)
     (root / "1005/mri").mkdir(parents=True)
     code, said = prepare(tmp_path, root, template=FREESURFER)
-    note("13 FreeSurfer", code, said, "left out", "no image", "2 subjects of 1 families")
+    note("13 FreeSurfer", code, said, "left out", "no image", "2 subjects of 1 family")
     assert code == 0
 
 

@@ -181,14 +181,14 @@ def test_to_assume_an_orientation_later_prepares_those_alone(
     assert "2: no_orientation" in capsys.readouterr().out
     assert main([*arguments, "--prepare.assume_orientation=LAS"]) == 0
     told = capsys.readouterr().out
-    assert "prepare.assume_orientation changed: 1 subjects: 2" in told
-    assert "flagged, and used: 1 subjects" in told and "LAS is assumed" in told
+    assert "prepare.assume_orientation changed: 1 subject: 2" in told
+    assert "flagged, and used: 1 subject" in told and "LAS is assumed" in told
     store = Store.open(work / "stores/study")
     flags = {entry.subject: codes(entry.flags) for entry in store.entries}
     assert flags == {"1": [], "2": [ASSUMED_ORIENTATION]}
     assert "LAS is assumed" in (store.path / "report/index.html").read_text()
     assert main([*arguments, "--prepare.assume_orientation=RAS"]) == 0
-    assert "prepare.assume_orientation changed: 1 subjects: 2" in capsys.readouterr().out
+    assert "prepare.assume_orientation changed: 1 subject: 2" in capsys.readouterr().out
 
 
 PAIRS = {

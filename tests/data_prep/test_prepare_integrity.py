@@ -131,9 +131,9 @@ def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
     assert main(arguments) == 0  # by name and length alone all is well
     assert "nothing to do" in capsys.readouterr().out and shard.read_bytes() == damaged
     assert main([*arguments, "--prepare.check", "--prepare.dry_run"]) == 0
-    assert "to prepare, its shard is damaged: 1 subjects: 2\n" in capsys.readouterr().out
+    assert "to prepare, its shard is damaged: 1 subject: 2\n" in capsys.readouterr().out
     assert main([*arguments, "--prepare.check", "true"]) == 0
-    assert "to prepare, its shard is damaged: 1 subjects: 2\n" in capsys.readouterr().out
+    assert "to prepare, its shard is damaged: 1 subject: 2\n" in capsys.readouterr().out
     assert shard.read_bytes() == sound
     assert stamps(folder.glob("slices/[13].npy")) == others
     assert verify(folder) == 0

@@ -12,6 +12,7 @@ from small_volumes import LAYOUT, brain, write_cohort
 from test_prepare_names import touch
 from test_prepare_stage import configured, run_and_list
 
+from data_prep import quantity
 from data_prep.__main__ import main
 from data_prep.config import PrepareConfig
 from data_prep.errors import InputError
@@ -75,7 +76,7 @@ def test_a_table_that_moves_subjects_is_told_and_so_is_a_small_split(
     (split,) = {entry.split for entry in after.entries}
     moved = sum(old != split for old in before.values())
     said = capsys.readouterr().out
-    assert moved and f"{moved} subjects are in another split than before" in said
+    assert moved and "in another split than before: " + quantity(moved, "subject") in said
     assert said.count("another prepare.split.salt") == 2  # of three splits two are empty
 
 

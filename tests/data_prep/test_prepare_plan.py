@@ -68,11 +68,11 @@ def test_each_change_is_listed_with_whom_it_concerns_and_a_run_does_just_that(
     write_cohort(root, ["409"])
     write_nifti(root / "409" / "mask.nii.gz", (brain() > 0).astype(np.uint8))
     expected = [
-        "to prepare, its file changed: 1 subjects: 402",
-        "to prepare, its mask changed: 1 subjects: 403",
-        "to prepare, its shard is missing or cut: 1 subjects: 404",
-        "to prepare, new: 1 subjects: 409",
-        "to remove: 1 subjects: 405",
+        "to prepare, its file changed: 1 subject: 402",
+        "to prepare, its mask changed: 1 subject: 403",
+        "to prepare, its shard is missing or cut: 1 subject: 404",
+        "to prepare, new: 1 subject: 409",
+        "to remove: 1 subject: 405",
         "kept as they are: 3 subjects",
     ]
     assert listed(arguments, work, capsys) == expected
@@ -120,7 +120,7 @@ def test_what_failed_for_a_passing_reason_is_tried_again(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     lines = listed(arguments, work, capsys)
     assert lines[0] == (
-        "to prepare, it failed before (worker_died), which may have passed: 1 subjects: 401"
+        "to prepare, it failed before (worker_died), which may have passed: 1 subject: 401"
     )
 
 

@@ -201,7 +201,7 @@ def test_flags_become_the_quarantine_by_choice_and_back(
 
     assert main([*arguments, "--prepare.plausibility.action=quarantine"]) == 3
     told = capsys.readouterr().out
-    assert "prepare.plausibility changed: 1 subjects: half" in told
+    assert "prepare.plausibility changed: 1 subject: half" in told
     assert "half: implausible: half.nii.gz: brain volume" in told
     assert [q.reason for q in Store.open(work / "stores/study").quarantined] == ["implausible"]
 

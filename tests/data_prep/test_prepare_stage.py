@@ -146,7 +146,7 @@ def test_where_nobody_is_usable_there_is_no_store(
     path = write_nifti(tmp_path / "raw" / LAYOUT.replace("{subject}", "1"), brain())
     path.write_bytes(b"")
     assert main(configured(tmp_path, tmp_path / "raw")) == 2
-    assert "not one of 1 subjects could be prepared (1 empty)" in capsys.readouterr().err
+    assert "not one of 1 subject could be prepared (1 empty)" in capsys.readouterr().err
     assert not [p for p in work.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
@@ -325,7 +325,7 @@ def test_a_subject_whose_two_affines_disagree_is_flagged_and_kept(
     arguments = configured(tmp_path, root)
     store = run_and_list(arguments, work)
     assert {e.subject: e.flags for e in store.entries if e.flags} == {"203": ("sform_qform",)}
-    told = "1 subjects have a qform more than a voxel away from the sform, which is used: 203"
+    told = "a qform more than a voxel away from the sform, which is used: 1 subject, 203"
     assert told in capsys.readouterr().out
     # Only where it says something: manifests from before there were flags are read as ever.
     manifest = json.loads((store.path / "manifest.json").read_text())

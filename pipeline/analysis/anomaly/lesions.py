@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep import quantity
 from pipeline.analysis.anomaly.detection import detect
 from pipeline.analysis.anomaly.inserted import Lesion, insert, sensitivity, threshold_at
 from pipeline.analysis.anomaly.maps import one_sided, reconstructions, slice_maps
@@ -127,9 +128,12 @@ def run(options: Options) -> None:
             raise InputError(f"store {store.name}: a slice of {entry.subject} shows no brain")
     kinds = [Lesion(d, c) for c, d in itertools.product(options.contrasts, options.diameters)]
     methods = ["whitened", "residual", *(["baseline_residual"] if baseline else []), "intensity"]
-    print(f"lesions: {options.repeats} of each of {len(kinds)} kinds in {sum(map(len, slices))} "
-          f"slices of {len(entries)} subjects of store {store.name}, by {', '.join(methods)}",
-          flush=True)  # fmt: skip
+    print(
+        f"lesions: {options.repeats} of each of {len(kinds)} kinds in "
+        f"{quantity(sum(map(len, slices)), 'slice')} of {quantity(len(entries), 'subject')} of "
+        f"store {store.name}, by {', '.join(methods)}",
+        flush=True,
+    )
     record: dict[str, Any] = {
         "decoder": package_record(model, options.package),
         "baseline": package_record(baseline, options.baseline) if baseline else None,
@@ -156,7 +160,7 @@ def run(options: Options) -> None:
             examples,
         )
 
-        title = f"Inserted lesions, {len(entries)} subjects of store {store.name}"
+        title = f"Inserted lesions, {quantity(len(entries), 'subject')} of store {store.name}"
         title += " (simulated people)" if store.simulated else ""
         write_figure(output / "curves.png", curves(summary, options.false_positives, title))
         write_figure(output / "examples.png", examples(shown, limits, title))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from data_prep import quantity
 from pipeline.analysis.geometry import regular_choice, stack_affine, write_volume
 from pipeline.analysis.inverse.problem import (
     IMAGE,
@@ -73,16 +74,16 @@ class Simulation:
     def planned(self, problems: Sequence[Problem]) -> str:
         """What will be done, in a line. problems: of validation subjects."""
         slices = sum(len(self.places(entry)) for entry in self.entries)
-        subjects = f"{len(self.entries)} subject{'s' if len(self.entries) > 1 else ''}"
         words = (
-            f"{slices} slices of {subjects} of store {self.store.name}, by "
+            f"{quantity(slices, 'slice')} of {quantity(len(self.entries), 'subject')} of store "
+            f"{self.store.name}, by "
             f"{', '.join([self.simple_name, *self.weights])} and the decoder"
         )
         if problems:
             count = sum(len(problem.simple) for problem in problems)
             words += (
-                f"; weight of {' and of '.join(self.wanted)} from {count} slices of "
-                f"{len(problems)} validation subjects"
+                f"; weight of {' and of '.join(self.wanted)} from "
+                f"{quantity(count, 'slice')} of {quantity(len(problems), 'validation subject')}"
             )
         return words
 

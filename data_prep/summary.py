@@ -125,7 +125,10 @@ def _flag_lines(store: Store) -> list[str]:
 
 def _image_set_lines(store: Store) -> list[str]:
     counts = {split: [len(e.slice_indices) for e in store.subjects(split)] for split in SPLITS}
-    return [f"{split}: {sum(n)} images in {len(n)} blocks" for split, n in counts.items()]
+    return [
+        f"{split}: {quantity(sum(n), 'image')} in {quantity(len(n), 'block')}"
+        for split, n in counts.items()
+    ]
 
 
 def _items(store: Store) -> int:

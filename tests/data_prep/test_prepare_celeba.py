@@ -139,7 +139,7 @@ def test_unusable_images_are_quarantined_one_by_one(
     (train,) = store.subjects("train")
     assert train.slice_indices == tuple(r for r in range(20) if r not in (1, 3, 5, 7, 9))
     said = capsys.readouterr().out
-    assert "train: 15 images in 1 blocks" in said
+    assert "train: 15 images in 1 block" in said
     assert f"train-000000/{name(3)}: empty: {name(3)} has no bytes in it" in said
     before = stored(work)
     assert main(configured(root)) == 3
@@ -149,7 +149,7 @@ def test_unusable_images_are_quarantined_one_by_one(
     for row in (1, 3, 5, 7, 9):
         (images / name(row)).write_bytes(jpeg(row))
     assert main(configured(root)) == 0
-    assert "1 blocks prepared, the others kept" in capsys.readouterr().out
+    assert "1 block prepared, the others kept" in capsys.readouterr().out
 
 
 def test_where_a_whole_block_is_bad_the_others_finish(

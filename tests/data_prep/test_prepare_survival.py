@@ -198,7 +198,12 @@ def test_an_interrupt_is_told_and_keeps_what_is_done(
 
     monkeypatch.setattr(volumes, "transform", interrupted)
     arguments = accepting(tmp_path, root)
-    assert main(arguments) == 130
+    # Of a shell's background jobs it is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     partial = Store.open(work / "stores/study", "manifest.partial.json")
     assert len(partial.entries) >= 4
     stamps = {e.shard: (partial.path / e.shard).stat().st_mtime_ns for e in partial.entries}

@@ -83,8 +83,8 @@ def test_two_processes_compute_what_one_computes(work_of_all: Path) -> None:
     assert status(work, "two") == ["FINISHED"]
     assert logged_images(work, "two") == logged_images(work, "one")
     assert files_of(work, "two") == files_of(work, "one")
-    # A level that three epochs did not bring to life is told of, once, too.
-    lines = [line for line in said.splitlines() if not line.startswith("note: the level of side")]
+    # What three epochs did not bring about is told once, too.
+    lines = [line for line in said.splitlines() if not line.startswith("note: ")]
     assert len(lines) == 5 and len(said.splitlines()) == len(set(said.splitlines()))
     assert silence == ""
     assert re.search(r"on cpu(:0)? and 1 more$", lines[0])

@@ -53,7 +53,7 @@ def command(arguments: list[str], work: Path) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_after_many_kills_the_store_is_what_an_uninterrupted_run_makes(
     root: Path, tmp_path: Path, work: Path, kills: int
 ) -> None:

@@ -64,7 +64,7 @@ class EpochSampler(Sampler[list[int]]):
 class Batches:
     """Iterating gives the batches of the sampler's epoch on the device, float32.
 
-    Slices are read from memory-mapped shards, ahead of time by worker processes if there are any,
+    Slices are read from their shards, ahead of time by worker processes if there are any,
     and copied to a GPU from pinned memory; or all of them are kept on the device.
     """
 
@@ -101,7 +101,7 @@ def _resident(data: SliceDataset, config: DataConfig, device: torch.device) -> b
     if config.on_device != "auto":
         return config.on_device == "always"
     if device.type != "cuda":
-        return False  # the memory map is in memory already
+        return False  # the system keeps the files in memory
     free, _ = torch.cuda.mem_get_info(device)
     return data.bytes < RESIDENT_SHARE * free
 

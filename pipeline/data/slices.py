@@ -1,8 +1,9 @@
 """The prepared store as a torch data set."""
 
 import math
+import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def evenly_spread(count: int, most: int) -> list[int]:
 
 
 class SliceDataset(Dataset[Tensor]):
-    """All slices of some subjects, each read from its memory-mapped shard when it is used.
+    """All slices of some subjects, each read from its shard when it is used.
 
     Item i is float32 (C,H,W) in [0,1]; `subject_of[i]` is the subject's index in `subjects`.
 
@@ -61,7 +62,7 @@ class SliceDataset(Dataset[Tensor]):
         counts = [len(entry.slice_indices) for entry in self.subjects]
         self.subject_of = np.repeat(np.arange(len(counts)), counts)
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
-        self._shards: dict[int, np.ndarray] = {}
+        self._offsets: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.subject_of)
@@ -92,22 +93,31 @@ class SliceDataset(Dataset[Tensor]):
 
     def _raw(self, indices: Sequence[int]) -> Tensor:
         found = np.empty((len(indices), *self.store.image_shape), np.uint16)
-        for place, index in enumerate(indices):
-            subject = int(self.subject_of[index])
-            found[place] = self._shard(subject)[index - self.first[subject]]
+
+        def run_of(place: int) -> tuple[int, int]:
+            return int(self.subject_of[indices[place]]), indices[place] - place
+
+        for (subject, _), run in groupby(range(len(indices)), run_of):
+            places = list(run)
+            self._read(subject, indices[places[0]], found[places[0] : places[-1] + 1])
         return torch.from_numpy(found.view(np.int16))
 
-    def _shard(self, subject: int) -> np.ndarray:
-        if subject not in self._shards:
-            try:
-                self._shards[subject] = self.store.slices(self.subjects[subject])
-            except StoreError as error:
-                raise InputError(str(error)) from error
-        return self._shards[subject]
-
-    def __getstate__(self) -> dict:
-        # Workers open their own memory maps: a pickled map would carry the pixels along.
-        return {**self.__dict__, "_shards": {}}
+    def _read(self, subject: int, index: int, found: np.ndarray) -> None:
+        """Fill `found` with the items of a subject from `index` on."""
+        entry = self.subjects[subject]
+        path = self.store.path / entry.shard
+        try:
+            if subject not in self._offsets:
+                self._offsets[subject] = self.store.slices(entry).offset
+            start = self._offsets[subject] + found[0].nbytes * int(index - self.first[subject])
+            # Not through a memory map: in random order each slice would have the system read the
+            # disk's read-ahead, up to 8 MB, around it.
+            with path.open("rb", buffering=0) as file:
+                count = os.preadv(file.fileno(), [found], start)
+        except (StoreError, OSError) as error:
+            raise InputError(str(error)) from error
+        if count != found.nbytes:
+            raise InputError(f"shard {path} has the wrong length: prepare the store again")
 
     def of_subject(self, subject: int, limit: int = 0) -> Float[Tensor, "n C H W"]:
         """Slices of one subject: at most `limit`, evenly spread; 0 = all."""

@@ -113,7 +113,7 @@ class SliceDataset(Dataset[Tensor]):
             # Not through a memory map: in random order each slice would have the system read the
             # disk's read-ahead, up to 8 MB, around it.
             with path.open("rb", buffering=0) as file:
-                count = os.preadv(file.fileno(), [found], start)
+                count = os.preadv(file.fileno(), [found.data], start)
         except (StoreError, OSError) as error:
             raise InputError(str(error)) from error
         if count != found.nbytes:

@@ -28,6 +28,7 @@ __all__ = [
     "existing_package",
     "existing_run",
     "find_folder",
+    "is_address",
     "locked",
     "run_folder",
     "sync_folder",
@@ -58,6 +59,11 @@ def existing_run(run: str, named: str = "") -> Path:
         or_one = f", or choose one of {', '.join(others[:9])}" if others else ""
         raise InputError(f"no run at {folder}: train it first ({first}){or_one}")
     return folder
+
+
+def is_address(source: str) -> bool:
+    """Whether a decoder package is named by its address in MLflow, not by name or path."""
+    return source.startswith(("models:/", "runs:/"))
 
 
 def existing_package(folder: Path) -> Path:

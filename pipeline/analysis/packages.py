@@ -8,9 +8,8 @@ from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
 from pipeline.data.slices import Store, SubjectEntry
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
-from pipeline.decoder_package.reading import is_address
 from pipeline.errors import InputError
-from pipeline.files import find_folder
+from pipeline.files import find_folder, is_address
 from pipeline.losses.law import GaussianLaw
 
 Choice = Literal["best", "fitted", "term"]

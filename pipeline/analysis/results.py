@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from data_prep import quantity
 from pipeline.files import atomic_file, writable, write_text
 
 # Patterns of the files that the last run in a folder may have written, a line each.
@@ -38,7 +39,8 @@ class Parts:
 
     def __enter__(self) -> "Parts":
         if count := len(self):
-            print(f"goes on with what an interrupted run has kept: {_counted(count)}")
+            kept = quantity(count, "finished part")
+            print(f"goes on with what an interrupted run has kept: {kept}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -48,7 +50,7 @@ class Parts:
             if self._folder.is_dir() and not any(self._folder.iterdir()):
                 self._folder.rmdir()
         elif issubclass(kind, KeyboardInterrupt) and (count := len(self)):
-            where = f"{_counted(count)} kept in {self._folder}"
+            where = f"{quantity(count, 'finished part')} kept in {self._folder}"
             raise KeyboardInterrupt(f"{where}: the same command goes on from there") from None
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
@@ -98,10 +100,6 @@ def begin(output: Path, patterns: Iterable[str], inputs: Mapping[str, Any] | Non
                 path.unlink()
     write_text(kept, "".join(f"{pattern}\n" for pattern in [*patterns, f"{PARTS}/*"]))
     return Parts(output / PARTS, key)
-
-
-def _counted(parts: int) -> str:
-    return f"{parts} finished part{'s' if parts > 1 else ''}"
 
 
 def _digest(text: str) -> str:

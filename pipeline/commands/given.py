@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import Store, StoreError
 from pipeline.errors import InputError
-from pipeline.files import existing_package, existing_run, find_folder
+from pipeline.files import existing_package, existing_run, find_folder, is_address
 
 # A command's options that name a file; "beside" has several, with commas between.
 FILES = {
@@ -20,7 +20,6 @@ FILES = {
     "evaluate": ("reconstructions",),
 }
 PACKAGES = ("package", "baseline")
-ADDRESSES = ("models:/", "runs:/")
 
 
 def check_given(command: str, argv: Sequence[str]) -> None:
@@ -38,7 +37,7 @@ def check_given(command: str, argv: Sequence[str]) -> None:
                 raise InputError(f"--{name}: {word.strip()} is not there")
     for name in PACKAGES:
         source = given.get(name, "")
-        if source and not source.startswith(ADDRESSES):
+        if source and not is_address(source):
             existing_package(find_folder(source, "packages"))
     if store := given.get("store", ""):
         try:

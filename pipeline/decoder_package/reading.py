@@ -22,7 +22,7 @@ from pipeline.decoder_package.metadata import (
 )
 from pipeline.decoder_package.package import DecoderPackage
 from pipeline.errors import InputError
-from pipeline.files import existing_package
+from pipeline.files import existing_package, is_address
 
 SUFFIX = ".safetensors"
 # A part's file -> the module's place; networks have graphs beside their weights.
@@ -61,11 +61,6 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> DecoderPacka
         return package.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device} is not usable here: choose cpu or cuda") from error
-
-
-def is_address(source: str) -> bool:
-    """Whether a source is an address in MLflow."""
-    return source.startswith(("models:/", "runs:/"))
 
 
 def _fetched(address: str) -> Path:

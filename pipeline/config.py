@@ -121,8 +121,6 @@ class EvaluationConfig:
     """Most slices scored per subject, evenly thinned; 0 = all."""
     samples: int = 256
     """Draws from the prior that are scored."""
-    bootstrap: int = 2000
-    """Resamplings of subjects for the 95% intervals."""
     lpips_alex_weights: str = field(default="", metadata={"where": True})
     """AlexNet weights for LPIPS (torchvision's state dict); "" = look in the usual places."""
     lpips_vgg_weights: str = field(default="", metadata={"where": True})
@@ -134,12 +132,12 @@ class EvaluationConfig:
     download: bool = field(default=False, metadata={"where": True})
     """Whether backbones (LPIPS, FID) may be downloaded where none are found."""
     seed: int = 0
-    """Of posterior draws, samples, random subsets and resamplings."""
+    """Of posterior draws, samples and random subsets."""
 
     def __post_init__(self) -> None:
         if self.other_people and not self.store:
             raise ValueError("evaluation.other_people is for another store: set evaluation.store")
-        for name in ("batch_size", "samples", "bootstrap"):
+        for name in ("batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")
         for name in ("max_slices", "threads"):

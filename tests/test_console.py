@@ -144,7 +144,7 @@ CONFIG = {
     "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
     "training": {"epochs": 2, "batch_size": 6, "rate_warmup_steps": 2, "threads": 1},
     "prior": {"images": 40},
-    "evaluation": {"samples": 4, "bootstrap": 20, "max_slices": 2},
+    "evaluation": {"samples": 4, "max_slices": 2},
     "compare": {"terms": ["blur", "gaussian"], "seeds": [0], "rate_targets": [0], "jobs": 1},
     "tracking": {"enabled": False},
 }  # fmt: skip

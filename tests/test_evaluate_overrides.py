@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
     "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
     "training": {"epochs": 2, "batch_size": 6, "rate_warmup_steps": 2, "threads": 1},
     "prior": {"images": 40},
-    "evaluation": {"samples": 4, "bootstrap": 20},
+    "evaluation": {"samples": 4},
     "tracking": {"enabled": False},
 }  # fmt: skip
 

@@ -82,7 +82,7 @@ CONFIG: dict[str, Any] = {
         "epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2, "device": "cpu",
     },
     "prior": {"images": 40},
-    "evaluation": {"samples": 8, "bootstrap": 50},
+    "evaluation": {"samples": 8},
 }  # fmt: skip
 
 

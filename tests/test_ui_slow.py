@@ -43,7 +43,6 @@ TINY = {
     "training.batch_size": "6",
     "prior.images": "40",
     "evaluation.samples": "8",
-    "evaluation.bootstrap": "20",
 }
 # Generous: a busy machine is no failure.
 START_SECONDS, SHOW_MILLISECONDS = 300, 120_000

@@ -31,7 +31,7 @@ from pipeline.evaluation.report import REPORT
 from pipeline.evaluation.scores import table
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.config import RESIDUAL_KEYS
-from pipeline.metrics.aggregate import Interval
+from pipeline.metrics.statistics import Interval
 from pipeline.parsing import load_config
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import find_checkpoint

@@ -164,7 +164,7 @@ def scored_on(evaluation: dict[str, Any]) -> str:
         "evaluation": {
             key: value
             for key, value in portable(inputs).get("evaluation", {}).items()
-            if key not in ("checkpoint", "bootstrap")
+            if key != "checkpoint"
         },
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

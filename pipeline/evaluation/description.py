@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from data_prep import Store
 from pipeline.config import Config
-from pipeline.metrics.aggregate import Interval
+from pipeline.evaluation.scores import warning_of
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES
+from pipeline.metrics.statistics import Interval
 from pipeline.tracking.names import score_name
 from pipeline.tracking.notes import table
 from pipeline.training.description import run_name
@@ -82,6 +83,8 @@ def scores_note(metrics: Mapping[str, Interval], absent: Mapping[str, str]) -> s
         text.format(means[key]) for key, text in IN_A_LINE.items() if means.get(key) is not None
     ]
     parts = [f"**{', '.join(words)}**", table(["score", "mean", "95% interval"], rows)]
+    if warning := warning_of(metrics):
+        parts.append(f"{warning.capitalize()}.")
     if absent:
         parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
     return "\n\n".join(parts)

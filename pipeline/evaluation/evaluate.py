@@ -17,7 +17,7 @@ from pipeline.evaluation.samples import PriorSamples, coarse, sample_scores
 from pipeline.evaluation.trained_run import TrainedRun
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
-from pipeline.metrics.aggregate import bootstrap
+from pipeline.metrics.statistics import interval
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
 
@@ -65,9 +65,7 @@ def evaluate(
             for law, curve in found.items():
                 curves.setdefault(law, []).append(curve)
     metrics = tally.metrics(settings)
-    metrics["sample_blur_effect"] = bootstrap(
-        sharpness.blur_effect(sampled).numpy(), settings.bootstrap, settings.seed
-    )
+    metrics["sample_blur_effect"] = interval(sharpness.blur_effect(sampled).numpy())
     metrics |= sample_scores(
         coarse(sampled),
         torch.cat(averaged),

@@ -48,8 +48,7 @@ class Options:
         split: subjects of the store: test, validation, or all.
         max_slices: most slices scored per subject, evenly thinned; 0 = all.
         batch_size: slices at once.
-        bootstrap: resamplings of subjects for the 95% intervals.
-        seed: of the resamplings, and of KID's subsets.
+        seed: of KID's subsets.
         lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
         lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
         download: whether they may be downloaded where none are found.
@@ -61,7 +60,6 @@ class Options:
     split: Literal["test", "validation", "all"] = "test"
     max_slices: int = 0
     batch_size: int = 64
-    bootstrap: int = 2000
     seed: int = 0
     lpips_alex_weights: str = ""
     lpips_vgg_weights: str = ""
@@ -74,7 +72,7 @@ class Options:
     @property
     def settings(self) -> EvaluationConfig:
         """The settings that decide a score, as in the evaluation of a run."""
-        names = ("split", "max_slices", "batch_size", "bootstrap", "seed", "lpips_alex_weights",
+        names = ("split", "max_slices", "batch_size", "seed", "lpips_alex_weights",
                  "lpips_vgg_weights", "download")  # fmt: skip
         return EvaluationConfig(**{name: getattr(self, name) for name in names})
 

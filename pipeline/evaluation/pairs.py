@@ -15,10 +15,10 @@ from pipeline.evaluation import figures
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.report.gathering import Extremes, Pair, Pictures, pair_of
 from pipeline.metrics import sharpness
-from pipeline.metrics.aggregate import Interval, aggregate
 from pipeline.metrics.distribution import ImageSets, Kind
 from pipeline.metrics.fidelity import brain_psnr, psnr, ssim
 from pipeline.metrics.perceptual import PerceptualDistance
+from pipeline.metrics.statistics import Interval, aggregate, single
 
 # Columns of the table that are no scores.
 LABELS = ("subject", "family", "split", "slices")
@@ -114,10 +114,15 @@ class Tally:
         return [row["subject"] for row in self.rows]
 
     def metrics(self, settings: EvaluationConfig) -> dict[str, Interval]:
-        """Means over subjects with their intervals, and the distances between sets of images."""
+        """Means over families with their intervals, and the distances between sets of images.
+
+        families: how many there are; subjects of unknown family are one each.
+        """
+        families = [str(row.get("family") or row["subject"]) for row in self.rows]
         scored = [key for key in self.rows[0] if key not in LABELS]
         values = {key: np.array([row[key] for row in self.rows]) for key in scored}
-        metrics = aggregate(values, settings.bootstrap, settings.seed)
+        metrics = aggregate(values, families)
+        metrics["families"] = single(len(set(families)))
         for compared in self.sets:
             metrics |= compared.scores(settings.seed)
         return metrics

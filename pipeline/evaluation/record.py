@@ -19,7 +19,7 @@ from pipeline.evaluation.report.gathering import Pictures
 from pipeline.figures import write_figure
 from pipeline.files import csv_text, work_folder, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
-from pipeline.metrics.aggregate import Interval
+from pipeline.metrics.statistics import Interval
 from pipeline.training.checkpoint import Checkpoint, TrainingState
 
 

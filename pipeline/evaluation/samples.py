@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.metrics import sharpness
-from pipeline.metrics.aggregate import Interval, single
 from pipeline.metrics.distribution import FeatureNetwork, kernel_distance
+from pipeline.metrics.statistics import Interval, single
 
 FACTOR = 4
 # VGG16 needs 32 pixels, and more than the averaged images have: they are enlarged smoothly.

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS, Metric
+from pipeline.metrics.statistics import Interval, few
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,15 @@ def table(metrics: Mapping[str, Interval]) -> str:
         lines += [_line(next(remaining), widths) for _ in scores]
     if more := len(metrics) - len(rows):
         lines.append(f"and {more} more in metrics.json")
+    if warning := warning_of(metrics):
+        lines.append(f"note: {warning}")
     return "\n".join(lines)
+
+
+def warning_of(metrics: Mapping[str, Interval]) -> str:
+    """What must be said of the intervals of few families; empty where there is nothing to say."""
+    count = metrics.get("families", {}).get("mean")
+    return few(int(count)) if count else ""
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

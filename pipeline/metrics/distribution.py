@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pipeline.metrics.aggregate import Interval, single
+from pipeline.metrics.statistics import Interval, single
 
 log = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ CONFIG: dict[str, Any] = {
         "device": "cpu",
     },
     "prior": {"images": 40},
-    "evaluation": {"samples": 8, "bootstrap": 50},
+    "evaluation": {"samples": 8},
     "compare": {
         "terms": ["gaussian", "blur"], "seeds": [0, 1], "rate_targets": [20.0], "jobs": 2,
     },

@@ -1,18 +1,15 @@
 """Metrics of images whose scores are known from a formula, from scipy or from scikit-image."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from skimage.measure import blur_effect as skimage_blur_effect
 from torch import Tensor
 
 from pipeline.data.intensity import to_scanner
 from pipeline.evaluation.calibration import regions
-from pipeline.metrics.aggregate import aggregate, bootstrap
 from pipeline.metrics.distribution import frechet_distance, kernel_distance
 from pipeline.metrics.fidelity import psnr, ssim
 from pipeline.metrics.sharpness import (
@@ -25,6 +22,7 @@ from pipeline.metrics.sharpness import (
     radial_power,
     spectrum_error,
 )
+from pipeline.metrics.statistics import over_families
 
 
 def constant(value: float, side: int = 16) -> Tensor:
@@ -174,33 +172,12 @@ def test_the_kernel_distance_of_two_pairs_by_hand() -> None:
     assert kernel_distance(data, other) == pytest.approx(-10)
 
 
-def test_the_interval_is_scipy_s_percentile_bootstrap() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=25)
-    for level in (0.8, 0.95):
-        found = bootstrap(values, samples=20_000, level=level)
-        expected = stats.bootstrap(
-            (values,), np.mean, n_resamples=20_000, confidence_level=level,
-            method="percentile", rng=np.random.default_rng(1),
-        ).confidence_interval  # fmt: skip
-        assert found["mean"] == pytest.approx(statistics.fmean(values))
-        slack = 0.02 * (expected.high - expected.low)
-        assert found["low"] == pytest.approx(expected.low, abs=slack)
-        assert found["high"] == pytest.approx(expected.high, abs=slack)
-
-
-def test_the_means_of_two_subjects_are_drawn_as_often_as_they_should() -> None:
-    """Of 0 and 1 the means 0, ½, 1 come with ¼, ½, ¼: the middle 40% is ½, the middle 60% all."""
-    values = np.array([0.0, 1.0])
-    assert bootstrap(values, level=0.4) == {"mean": 0.5, "low": 0.5, "high": 0.5}
-    assert bootstrap(values, level=0.6) == {"mean": 0.5, "low": 0.0, "high": 1.0}
-
-
-def test_metrics_of_the_same_subjects_are_drawn_together() -> None:
-    values = np.random.default_rng(0).random(9)
-    found = aggregate({"one": values, "other": 2 * values + 1}, samples=500)
-    for key in ("mean", "low", "high"):
-        one, other = found["one"][key], found["other"][key]
-        assert one is not None and other == pytest.approx(2 * one + 1)
+def test_the_interval_of_three_families_by_hand() -> None:
+    """Mean 2, deviation 1: 2 ± 4.3027/√3, the quantile of t with two degrees of freedom."""
+    found = over_families(np.array([1.0, 2.0, 2.5, 3.5]), ["a", "b", "c", "c"])
+    assert found["mean"] == pytest.approx(2)
+    assert found["high"] == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
+    assert found["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
 
 
 def test_the_rim_is_two_pixels_wide_and_thirds_are_by_intensity() -> None:

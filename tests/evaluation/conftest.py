@@ -13,8 +13,8 @@ from pipeline.evaluation.report.gathering import Pair, Pictures
 from pipeline.evaluation.report.page import Page
 from pipeline.evaluation.report.writing import write_report
 from pipeline.figures import write_figure
-from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS
+from pipeline.metrics.statistics import Interval
 
 METRICS = [metric for group in GROUPS.values() for metric in group]
 

@@ -15,9 +15,9 @@ from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import KEPT, Extremes, Pair, Pictures
 from pipeline.evaluation.report.page import HEADLINE
 from pipeline.evaluation.scores import table
-from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS
 from pipeline.metrics.fidelity import psnr
+from pipeline.metrics.statistics import Interval
 
 HOSTILE = "<img src='http://example.org/x.png'><script>alert('x')</script>{{ 7 * 7 }}"
 METRICS = [metric for group in GROUPS.values() for metric in group]

@@ -23,7 +23,7 @@ MOST = 4
 def curves(summary: Sequence[Mapping[str, Any]], false_positives: float, title: str) -> Figure:
     """Sensitivity and AUROC over the diameter: a column per contrast, a line per method.
 
-    summary: rows of `lesions.json`. Bands: 95% bootstrap intervals over subjects.
+    summary: rows of `lesions.json`. Bands: 95% intervals over families.
     """
     contrasts = list(dict.fromkeys(row["contrast"] for row in summary))
     figure = Figure(figsize=(2.9 * len(contrasts) + 0.6, 5.6), layout="constrained")

@@ -33,7 +33,7 @@ from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 from pipeline.figures import write_figure
 from pipeline.files import csv_text, work_folder, write_json, write_text
-from pipeline.metrics.aggregate import aggregate
+from pipeline.metrics.statistics import aggregate
 from pipeline.progress import Reporter
 
 FILES = ["lesions.csv", "lesions.json", "curves.png", "examples.png"]
@@ -145,7 +145,7 @@ def run(options: Options) -> None:
     with begin(output, FILES, inputs) as parts:
         search = _Search(model, baseline, kinds, options, parts)
         limits, rows, shown = search([entry.subject for entry in entries], slices)
-        summary = _summary(rows, kinds)
+        summary = _summary(rows, kinds, {entry.subject: entry.family for entry in entries})
         write_text(output / "lesions.csv", csv_text(rows))
         record |= {
             "law": model.which,
@@ -278,8 +278,10 @@ def _rows(
     return rows
 
 
-def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, Any]]:
-    """Means over subjects with their intervals, a row per kind and method."""
+def _summary(
+    rows: list[dict[str, Any]], kinds: list[Lesion], family: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Means over families with their intervals, a row per kind and method."""
     found = []
     for kind, name in itertools.product(kinds, dict.fromkeys(row["method"] for row in rows)):
         mine = [
@@ -288,7 +290,8 @@ def _summary(rows: list[dict[str, Any]], kinds: list[Lesion]) -> list[dict[str, 
                 kind.diameter, kind.contrast)
         ]  # fmt: skip
         values = {key: np.array([row[key] for row in mine]) for key in ("sensitivity", "auroc")}
-        found.append({"method": name, **asdict(kind), **aggregate(values)})
+        families = [family[row["subject"]] for row in mine]
+        found.append({"method": name, **asdict(kind), **aggregate(values, families)})
     return found
 
 

@@ -61,6 +61,7 @@ class Case:
     coverage: float | None = None
     """Share of the head's pixels within the 90% intervals of those draws about IMAGE."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    family: str = ""
 
 
 def solve_case(

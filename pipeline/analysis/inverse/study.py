@@ -28,7 +28,7 @@ from pipeline.data.slices import SliceDataset, Store, SubjectEntry
 from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 from pipeline.files import csv_text, write_json, write_text
-from pipeline.metrics.aggregate import aggregate
+from pipeline.metrics.statistics import aggregate
 from pipeline.progress import Reporter
 
 # NIfTI files, by their stem.
@@ -122,7 +122,7 @@ def run_simulation(
                 reporter.update(share + (1 - share) * done, f"subject {number + 1} of {count}")
 
             solved(0.0)
-            case = _solved(entry.subject, study.degrade(images, number), study, weights,
+            case = _solved(entry, study.degrade(images, number), study, weights,
                            parts, solved)  # fmt: skip
             cases.append(case)
             write_stack(output / entry.subject, case.images[IMAGE], entry, places)
@@ -132,7 +132,7 @@ def run_simulation(
 
 
 def _solved(
-    subject: str,
+    entry: SubjectEntry,
     problem: Problem,
     study: Simulation,
     weights: Weights,
@@ -142,11 +142,12 @@ def _solved(
     """A subject's case, from `parts` where it was solved before."""
 
     def solve() -> dict[str, Any]:
-        case = solve_case(subject, problem, study.simple_name, study.package, weights,
+        case = solve_case(entry.subject, problem, study.simple_name, study.package, weights,
                           study.settings, progress)  # fmt: skip
         return {key: getattr(case, key) for key in FOUND}
 
-    return Case(subject, problem, **parts.part(f"subject {subject}", solve))
+    kept = parts.part(f"subject {entry.subject}", solve)
+    return Case(entry.subject, problem, **kept, family=entry.family)
 
 
 def validation_problems(study: Simulation) -> list[Problem]:
@@ -227,15 +228,16 @@ def write_scores(output: Path, cases: Sequence[Case], record: dict[str, Any]) ->
             rows.append(row | scores)
             for metric, value in scores.items():
                 values.setdefault(method, {}).setdefault(metric, []).append(value)
+    families = [case.family for case in cases]
     methods = {
-        method: aggregate({metric: np.array(found) for metric, found in metrics.items()})
+        method: aggregate({metric: np.array(found) for metric, found in metrics.items()}, families)
         for method, metrics in values.items()
     }
     write_text(output / "scores.csv", csv_text(rows, columns))
     content = {**record, "subjects": len(cases), "methods": methods}
     coverage = [case.coverage for case in cases if case.coverage is not None]
     if coverage:
-        content |= {"error_bars": aggregate({"coverage_90": np.array(coverage)})}
+        content |= {"error_bars": aggregate({"coverage_90": np.array(coverage)}, families)}
     write_json(output / "scores.json", content)
     return methods
 

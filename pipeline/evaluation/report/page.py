@@ -13,10 +13,10 @@ from torch import Tensor
 from data_prep import data_uri
 from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import Pair, Pictures
-from pipeline.evaluation.scores import Score, groups_of, scores_of
+from pipeline.evaluation.scores import Score, groups_of, scores_of, warning_of
 from pipeline.figures import image_grid
-from pipeline.metrics.aggregate import Interval
 from pipeline.metrics.catalogue import GROUPS
+from pipeline.metrics.statistics import Interval
 
 # The cards at the top, of what a run has.
 HEADLINE = (
@@ -100,6 +100,11 @@ class Page:
                 yield name, name.capitalize()
         yield "scores", "All scores"
         yield "repeat", "To repeat it"
+
+    @property
+    def warning(self) -> str:
+        """What must be said of intervals over few families."""
+        return warning_of(self.metrics).capitalize()
 
     @property
     def headline(self) -> list[Score]:

@@ -3,9 +3,12 @@
 Files that are there whole or not at all are data_prep's.
 """
 
+import contextlib
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ __all__ = [
     "is_address",
     "locked",
     "run_folder",
+    "swapped_in",
     "sync_folder",
     "work_folder",
     "writable",
@@ -97,3 +101,28 @@ def write_nifti(path: Path, image: Any) -> None:
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
     """Write JSON atomically, indented by a space a level."""
     write_text(path, json.dumps(content, indent=1, sort_keys=sort_keys) + "\n")
+
+
+@contextlib.contextmanager
+def swapped_in(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well.
+
+    Where it does not, what was at `folder` stays; after a crash between the two renames it comes
+    back with the next call. For one process at a time.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    if old.is_dir() and not folder.exists():
+        os.rename(old, folder)
+    for stale in (new, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    finally:
+        if old.is_dir() and not folder.exists():
+            os.rename(old, folder)
+        for stale in (new, old):
+            shutil.rmtree(stale, ignore_errors=True)

@@ -219,7 +219,7 @@ def test_another_study_s_people_of_equal_names_are_scored_where_that_is_said(
     assert "trained on" in said and "evaluation.other_people true" in said
     said = evaluate("--evaluation.store", "other", *OTHERS)
     assert "file digests (SHA-256) were compared" in said and "PSNR" in said
-    inputs = (trained / "runs/tiny/evaluation-other/inputs.json").read_text()
+    inputs = (trained / "runs/tiny/evaluation-other-all/inputs.json").read_text()
     assert "file digests (SHA-256) were compared" in inputs
 
 

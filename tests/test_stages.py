@@ -23,7 +23,8 @@ from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
 from pipeline.commands import train
-from pipeline.config import EvaluationConfig
+from pipeline.config import Config, EvaluationConfig
+from pipeline.data.config import DataConfig
 from pipeline.evaluation import networks, record
 from pipeline.evaluation.calibration import FITTED, keys
 from pipeline.evaluation.description import HEADLINE
@@ -112,7 +113,7 @@ class Trained:
         runs = client.search_runs(
             [experiment.experiment_id],
             "tags.run = 'tiny' and tags.dataset = 'tiny' and tags.stage = 'evaluation' and "
-            "attributes.status = 'FINISHED'",
+            "tags.split = 'test' and attributes.status = 'FINISHED'",
         )
         assert runs
         return parent, runs[0]  # the latest: a run is scored again where its report is gone
@@ -345,12 +346,65 @@ def test_another_store_is_scored_in_a_folder_of_its_own(
         trained.work, "evaluate", "--run", "tiny", "--evaluation.store", "elsewhere",
         "--evaluation.split", "all",
     )  # fmt: skip
-    folder = trained.run / "evaluation-elsewhere"
+    folder = trained.run / "evaluation-elsewhere-all"
     assert set(_metrics(folder)) >= KEYS
     rows = (folder / "per_subject.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["q00", "q01", "q02"]
     own = _metrics(trained.run / "evaluation")
     assert own["psnr"] != _metrics(folder)["psnr"]
+
+
+def test_scores_of_validation_subjects_leave_those_of_test_subjects_alone(
+    trained: Trained, without_weights: None
+) -> None:
+    """In the folder, and in what MLflow shows of the training run."""
+    evaluated = trained.run / "evaluation"
+    before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
+    shown = trained.tracked()[0].data
+    _run(trained.work, "evaluate", "--run", "tiny", "--evaluation.split", "validation")
+    assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
+    scores = _metrics(trained.run / "evaluation-validation")
+    now = trained.tracked()[0].data
+    assert now.metrics["evaluation-validation/psnr"] == pytest.approx(scores["psnr"]["mean"])
+    assert shown.metrics.items() <= now.metrics.items()
+    assert shown.tags["evaluation_run"] == now.tags["evaluation_run"]
+
+
+@pytest.mark.parametrize(
+    ("store", "split", "folder"),
+    [
+        ("tiny", "test", "evaluation"),
+        ("tiny", "all", "evaluation-all"),
+        ("other", "test", "evaluation-other"),
+        ("other", "validation", "evaluation-other-validation"),
+        ("validation", "test", "evaluation-validation-test"),
+        ("a-all", "test", "evaluation-a-all-test"),
+    ],
+)
+def test_no_two_splits_or_stores_share_a_folder(
+    work: Path, store_writer: Callable[..., Store], store: str, split: str, folder: str
+) -> None:
+    config = Config(
+        data=DataConfig(store="tiny"),
+        evaluation=EvaluationConfig(split=split),  # type: ignore[arg-type]
+    )
+    assert record.evaluation_folder(config, store_writer(work, store)) == folder
+
+
+def test_an_interrupted_evaluation_leaves_the_one_before(
+    trained: Trained, without_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = trained.run / "evaluation"
+    before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "write_json", interrupted)
+    monkeypatch.setenv("WORK", str(trained.work))
+    assert main(["evaluate", "--run", "tiny", "--evaluation.samples", "5"]) == 130
+    assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
+    assert not list(trained.run.glob(".evaluation*"))
 
 
 def test_few_slices_of_a_subject_are_scored_where_few_are_asked_for(
@@ -435,10 +489,10 @@ def test_without_weights_lpips_is_absent_and_the_reason_is_logged(
             trained.work, "evaluate", "--run", "tiny", "--evaluation.store", "elsewhere",
             "--evaluation.split", "validation",
         )  # fmt: skip
-    assert set(_metrics(trained.run / "evaluation-elsewhere")) == KEYS
+    assert set(_metrics(trained.run / "evaluation-elsewhere-validation")) == KEYS
     for network in ("alex", "vgg"):
         assert f"no weights for {network} anywhere" in caplog.text
-    (scored, *_) = trained.client().search_runs(["1"], "tags.split = 'validation'")
+    (scored, *_) = trained.client().search_runs(["1"], "tags.dataset = 'elsewhere'")
     absent = json.loads(_artifact(scored, "absent.json"))
     for key in ("lpips_alex", "kid_vgg16", "sample_fd_vgg16", "fid"):
         assert "anywhere" in absent[key]
@@ -524,7 +578,7 @@ def test_scores_of_others_do_not_pass_for_test_scores(
     words = ["evaluate", "--run", "tiny", "--evaluation.store", "elsewhere"]
     _run(trained.work, *words, "--evaluation.split", "test")
     parent = trained.tracked()[0]
-    name = "evaluation-elsewhere/test/psnr"
+    name = "evaluation-elsewhere/psnr"
     found = _metrics(trained.run / "evaluation-elsewhere")["psnr"]["mean"]
     assert parent.data.metrics[name] == pytest.approx(found)
     for key in ("test/psnr", "validation/psnr"):

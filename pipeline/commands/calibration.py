@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_prep import command
 from pipeline.errors import InputError
 from pipeline.figures import write_figure
@@ -29,6 +31,7 @@ def run(options: Options) -> None:
     from pipeline.evaluation.calibration_figures import calibration
 
     found: dict[str, Any] = {}
+    stores: dict[str, None] = {}
     for word in filter(None, (word.strip() for word in options.runs.split(","))):
         name, _, run_name = word.rpartition("=")
         path = work_folder() / "runs" / run_name / "evaluation" / "calibration.json"
@@ -42,6 +45,8 @@ def run(options: Options) -> None:
         try:
             calibration(laws)  # finds out whether the file holds all that it needs
             found |= {f"{name or run_name}, {law}": curves for law, curves in laws.items()}
+            config = yaml.safe_load((path.parents[1] / "config.yaml").read_text("utf-8"))
+            stores[config["data"]["store"]] = None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 f"{path} is damaged: remove {path.parent} and score the run again"
@@ -52,5 +57,6 @@ def run(options: Options) -> None:
     if output.is_dir():
         raise InputError(f"{output} is a folder: name the file, --output {output}/calibration.png")
     writable(output.parent)
-    write_figure(output, calibration(found))
+    title = f"Calibration on test subjects of store {', '.join(stores)}"
+    write_figure(output, calibration(found, title))
     print(f"calibration of {'; '.join(found)}: {output}")

@@ -23,6 +23,7 @@ from pipeline.evaluation.description import (
 )
 from pipeline.evaluation.record import (
     Evaluation,
+    evaluation_folder,
     fingerprint,
     read_evaluation,
     write_evaluation,
@@ -60,12 +61,6 @@ def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
 def store_to_score(config: Config) -> Store:
     """The store of evaluation.store, or the one trained on."""
     return open_store(config.evaluation.store or config.data.store, work_folder())
-
-
-def evaluation_folder(config: Config, store: Store) -> str:
-    """Name of the folder of scores on `store`, in the run's."""
-    external = config.evaluation.store
-    return f"evaluation-{store.path.resolve().name}" if external else "evaluation"
 
 
 def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
@@ -150,7 +145,7 @@ def _track_results(
     tracker.note(SCORES, f"{note}\n\n{warning}{of_run}{LOOK}")
     if trained.run_id is None or tracker.run_id is None:
         return
-    trained.latest(headline_names(means, split, folder.name))
+    trained.latest(headline_names(means, folder.name))
     trained.tags({f"{folder.name}_run": tracker.run_id})
     trained.note(
         f"{SCORES}: {split} of {store.name}",

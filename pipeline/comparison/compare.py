@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from data_prep import available_cores, code_version, run_option
-from pipeline.commands.evaluate import earlier_scores, evaluation_folder, store_to_score
+from pipeline.commands.evaluate import earlier_scores, store_to_score
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
 from pipeline.comparison.leaderboard import (
@@ -31,6 +31,7 @@ from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.description import headline_names
 from pipeline.evaluation.networks import load_networks
+from pipeline.evaluation.record import evaluation_folder
 from pipeline.figures import write_figure
 from pipeline.files import locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels
@@ -272,8 +273,7 @@ def _adopt(child: NoTracker, parent: str, entry: Entry, result: Result, scored: 
         "compare.term": result.row,
         "compare.rate_settled": str(result.settled).lower(),
     })  # fmt: skip
-    split, folder = entry.config.evaluation.split, evaluation_folder(entry.config, scored)
     child.latest({
-        **headline_names(result.scores, split, folder),
+        **headline_names(result.scores, evaluation_folder(entry.config, scored)),
         epoch_name("final_beta"): result.beta,
     })  # fmt: skip

@@ -93,7 +93,7 @@ def rate_distortion(rows: Sequence[Row], keys: Mapping[str, str], title: str) ->
                 yerr=_bars(line, key),
                 color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name,
             )  # fmt: skip
-        panel.set_xlabel("rate on test subjects (nats)")
+        panel.set_xlabel("rate (nats)")
         panel.set_ylabel(label)
         panel.grid(alpha=0.25)
     panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

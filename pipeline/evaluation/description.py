@@ -46,15 +46,16 @@ def score_names(means: Means, split: str) -> dict[str, float]:
     return {score_name(key, split): value for key, value in means.items() if value is not None}
 
 
-def headline_names(means: Means, split: str, folder: str) -> dict[str, float]:
+def headline_names(means: Means, folder: str) -> dict[str, float]:
     """Headline means by their names on the training run.
 
-    folder: the evaluation's. Scores of other subjects than the run's own test subjects get it as a
-    further group: they must not pass for test scores, nor for the validation of the epochs.
+    folder: the evaluation's. Scores of others than the run's own test subjects have it as their
+    group: they must not pass for test scores, nor for the validation of the epochs.
     """
-    names = score_names({key: means[key] for key in HEADLINE if key in means}, split)
-    own = folder == "evaluation" and split == "test"
-    return names if own else {f"{folder}/{name}": value for name, value in names.items()}
+    names = score_names({key: means[key] for key in HEADLINE if key in means}, "test")
+    if folder == "evaluation":
+        return names
+    return {f"{folder}/{name.removeprefix('test/')}": value for name, value in names.items()}
 
 
 def scores_columns(metrics: Mapping[str, Interval], split: str) -> dict[str, list[object]]:

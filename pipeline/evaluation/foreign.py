@@ -21,7 +21,7 @@ from pipeline.data.slices import SliceDataset, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.networks import load_networks
 from pipeline.evaluation.pairs import Tally, mean_of
-from pipeline.evaluation.record import Evaluation, write_evaluation
+from pipeline.evaluation.record import FILES, Evaluation, write_evaluation
 from pipeline.evaluation.report import REPORT
 from pipeline.evaluation.report.about import About, command
 from pipeline.evaluation.scores import table
@@ -89,6 +89,11 @@ def run(options: Options) -> None:
     name = source.name.partition(".")[0]
     folder = Path(options.output or work_folder() / "scores" / name)
     writable(folder)
+    if strange := sorted({path.name for path in folder.iterdir()} - FILES):
+        raise InputError(
+            f"{folder} holds {strange[0]}, and results replace what is there: give --output a new "
+            "folder"
+        )
     found = score(pairs, count, options.settings, simulated)
     write_evaluation(folder, found, {"options": asdict(options)}, _about(name, options, simulated))
     print(table(found.metrics))
@@ -124,6 +129,8 @@ def score(
     tally = Tally(load_networks(settings))
     with Reporter() as reporter:
         for number, (subject, images, reconstructions) in enumerate(chain([first], pairs), 1):
+            if (images == images[..., :1, :1]).all():
+                raise InputError(f"the originals of {subject} are black, or flat: leave it out")
             batches = (x.split(settings.batch_size) for x in (images, reconstructions))
             parts = [tally.slice_scores(*batch) for batch in zip(*batches, strict=True)]
             tally.add({"subject": subject}, mean_of(parts), images, reconstructions)

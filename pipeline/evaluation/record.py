@@ -17,10 +17,15 @@ from pipeline.evaluation.report import REPORT
 from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import Pictures
 from pipeline.figures import write_figure
-from pipeline.files import csv_text, work_folder, write_json, write_text
+from pipeline.files import csv_text, find_folder, swapped_in, work_folder, write_json, write_text
 from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.statistics import Interval
 from pipeline.training.checkpoint import Checkpoint, TrainingState
+
+# What the folder of an evaluation holds.
+FILES = {
+    "calibration.json", "figures", "inputs.json", "metrics.json", "per_subject.csv", REPORT,
+}  # fmt: skip
 
 
 @dataclass
@@ -53,6 +58,23 @@ def trained_store(state: TrainingState) -> Store | None:
     return None
 
 
+def evaluation_folder(config: Config, store: Store) -> str:
+    """Name of the folder, in the run's, of the scores of one split of a store.
+
+    evaluation for the test subjects of the store trained on, evaluation-SPLIT for its others,
+    evaluation-STORE or evaluation-STORE-SPLIT for other stores. A store whose name could be taken
+    for one with a split gets its split always.
+    """
+    split = config.evaluation.split
+    parts = ["evaluation"]
+    name = store.path.resolve().name
+    if store.path.resolve() != find_folder(config.data.store, "stores").resolve():
+        parts.append(name)
+    if split != "test" or (len(parts) > 1 and name.split("-")[-1] in ("test", "validation", "all")):
+        parts.append(split)
+    return "-".join(parts)
+
+
 def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[str, Any]:
     """What an evaluation depends on; the same again gives the same result."""
     settings = asdict(config.evaluation)
@@ -72,31 +94,29 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
 def write_evaluation(
     folder: Path, evaluation: Evaluation, inputs: dict[str, Any], about: About
 ) -> None:
-    """Write figures, tables and the report; metrics.json comes last: with it the rest is whole."""
+    """Write figures, tables and the report: all of them, or the folder stays as it was."""
     from pipeline.evaluation.report.page import Page  # slow to import
     from pipeline.evaluation.report.writing import write_report
 
-    for name in ("metrics.json", REPORT):
-        (folder / name).unlink(missing_ok=True)
-    for name, figure in evaluation.figures.items():
-        write_figure(folder / "figures" / name, figure)
-    write_text(folder / "per_subject.csv", csv_text(evaluation.per_subject))
-    (folder / "calibration.json").unlink(missing_ok=True)
-    if evaluation.calibration is not None:
-        write_json(folder / "calibration.json", evaluation.calibration)
-    write_report(
-        Page(
-            about,
-            evaluation.metrics,
-            evaluation.per_subject,
-            evaluation.pictures,
-            evaluation.figures,
-            evaluation.absent,
-            folder,
+    with swapped_in(folder) as new:
+        for name, figure in evaluation.figures.items():
+            write_figure(new / "figures" / name, figure)
+        write_text(new / "per_subject.csv", csv_text(evaluation.per_subject))
+        if evaluation.calibration is not None:
+            write_json(new / "calibration.json", evaluation.calibration)
+        write_report(
+            Page(
+                about,
+                evaluation.metrics,
+                evaluation.per_subject,
+                evaluation.pictures,
+                evaluation.figures,
+                evaluation.absent,
+                new,
+            )
         )
-    )
-    write_json(folder / "inputs.json", inputs, sort_keys=True)
-    write_json(folder / "metrics.json", evaluation.metrics)
+        write_json(new / "inputs.json", inputs, sort_keys=True)
+        write_json(new / "metrics.json", evaluation.metrics)
 
 
 def read_evaluation(

@@ -64,6 +64,20 @@ def test_pairs_of_files_have_the_table_without_a_model(folder: Path, tmp_path: P
     }  # fmt: skip
 
 
+def test_a_black_subject_is_refused_by_name(folder: Path, fail: Any) -> None:
+    for kind in ("originals", "reconstructions"):
+        _save(folder / kind / "black.npy", np.zeros((3, 32, 32), np.float32))
+    assert "black" in fail("--reconstructions", folder)
+
+
+def test_what_lies_in_the_folder_of_results_is_not_deleted(
+    folder: Path, tmp_path: Path, fail: Any
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    assert "mine.txt" in fail("--reconstructions", folder, "--output", tmp_path)
+    assert (tmp_path / "mine.txt").exists()
+
+
 class Darker(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return 0.9 * images

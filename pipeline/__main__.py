@@ -59,7 +59,7 @@ HELP = {
         "Score a trained run on subjects that it has not seen. The configuration is the run's own; "
         "these keys can be changed. Reconstructions of another program: "
         "evaluate --reconstructions FOLDER --help.",
-        ("evaluation", "prior", "likelihood.residual", "tracking"),
+        ("evaluation", "tracking"),
         "--run first --evaluation.split validation",
     ),
     "compare": Help(

@@ -1,6 +1,7 @@
 """What many tests share: one thread, a work folder of their own, tiny prepared stores."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 from scipy.ndimage import gaussian_filter
+from tiny import TINY
 
 from data_prep.config import PrepareConfig
 from data_prep.store import Store, SubjectEntry, write_manifest, write_shard
@@ -149,3 +152,28 @@ def store_writer() -> MakeStore:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Six subjects over the three splits, 6 slices each, 32x32. Read only."""
     return write_store(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with the store, the configuration and the run `tiny`, trained once. Read only.
+
+    Trained without MLflow, whose addresses are absolute, and not scored.
+    """
+    from pipeline.__main__ import main  # slow to import
+
+    folder = tmp_path_factory.mktemp("tiny_run").resolve() / "work"
+    write_store(folder)
+    config = TINY | {"tracking": {"enabled": False}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORK", str(folder))
+        assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_work: Path, work: Path) -> Path:
+    """The folder of the run `tiny` in a copy of its work folder that is the test's own WORK."""
+    shutil.copytree(tiny_work, work)
+    return work / "runs/tiny"

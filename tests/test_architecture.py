@@ -28,6 +28,7 @@ FLOORS = {
     "pipeline.analysis": 3.0,
     "pipeline.config": 3.0,
     "pipeline.parsing": 3.5,
+    "pipeline.fits": 3.7,
     "pipeline.training": 4.0,
     "pipeline.evaluation": 5.0,
     "pipeline.commands": 6.0,

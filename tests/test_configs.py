@@ -163,7 +163,6 @@ def test_keys_that_decide_nothing_of_a_run_are_marked_beside_their_fields() -> N
         "training.compile", "training.checkpoint_every", "training.checkpoint_minutes",
         "training.cuda_graph", "training.keep_checkpoints", "training.max_skipped",
         "likelihood.vgg_weights",
-        "likelihood.residual", "likelihood.residual_floor", "likelihood.residual_steps",
     } == INDIFFERENT  # fmt: skip
     assert work_keys(EvaluationConfig) == {"device", "threads", "other_people"}
     assert {

@@ -84,6 +84,8 @@ REFUSED = [
     (["--likelihood.term", "gaussian"], "likelihood.term", "'blur'", ANOTHER_RUN),
     (["--data.augmentation.gamma", "0.3"], "data.augmentation.gamma", "", ANOTHER_RUN),
     (["--prepare.size", "64"], "prepare.size", "trained with 32;", ANOTHER_RUN),
+    (["--prior.pieces", "3"], "prior.pieces", "trained with 128;", ANOTHER_RUN),
+    (["--likelihood.residual", "none"], "likelihood.residual", "'fitted'", ANOTHER_RUN),
     (["--training.seed", "9"], "training.seed", "trained with 0;", ANOTHER_RUN),
     (["--training.device", "cpu"], "training.device", "'auto'", "use evaluation.device"),
     (["--training.threads", "2"], "training.threads", "with 1;", "use evaluation.threads"),

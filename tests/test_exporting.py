@@ -22,17 +22,21 @@ from pipeline.config import Config
 from pipeline.decoder_package import describe, load, writing
 from pipeline.decoder_package.standalone import largest_error
 from pipeline.errors import InputError
+from pipeline.fits.fits import Fits, fits_digest, write_fits
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
+from pipeline.models.prior import LatentPrior
 from pipeline.tracking import served_decoder
 from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import TrackingConfig, connect
 from pipeline.training.checkpoint import (
     TrainingState,
     find_checkpoint,
+    load_checkpoint,
     mark_best,
     save_checkpoint,
 )
+from pipeline.training.loop import roles_of
 from pipeline.training.objective import build_objective
 
 CONFIG = replace(
@@ -59,6 +63,7 @@ def make_run(work: Path, store_writer: Callable[..., Store]) -> MakeRun:
         seed: int = 0,
         trained: bool = True,
         config: Config = CONFIG,
+        prior: LatentPrior | None = None,
     ) -> Path:
         torch.manual_seed(seed)
         objective = build_objective(config, store.image_shape)
@@ -70,15 +75,13 @@ def make_run(work: Path, store_writer: Callable[..., Store]) -> MakeRun:
             config=asdict(config),
             image_shape=list(store.image_shape),
             store={"name": store.name, "digest": store.digest},
-            trained_on=[
-                {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
-                for e in store.subjects("train")
-            ],
+            roles=roles_of(store),
         )
         folder = work / "runs" / name
         for step in (3, 6):
             path = save_checkpoint(folder / "checkpoints", weights, replace(state, step=step))
         mark_best(folder / "checkpoints", 6)
+        write_fits(folder, load_checkpoint(path).digest, Fits(prior=prior))
         if lpips is not None:
             score(folder, path, lpips)
         return folder
@@ -91,7 +94,8 @@ def score(folder: Path, checkpoint: Path, lpips: float) -> None:
     (folder / "evaluation").mkdir(exist_ok=True)
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     metrics = {"lpips_alex": {"mean": lpips, "low": None, "high": None}}
-    inputs = {"checkpoint": digest, "store": "s", "evaluation": {"split": "test"}}
+    fits = fits_digest(folder, digest)
+    inputs = {"checkpoint": digest, "fits": fits, "store": "s", "evaluation": {"split": "test"}}
     (folder / "evaluation/metrics.json").write_text(json.dumps(metrics))
     (folder / "evaluation/inputs.json").write_text(json.dumps(inputs))
 
@@ -148,7 +152,7 @@ def test_monai_runs_the_package_as_a_bundle(
 ) -> None:
     from monai.bundle import run  # takes seconds
 
-    make_run(config=replace(CONFIG, prior=replace(CONFIG.prior, pieces=3, images=30)))
+    make_run(prior=LatentPrior(LATENTS, 3, 2))
     export("--run", "tiny", "--register", "false")
     config = Path(__file__).parents[1] / "docs/examples/monai_bundle.yaml"
     output = work / "bundle"
@@ -201,8 +205,7 @@ def test_monai_verifies_the_metadata(tmp_path: Path, missing: str) -> None:
 def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(
     make_run: MakeRun, export: Callable[..., str], work: Path
 ) -> None:
-    prior = replace(CONFIG.prior, pieces=3, images=30)
-    make_run(config=replace(CONFIG, prior=prior))
+    make_run(prior=LatentPrior(LATENTS, 3, 2))
     words, folder = ("--run", "tiny", "--register", "false"), work / "packages/tiny"
     export(*words)
     package = load(folder)

@@ -40,10 +40,6 @@ checkpoints/step-00000006/manifest.json
 checkpoints/step-00000006/state.pt
 checkpoints/step-00000006/weights.safetensors
 checkpoints/step-00000009/manifest.json
-checkpoints/step-00000009/prior.json
-checkpoints/step-00000009/prior.safetensors
-checkpoints/step-00000009/residual.json
-checkpoints/step-00000009/residual.safetensors
 checkpoints/step-00000009/state.pt
 checkpoints/step-00000009/weights.safetensors
 config.yaml
@@ -58,11 +54,15 @@ evaluation/inputs.json
 evaluation/metrics.json
 evaluation/per_subject.csv
 evaluation/report.html
+fits/fits.json
+fits/prior.safetensors
+fits/residual.safetensors
 """
 # The design's keys that need no weights.
 KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
-    "rate", "elbo_bits_per_dim", "sample_blur_effect", "sample_high_frequency_ratio",
+    "rate", "calibration_families", "elbo_bits_per_dim",
+    "sample_blur_effect", "sample_high_frequency_ratio",
     "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
     "kernel_width", "sample_novelty", "elbo_bits_per_dim_fitted", *keys("blur"), *keys(FITTED),
 }  # fmt: skip

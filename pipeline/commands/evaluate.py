@@ -31,7 +31,6 @@ from pipeline.evaluation.record import (
 from pipeline.evaluation.report import REPORT
 from pipeline.evaluation.scores import table
 from pipeline.files import run_folder, work_folder
-from pipeline.losses.config import RESIDUAL_KEYS
 from pipeline.metrics.statistics import Interval
 from pipeline.parsing import load_config
 from pipeline.tracking.runs import NoTracker, track
@@ -39,7 +38,7 @@ from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.description import SIMULATED, run_tags
 
 # Sections, or beginnings of keys, that evaluation takes anew; and its own key in place of another.
-HONOURED = ("evaluation.", "tracking.", "prior.", "likelihood.residual")
+HONOURED = ("evaluation.", "tracking.")
 ELSEWHERE = {
     "training.device": "use evaluation.device",
     "training.threads": "use evaluation.threads",
@@ -94,7 +93,7 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         if settings.other_people:
             print(f"evaluation.other_people: {FILES_CHECKED}")
         networks = load_networks(settings)
-        trained = load_trained_run(checkpoint, config)
+        trained = load_trained_run(checkpoint, config, entries)
         name = evaluation_name(config, store, run, checkpoint.state.store["name"])
         parent = checkpoint.state.tracking_run
         tags = run_tags(config, store, run) | {"stage": "evaluation", "split": settings.split}
@@ -175,11 +174,4 @@ def with_run_config(config: Config, run_config: Config, given: Iterable[str]) ->
         raise InputError(
             f"evaluate can't change {key}: the run was trained with {old.get(key)!r}; {way_out}"
         )
-    anew = {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS}
-    return replace(
-        run_config,
-        evaluation=config.evaluation,
-        tracking=config.tracking,
-        prior=config.prior,
-        likelihood=replace(run_config.likelihood, **anew),
-    )
+    return replace(run_config, evaluation=config.evaluation, tracking=config.tracking)

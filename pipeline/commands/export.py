@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import PrepareConfig, where_keys
-from pipeline.config import Config, EvaluationConfig, TrainingConfig, work_keys
-from pipeline.data.config import AugmentationConfig, DataConfig
+from data_prep import PrepareConfig, command, where_keys
+from pipeline.config import EvaluationConfig, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write
 from pipeline.decoder_package.graphs import TOLERANCE
@@ -22,14 +21,13 @@ from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
 from pipeline.evaluation.record import trained_store
 from pipeline.files import existing_run, work_folder
+from pipeline.fits.fits import fits_digest, read_fits
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
-from pipeline.models.config import ModelConfig, PriorConfig
+from pipeline.models.config import ModelConfig
 from pipeline.tracking.registry import Registry, Version
 from pipeline.tracking.runs import TrackingConfig
 from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint
-from pipeline.training.prior import prior_of
-from pipeline.training.residual import residual_law_of
 from pipeline.training.step import part_of
 
 # A part of a checkpoint -> the part of a package. What only training needs is left out.
@@ -193,11 +191,14 @@ def package_of_run(
     state = checkpoint.state
     store = _store(state, run)
     channels, height, width = state.image_shape
-    config = _config(checkpoint)
-    likelihood = config.likelihood
+    model, likelihood, tracking = _sections(checkpoint)
+    evaluation = evaluation_of(folder, checkpoint)
+    if evaluation is not None and not with_prior:  # scores of samples that it can't draw
+        metrics = evaluation["metrics"].items()
+        evaluation["metrics"] = {k: v for k, v in metrics if not k.startswith("sample_")}
     metadata = describe(
         (channels, height, width),
-        config.model,
+        model,
         likelihood,
         spacing_mm=store.spacing_mm,
         orientation=store.orientation,
@@ -214,8 +215,8 @@ def package_of_run(
             "seed": state.config["training"]["seed"],
         },
         store={"name": store.name, "digest": store.digest, "simulated": store.simulated},
-        evaluation=evaluation_of(folder, checkpoint),
-        trained_on=hashed_subjects(state.trained_on),
+        evaluation=evaluation,
+        trained_on=hashed_subjects([who for who in state.roles if who["role"] == "train"]),
         authors=authors,
         rights=rights,
     )
@@ -231,20 +232,20 @@ def package_of_run(
             f"run {run} was never trained under its likelihood {likelihood.term}, which has no "
             "scale yet: train for more epochs than likelihood.warmup_epochs"
         )
-    law = residual_law_of(checkpoint, package.vae, config, store, any_kept=True)
-    if law is not None:
-        package.residual, package.which = law, "fitted"
-        metadata["residual"] = {"floor": float(law.floor)}
-    prior = None
-    if with_prior:
-        prior = prior_of(checkpoint, package.vae, config, store, any_kept=True)
-    if prior is not None:
-        package.prior, metadata["prior"] = prior, prior.sizes
-    return package, config.tracking
+    fits = read_fits(folder, checkpoint.digest, package.vae)
+    if fits.law is not None:
+        package.residual, package.which = fits.law, "fitted"
+        metadata["residual"] = {"floor": float(fits.law.floor)}
+    if fits.prior is not None and with_prior:
+        package.prior, metadata["prior"] = fits.prior, fits.prior.sizes
+    return package, tracking
 
 
 def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Metrics of this very checkpoint, and what they were made from; None without."""
+    """Metrics of this very checkpoint, and what they were made from; None without.
+
+    Raises InputError where they were made with other fits than the run has.
+    """
     try:
         inputs = json.loads((folder / "evaluation/inputs.json").read_bytes())
         metrics = json.loads((folder / "evaluation/metrics.json").read_bytes())
@@ -252,6 +253,11 @@ def evaluation_of(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None
         return None
     if not isinstance(inputs, dict) or inputs.get("checkpoint") != checkpoint.digest:
         return None
+    if inputs.get("fits") != fits_digest(folder, checkpoint.digest):
+        raise InputError(
+            f"run {folder.name} was scored with another law of residuals or prior than it has "
+            f"now: score it again ({command('evaluate', folder.name)})"
+        )
     return {"metrics": metrics, "inputs": portable(inputs)}
 
 
@@ -269,18 +275,14 @@ def _store(state: TrainingState, run: str) -> Store:
     return store
 
 
-def _config(checkpoint: Checkpoint) -> Config:
+def _sections(checkpoint: Checkpoint) -> tuple[ModelConfig, LikelihoodConfig, TrackingConfig]:
     """The sections of a run's configuration that a package is made with."""
     sections = checkpoint.state.config
     try:
-        augmentation = AugmentationConfig(**sections["data"]["augmentation"])
-        return Config(
-            data=DataConfig(**{**sections["data"], "augmentation": augmentation}),
-            model=ModelConfig(**sections["model"]),
-            prior=PriorConfig(**sections["prior"]),
-            likelihood=LikelihoodConfig(**sections["likelihood"]),
-            training=TrainingConfig(**sections["training"]),
-            tracking=TrackingConfig(**sections["tracking"]),
+        return (
+            ModelConfig(**sections["model"]),
+            LikelihoodConfig(**sections["likelihood"]),
+            TrackingConfig(**sections["tracking"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

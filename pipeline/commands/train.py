@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.files import run_folder, work_folder, write_text
-from pipeline.losses.config import RESIDUAL_KEYS
+from pipeline.fits.fits import FOLDER, fit, read_fits, write_fits
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
     Checkpoint,
@@ -36,19 +37,17 @@ from pipeline.training.description import (
     what_to_look_at,
 )
 from pipeline.training.loop import Trainer, load_objective
-from pipeline.training.prior import prior_of
-from pipeline.training.residual import residual_law_of
 from pipeline.training.signals import StopSignals
 from pipeline.training.summary import levels_of, rates, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
-DECISIVE = ("data", "model", "likelihood", "training")
+DECISIVE = ("data", "model", "prior", "likelihood", "training")
 DEFAULTS = Config()
 INDIFFERENT = {
     f"{section}.{key}"
     for section in DECISIVE
     for key in where_keys(getattr(DEFAULTS, section)) | work_keys(getattr(DEFAULTS, section))
-} | {f"likelihood.{key}" for key in RESIDUAL_KEYS}
+}
 # Nats of a whole level below which it carries no information.
 LEAST_RATE = 0.5
 
@@ -140,9 +139,11 @@ def missed(trainer: Trainer, metrics: dict[str, float]) -> Iterator[str]:
 def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Processes) -> None:
     """The prior of samples and the law of the residuals, of the checkpoint that is scored."""
     checkpoint = find_checkpoint(folder / "checkpoints", "best")
-    objective = load_objective(checkpoint, config).to(processes.device)
-    prior_of(checkpoint, objective.vae, config, store)
-    residual_law_of(checkpoint, objective.vae, config, store)
+    vae = load_objective(checkpoint, config).to(processes.device).vae
+    with suppress(InputError):  # not there, or damaged
+        if read_fits(folder, checkpoint.digest, vae).digest:
+            return
+    write_fits(folder, checkpoint.digest, fit(vae, config, store))
 
 
 def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
@@ -186,8 +187,9 @@ def check_unchanged(state: TrainingState, config: Config, store: Store, run: str
 
 
 def _begin(config: Config, folder: Path) -> None:
-    """Start a new run: without the checkpoints of an older one, its configuration saved."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    """Start a new run: without what an older one left, its configuration saved."""
+    for name in (FOLDER, "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     write_text(folder / "config.yaml", _resolved(config))
 
 

@@ -67,11 +67,12 @@ class Spread:
 Spreads = Mapping[str, Spread]
 
 
-def missing(objective: Objective, term: str, fitted: ResidualLaw | None = None) -> dict[str, str]:
-    """The metrics of calibration that a run can't have, each with the reason."""
-    absent: dict[str, str] = {}
-    if fitted is None:
-        absent |= dict.fromkeys(keys(FITTED), "no law of the residuals was fitted")
+def missing(objective: Objective, term: str, lawless: str = "") -> dict[str, str]:
+    """The metrics of calibration that a run can't have, each with the reason.
+
+    lawless: why there is no fitted law; empty where there is one.
+    """
+    absent = dict.fromkeys(keys(FITTED), lawless) if lawless else {}
     if not objective.term.density:
         return absent | dict.fromkeys(keys(term), f"{term} is not a density")
     if not objective.term.has_scale:

@@ -17,7 +17,7 @@ from pipeline.evaluation.samples import PriorSamples, coarse, sample_scores
 from pipeline.evaluation.trained_run import TrainedRun
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
-from pipeline.metrics.statistics import interval
+from pipeline.metrics.statistics import interval, single
 from pipeline.progress import Reporter
 from pipeline.training.objective import Objective
 
@@ -74,6 +74,8 @@ def evaluate(
         run.device,
         settings.seed,
     )
+    if run.fitted is not None:
+        metrics["calibration_families"] = single(run.families)
     names = {"term": run.config.likelihood.term, calibration.FITTED: "fitted law"}
     laws = {names[law]: calibration.mean_curves(found) for law, found in curves.items()}
     drawn = run_figures(run, data, tally, prior_samples, laws)
@@ -182,7 +184,7 @@ def model_scores(
 def absent_metrics(run: TrainedRun) -> dict[str, str]:
     """The metrics that this run can't have, whatever weights are there, each with the reason."""
     objective, term = run.objective, run.config.likelihood.term
-    absent = calibration.missing(objective, term, run.fitted)
+    absent = calibration.missing(objective, term, run.lawless)
     if run.training is None:
         reason = "the store it was trained on is not here"
         absent |= dict.fromkeys(("sample_novelty", "training_kid_coarse"), reason)
@@ -190,8 +192,8 @@ def absent_metrics(run: TrainedRun) -> dict[str, str]:
         absent["elbo_bits_per_dim"] = f"{term} is not a density"
     elif not objective.term.has_scale:
         absent["elbo_bits_per_dim"] = f"{term} has not been trained under yet"
-    if run.fitted is None:
-        absent["elbo_bits_per_dim_fitted"] = "no law of the residuals was fitted"
+    if run.lawless:
+        absent["elbo_bits_per_dim_fitted"] = run.lawless
     if objective.kernel_network is None:
         absent["kernel_width"] = f"{term} has no kernel network"
     return absent

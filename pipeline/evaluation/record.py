@@ -18,7 +18,7 @@ from pipeline.evaluation.report.about import About
 from pipeline.evaluation.report.gathering import Pictures
 from pipeline.figures import write_figure
 from pipeline.files import csv_text, find_folder, swapped_in, work_folder, write_json, write_text
-from pipeline.losses.config import RESIDUAL_KEYS
+from pipeline.fits.fits import fits_digest
 from pipeline.metrics.statistics import Interval
 from pipeline.training.checkpoint import Checkpoint, TrainingState
 
@@ -83,11 +83,10 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
         "checkpoint": checkpoint.digest,
         "store": store.digest,
         "evaluation": {key: value for key, value in settings.items() if key not in machines_own},
-        "prior": asdict(config.prior),
-        # Prior and law are fitted to it where they are not there yet: scores differ without.
+        "fits": fits_digest(checkpoint.path.parents[1], checkpoint.digest),
+        # Its slices are what samples are compared with: scores differ without.
         "trained_store": trained_store(checkpoint.state) is not None,
         **({"other_people": FILES_CHECKED} if config.evaluation.other_people else {}),
-        "residual": {key: getattr(config.likelihood, key) for key in RESIDUAL_KEYS},
     }
 
 

@@ -1,5 +1,6 @@
 """The run to score, and the subjects it may be scored on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +12,12 @@ from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_sprea
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
 from pipeline.evaluation.record import trained_store
+from pipeline.fits.fits import read_fits
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.prior import LatentPrior
 from pipeline.training.checkpoint import Checkpoint, TrainingState
 from pipeline.training.loop import load_objective
 from pipeline.training.objective import Objective
-from pipeline.training.prior import prior_of
-from pipeline.training.residual import residual_law_of
 
 MOST_TRAINING = 4096
 
@@ -27,8 +27,9 @@ class TrainedRun:
     """What a checkpoint holds, ready to be scored.
 
     objective: averaged weights, in evaluation mode; state: the checkpoint's; prior: what samples
-    are drawn from in place of N(0,I); fitted: the law of the residuals; training: slices (n,C,H,W)
-    that it was trained on, which samples are compared with.
+    are drawn from in place of N(0,I); fitted: the law of the residuals; families: how many
+    calibrated it; lawless: why there is no fitted law; training: slices (n,C,H,W) that it was
+    trained on, which samples are compared with.
     """
 
     objective: Objective
@@ -36,6 +37,8 @@ class TrainedRun:
     state: TrainingState
     prior: LatentPrior | None = None
     fitted: ResidualLaw | None = None
+    families: int = 0
+    lawless: str = ""
     training: Tensor | None = None
 
     @property
@@ -44,23 +47,52 @@ class TrainedRun:
         return next(self.objective.parameters()).device
 
 
-def load_trained_run(checkpoint: Checkpoint, config: Config) -> TrainedRun:
-    """A run's checkpoint on the device of `evaluation.device`.
+def load_trained_run(
+    checkpoint: Checkpoint, config: Config, entries: Sequence[SubjectEntry]
+) -> TrainedRun:
+    """A run's checkpoint on the device of `evaluation.device`, with its fits.
 
-    The prior of samples and the law of residuals are read, or fitted now where the store that the
-    run was trained on is still there as it was.
+    entries: whom to score. Where the law of residuals was fitted to some of them it is left out:
+    it would seem better calibrated than it is. Raises InputError where the fits can't be read.
     """
     device = choose_device(config.evaluation.device, "evaluation.device")
     objective = load_objective(checkpoint, config).to(device)
+    fits = read_fits(checkpoint.path.parents[1], checkpoint.digest, objective.vae)
+    law, lawless = fits.law, ""
+    if law is None:
+        lawless = "no law of the residuals was fitted"
+        if not fits.digest:
+            lawless += " to this checkpoint, but to the best"
+    elif of_role(entries, checkpoint.state, fits.split, config.evaluation.other_people):
+        law, lawless = None, f"the law was fitted to {fits.split} subjects, which these are"
     trained = trained_store(checkpoint.state)
     return TrainedRun(
         objective,
         config,
         checkpoint.state,
-        prior_of(checkpoint, objective.vae, config, trained),
-        residual_law_of(checkpoint, objective.vae, config, trained),
+        fits.prior,
+        law,
+        fits.families,
+        lawless,
         training_slices(trained) if trained else None,
     )
+
+
+def of_role(
+    entries: Sequence[SubjectEntry], state: TrainingState, role: str, other_people: bool = False
+) -> list[str]:
+    """Names of the entries who had a role (train, validation, test) in a run.
+
+    The same subject, a member of the same family and the same file are meant; where they are said
+    to be other people, the same file alone.
+    """
+    keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
+    known = {(key, who[key]) for who in state.roles if who["role"] == role for key in keys}
+    return [
+        entry.subject
+        for entry in entries
+        if any((key, getattr(entry, key)) in known for key in keys)
+    ]
 
 
 def training_slices(store: Store) -> Tensor:
@@ -103,12 +135,9 @@ def subjects_to_score(
 def refuse_trained_on(
     entries: list[SubjectEntry], state: TrainingState, other_people: bool = False
 ) -> None:
-    """Raise InputError, with their names, where subjects to be scored were trained on.
-
-    The same subject, a member of the same family and the same file count as trained on; where they
-    are said to be other people, the same file alone.
-    """
-    by_file = {subject["source_sha256"]: subject["subject"] for subject in state.trained_on}
+    """Raise InputError, with their names, where subjects to be scored were trained on."""
+    trained = [who for who in state.roles if who["role"] == "train"]
+    by_file = {who["source_sha256"]: who["subject"] for who in trained}
     copies = {
         f"{entry.subject} is the file of {by_file[entry.source_sha256]}"
         for entry in entries
@@ -120,14 +149,7 @@ def refuse_trained_on(
             f"another name ({_some(sorted(copies))}): take these files away; where it is the store "
             "that was trained on, prepare it again, which puts both into one split, and train again"
         )
-    keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
-    trained = {key: {subject[key] for subject in state.trained_on} for key in keys}
-    seen = [
-        entry.subject
-        for entry in entries
-        if any(getattr(entry, key) in trained[key] for key in keys)
-    ]
-    if seen:
+    if seen := of_role(entries, state, "train", other_people):
         way_out = "" if other_people else WAY_OUT.format("evaluation.other_people true")
         raise InputError(
             f"{len(seen)} of {len(entries)} subjects were trained on by this run "

@@ -5,9 +5,6 @@ from typing import Literal
 
 from pipeline.blur.form import Form
 
-# Keys of the law that is fitted after the training, and may be fitted again.
-RESIDUAL_KEYS = ("residual", "residual_floor", "residual_steps")
-
 
 @dataclass(frozen=True)
 class LikelihoodConfig:

@@ -26,7 +26,7 @@ from data_prep import command, run_option
 from pipeline.errors import InputError
 from pipeline.files import atomic_file, sync_folder, write_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 WEIGHTS, STATE, MANIFEST, BEST = "weights.safetensors", "state.pt", "manifest.json", "best.json"
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class TrainingState(StepState):
     """Name and digest of the store."""
     image_shape: list[int] = field(default_factory=list)
     """Channels, height, width."""
-    trained_on: list[dict[str, str]] = field(default_factory=list)
-    """subject, family and source_sha256 of each training subject."""
+    roles: list[dict[str, str]] = field(default_factory=list)
+    """subject, family, source_sha256 and role (train, validation, test) of each of the store's."""
     tracking_run: str | None = None
     """Id of the MLflow run."""
     kernel_images: Tensor | None = None

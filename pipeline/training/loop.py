@@ -334,10 +334,7 @@ class Trainer:
             config=asdict(self.config),
             store={"name": self.store.name, "digest": self.store.digest},
             image_shape=list(self.store.image_shape),
-            trained_on=[
-                {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
-                for e in self.subjects
-            ],
+            roles=roles_of(self.store),
             tracking_run=self.tracker.run_id,
             kernel_images=self.monitor.images.cpu() if self.monitor else None,
         )
@@ -362,6 +359,19 @@ class Trainer:
         else:
             (folder / BEST).unlink(missing_ok=True)
             self.best = dict(NO_BEST)
+
+
+def roles_of(store: Store) -> list[dict[str, str]]:
+    """Who each subject of a store is, and which part it takes in a run on it."""
+    return [
+        {
+            "subject": entry.subject,
+            "family": entry.family,
+            "source_sha256": entry.source_sha256,
+            "role": entry.split,
+        }
+        for entry in store.entries
+    ]
 
 
 def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:

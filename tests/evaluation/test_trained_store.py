@@ -1,42 +1,29 @@
 """The store that a run was trained on is found again, also on another machine."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from data_prep.store import Store
 from pipeline.config import Config
 from pipeline.evaluation.record import fingerprint, trained_store
+from pipeline.training.checkpoint import find_checkpoint
 
 
-@pytest.fixture
-def store(store_writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("WORK", str(tmp_path))
-    return store_writer(tmp_path)
+@pytest.mark.parametrize("path", ["tiny", "/scratch/stores/elsewhere"])
+def test_it_is_found_by_its_path_or_by_its_name(tiny_run: Path, path: str) -> None:
+    checkpoint = find_checkpoint(tiny_run / "checkpoints", "best")
+    state, stores = checkpoint.state, tiny_run.parents[1] / "stores"
+    state.config["data"]["store"] = path
+    store = trained_store(state)
+    assert store is not None and store.digest == Store.open(stores / "tiny").digest
+    there = fingerprint(checkpoint, store, Config())
+    stores.rename(stores.with_name("moved"))
+    assert trained_store(state) is None
+    assert fingerprint(checkpoint, store, Config()) != there, "scores differ without it"
 
 
-def _state(store: Store, path: str) -> Any:
-    return SimpleNamespace(
-        config={"data": {"store": path}}, store={"name": store.name, "digest": store.digest}
-    )
-
-
-@pytest.mark.parametrize("path", ["", "/scratch/stores/elsewhere"])
-def test_it_is_found_by_its_path_or_by_its_name(store: Store, path: str) -> None:
-    found = trained_store(_state(store, path or str(store.path)))
-    assert found is not None and found.digest == store.digest
-
-
-def test_another_store_of_that_name_is_not_it(store: Store) -> None:
-    state = _state(store, "/scratch/stores/elsewhere")
+def test_another_store_of_that_name_is_not_it(tiny_run: Path) -> None:
+    state = find_checkpoint(tiny_run / "checkpoints", "best").state
     state.store["digest"] = "0" * 64
     assert trained_store(state) is None
-
-
-def test_scores_without_it_are_not_those_with_it(store: Store, tmp_path: Path) -> None:
-    checkpoint: Any = SimpleNamespace(digest="d", state=_state(store, store.name))
-    there = fingerprint(checkpoint, store, Config())
-    (tmp_path / "stores").rename(tmp_path / "moved")
-    assert fingerprint(checkpoint, store, Config()) != there

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.blur.spectrum import half_spectrum_sum
+from pipeline.fits.residual import learn
 from pipeline.losses.residual import ResidualLaw, at_edge
-from pipeline.training.residual import learn
 
 FLOOR = 1 / 255
 

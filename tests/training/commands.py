@@ -16,24 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import TINY
 
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
-TINY: dict[str, Any] = {
-    "prepare": {"size": 32},
-    "data": {"store": "tiny"},
-    "model": {
-        "levels": [{"side": 4, "channels": 2}, {"side": 8, "channels": 1, "opens": 0.2}],
-        "width": 4, "max_width": 8, "residual_blocks": 0, "kernel_hidden": 8,
-    },
-    "likelihood": {"kernel_size": 5, "warmup_epochs": 1, "residual_steps": 2},
-    "training": {"epochs": 3, "batch_size": 6, "lr_warmup_steps": 2, "rate_warmup_steps": 2,
-                 "device": "cpu", "threads": 1},
-    "prior": {"images": 40},
-}  # fmt: skip
 # A checkpoint after every few steps.
 OFTEN = "--training.checkpoint_minutes=0.0001"
 

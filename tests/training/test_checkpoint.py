@@ -60,7 +60,7 @@ WRITTEN = {
     "kernel_optimizer": None, "averaged_steps": 7, "skipped": 1, "skipped_in_a_row": 0,
     "config": {"data": {"store": "tiny"}}, "store": {"name": "tiny", "digest": "00"},
     "image_shape": [1, 32, 32], "tracking_run": "abc", "kernel_images": torch.ones(1, 1, 1, 1),
-    "trained_on": [{"subject": "s", "family": "f", "source_sha256": "11"}],
+    "roles": [{"subject": "s", "family": "f", "source_sha256": "11", "role": "train"}],
     "kernel_history": {0: torch.ones(1, 1, 1, 1)},
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import TINY
+from tiny import TINY
 from torch import Tensor
 
 from pipeline.config import Config, TrainingConfig

@@ -1,23 +1,17 @@
-"""The prior is fitted to what the training images' latents are, once, and kept with its inputs."""
+"""The prior is fitted to what the training images' latents are."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
-from trainers import config
 
 from data_prep.store import Store
-from pipeline.config import Config
 from pipeline.data.config import AugmentationConfig
 from pipeline.data.slices import SliceDataset
+from pipeline.fits.prior import Candidates, fit, groups, weaker
 from pipeline.models.config import Level, ModelConfig, PriorConfig
 from pipeline.models.vae import VAE
-from pipeline.tracking.runs import NoTracker
-from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
-from pipeline.training.loop import Trainer, load_objective
-from pipeline.training.prior import Candidates, fit, groups, prior_of, weaker
 
 SETTINGS = PriorConfig(pieces=10, subjects=3, images=40)
 
@@ -104,46 +98,3 @@ def test_a_weaker_augmentation_has_smaller_ranges() -> None:
     half = weaker(whole, 0.5)
     assert half.rotation_degrees == 5.0 and half.gain == 0.05
     assert half.elastic_points == whole.elastic_points
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    """A tiny run's checkpoint. Read only but for its prior."""
-    folder = tmp_path_factory.mktemp("trained")
-    settings = config(prior__pieces=4, prior__images=40)
-    Trainer(settings, tiny_store, folder, None).fit(NoTracker())
-    return folder / "checkpoints", settings
-
-
-def _opened(trained: tuple[Path, Config]) -> tuple[Checkpoint, VAE, Config]:
-    checkpoint = latest_checkpoint(trained[0])
-    assert checkpoint is not None
-    return checkpoint, load_objective(checkpoint, trained[1]).vae, trained[1]
-
-
-def test_it_is_fitted_once_and_again_for_other_inputs(
-    trained: tuple[Path, Config], tiny_store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    checkpoint, vae, settings = _opened(trained)
-    assert prior_of(checkpoint, vae, settings, None) is None  # nothing to fit it to
-    first = prior_of(checkpoint, vae, settings, tiny_store)
-    kept = prior_of(checkpoint, vae, settings, None)
-    assert first is not None and kept is not None and kept.sizes == first.sizes
-    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in first.state_dict().items())
-    other = dataclasses.replace(settings.prior, pieces=3)
-    changed = dataclasses.replace(settings, prior=other)
-    assert prior_of(checkpoint, vae, changed, None) is None
-    assert prior_of(checkpoint, vae, changed, None, any_kept=True) is not None
-    path = checkpoint.path / "prior.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 255
-    path.write_bytes(bytes(content))
-    assert prior_of(checkpoint, vae, settings, None) is None
-    assert "made again" in caplog.text
-    assert prior_of(checkpoint, vae, settings, tiny_store) is not None
-
-
-def test_none_is_asked_for(trained: tuple[Path, Config], tiny_store: Store) -> None:
-    checkpoint, vae, settings = _opened(trained)
-    off = dataclasses.replace(settings, prior=PriorConfig(pieces=0))
-    assert prior_of(checkpoint, vae, off, tiny_store) is None

@@ -12,8 +12,6 @@ from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.kept import Kept
 
 BATCH = 16
 LEARNING_RATE = 5e-3
@@ -24,34 +22,7 @@ LEVEL = 0.9
 MOST_SLICES = 1024
 
 
-def residual_law_of(
-    checkpoint: Checkpoint, vae: VAE, config: Config, store: Store | None, any_kept: bool = False
-) -> ResidualLaw | None:
-    """The law of a checkpoint's residuals, on the model's device: read, or fitted now and kept.
-
-    vae: with the checkpoint's averaged weights, which stay as they are; store: what it was trained
-    on; any_kept: one that was fitted with other settings will do. None if `likelihood.residual`
-    is none, or there is none and nothing to fit it to.
-    """
-    settings = config.likelihood
-    if settings.residual == "none":
-        return None
-    inputs = {
-        "floor": settings.residual_floor,
-        "steps": settings.residual_steps,
-        "seed": config.training.seed,
-        "flip": config.data.flip,
-    }
-    place = Kept(checkpoint, "residual", inputs)
-    found = place.read(lambda sizes: ResidualLaw(vae.image_shape, **sizes), any_kept)
-    if found is None and store is not None:
-        with Reporter() as reporter:
-            found = fit(vae, config, store, reporter)
-        place.write(found, {"floor": settings.residual_floor})
-    return None if found is None else found.to(next(vae.parameters()).device)
-
-
-def fit(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
+def fit_residual(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
     """The law of the residuals of subjects outside the training: it must be right for them.
 
     Fitted to three fifths of the validation families, its factors the others'. If there is one

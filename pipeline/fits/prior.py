@@ -16,8 +16,6 @@ from pipeline.models.prior import LatentPrior, pieces_of
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.kept import Kept
 
 BATCH = 64
 # Images are compared averaged over so many pixels each way: anatomy, not texture.
@@ -121,38 +119,16 @@ def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -
     return pieces_of(means[place], deviations[place], random).eval()
 
 
-def prior_of(
-    checkpoint: Checkpoint, vae: VAE, config: Config, store: Store | None, any_kept: bool = False
-) -> LatentPrior | None:
-    """The prior of a checkpoint, on the model's device: read, or fitted now and kept.
+def fit_prior(vae: VAE, config: Config, store: Store, reporter: Reporter) -> LatentPrior:
+    """The prior of samples, on the CPU.
 
-    vae: with the checkpoint's averaged weights; store: what it was trained on; any_kept: one that
-    was fitted with other settings will do. None if `prior.pieces` is 0, or there is none and
-    nothing to fit it to.
+    vae: with the checkpoint's averaged weights; store: what it was trained on.
     """
-    if not config.prior.pieces:
-        return None
+    data = SliceDataset(store, store.subjects("train"))
+    flip = config.data.flip and store.plane != "sagittal"
     device = next(vae.parameters()).device
-    place = Kept(
-        checkpoint,
-        "prior",
-        {
-            "prior": dataclasses.asdict(config.prior),
-            "augmentation": dataclasses.asdict(config.data.augmentation),
-            "flip": config.data.flip,
-        },
-    )
-    latent_size = config.model.latent_size
-    found = place.read(lambda sizes: LatentPrior(latent_size, **sizes), any_kept)
-    if found is None and store is not None:
-        data = SliceDataset(store, store.subjects("train"))
-        flip = config.data.flip and store.plane != "sagittal"
-        augmentation = config.data.augmentation
-        with Reporter() as reporter:
-            candidates = Candidates(data, config.prior, augmentation, flip, device)
-            averaged = candidates.averaged(reporter.update)
-            rows = groups(averaged, candidates.subjects, config.prior)
-            reporter.update(0.8, "prior: latents of similar slices")
-            found = fit(vae, candidates, rows, config.prior)
-        place.write(found, found.sizes)
-    return None if found is None else found.to(device)
+    candidates = Candidates(data, config.prior, config.data.augmentation, flip, device)
+    averaged = candidates.averaged(reporter.update)
+    rows = groups(averaged, candidates.subjects, config.prior)
+    reporter.update(0.8, "prior: latents of similar slices")
+    return fit(vae, candidates, rows, config.prior)

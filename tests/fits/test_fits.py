@@ -1,0 +1,148 @@
+"""Law and prior are fitted once, by train; evaluate and export read them and write nothing."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.store import Store
+from pipeline.__main__ import main
+from pipeline.config import Config
+from pipeline.decoder_package import writing
+from pipeline.errors import InputError
+from pipeline.fits.fits import PRIOR, RECORD, RESIDUAL, Fits, fit, read_fits, write_fits
+from pipeline.models.vae import VAE
+from pipeline.parsing import load_config
+from pipeline.training.checkpoint import find_checkpoint
+from pipeline.training.loop import load_objective
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command on the run `tiny`; returns its one line of error where `code` is 2."""
+    config = str(tiny_run.parents[1] / "tiny.yaml")
+
+    def run(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        given = [words[0], "--config", config, *words[1:]] if words[0] == "train" else words
+        assert main(given) == code
+        said = capsys.readouterr()
+        assert not code or len(said.err.splitlines()) == 1
+        return said.err if code else said.out
+
+    return run
+
+
+def _model(run: Path) -> tuple[VAE, Config, str]:
+    checkpoint = find_checkpoint(run / "checkpoints", "best")
+    config = load_config(run / "config.yaml")
+    return load_objective(checkpoint, config).vae, config, checkpoint.digest
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _alike(one: torch.nn.Module | None, other: torch.nn.Module | None) -> bool:
+    assert one is not None and other is not None
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(v, right[k]) for k, v in left.items())
+
+
+def test_what_is_written_is_read(tiny_run: Path, tmp_path: Path) -> None:
+    vae, _, digest = _model(tiny_run)
+    fitted = read_fits(tiny_run, digest, vae)
+    assert (fitted.split, fitted.families) == ("validation", 1)
+    write_fits(tmp_path / "again", digest, fitted)
+    again = read_fits(tmp_path / "again", digest, vae)
+    assert again.digest == fitted.digest
+    assert _alike(again.law, fitted.law) and _alike(again.prior, fitted.prior)
+    assert read_fits(tiny_run, "of another checkpoint", vae) == Fits()
+
+
+def test_the_fits_are_by_the_seed_and_leave_the_model_as_it_was(tiny_run: Path) -> None:
+    vae, config, digest = _model(tiny_run)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    again = fit(vae, config, Store.open(tiny_run.parents[1] / "stores/tiny"))
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    kept = read_fits(tiny_run, digest, vae)
+    assert _alike(again.law, kept.law) and _alike(again.prior, kept.prior)
+    assert not any(parameter.requires_grad for parameter in kept.law.parameters())  # type: ignore[union-attr]
+
+
+def test_what_is_not_asked_for_is_not_fitted(tiny_run: Path, tmp_path: Path) -> None:
+    vae, config, _ = _model(tiny_run)
+    for section, key, value in (("likelihood", "residual", "none"), ("prior", "pieces", 0)):
+        object.__setattr__(getattr(config, section), key, value)
+    write_fits(tmp_path, "d", fit(vae, config, Store.open(tiny_run.parents[1] / "stores/tiny")))
+    found = read_fits(tmp_path, "d", vae)
+    assert found.law is None and found.prior is None and found.digest
+
+
+@pytest.mark.parametrize("name", [RECORD, RESIDUAL, PRIOR])
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_fits_that_are_gone_or_damaged_are_refused_and_train_makes_them_again(
+    tiny_run: Path, command: Command, name: str, damage: str
+) -> None:
+    path = tiny_run / "fits" / name
+    before = _bytes(tiny_run / "fits")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 255
+    path.write_bytes(bytes(content[:-4] if damage == "cut" else content))
+    if damage == "gone":
+        path.unlink()
+    vae, _, digest = _model(tiny_run)
+    with pytest.raises(InputError, match="train"):
+        read_fits(tiny_run, digest, vae)
+    assert "nothing to do" in command("train")
+    assert _bytes(tiny_run / "fits") == before
+
+
+def test_a_run_that_was_stopped_before_its_fits_is_told_so_and_finished_by_train(
+    tiny_run: Path, command: Command
+) -> None:
+    shutil.rmtree(tiny_run / "fits")
+    for words in (("evaluate", "--run", "tiny"), ("export", "--run", "tiny")):
+        assert "the same command again" in command(*words, code=2)
+    command("train")
+    assert (tiny_run / "fits" / RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    "word", ["--prior.pieces=3", "--likelihood.residual_floor=0.01", "--likelihood.residual=none"]
+)
+def test_no_command_refits_a_trained_run(tiny_run: Path, command: Command, word: str) -> None:
+    before = _bytes(tiny_run)
+    key = word.removeprefix("--").partition("=")[0]
+    assert key in command("evaluate", "--run", "tiny", word, code=2)
+    assert key in command("train", word, code=2)
+    assert _bytes(tiny_run) == before
+
+
+def test_a_package_holds_what_its_metrics_were_made_with(
+    tiny_run: Path, command: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "prove", lambda *_: {"decoder.pt2": 0.0})  # takes seconds
+    vae, _, digest = _model(tiny_run)
+    fits = read_fits(tiny_run, digest, vae)
+    inputs = {"checkpoint": digest, "fits": fits.digest, "store": "s", "evaluation": {}}
+    metrics = {key: {"mean": 1.0, "low": None, "high": None} for key in ("psnr", "sample_kid")}
+    (tiny_run / "evaluation").mkdir()
+    for name, content in (("metrics", metrics), ("inputs", inputs)):
+        (tiny_run / f"evaluation/{name}.json").write_text(json.dumps(content))
+    words = ("export", "--run", "tiny", "--register", "false")
+    command(*words)
+    packed = json.loads((work / "packages/tiny/metadata.json").read_text())
+    assert packed["evaluation"]["metrics"] == metrics and packed["prior"]["pieces"] == 4
+    command(*words, "--prior", "false")
+    packed = json.loads((work / "packages/tiny/metadata.json").read_text())
+    assert packed["evaluation"]["metrics"].keys() == {"psnr"} and packed["prior"] is None
+    write_fits(tiny_run, digest, Fits(fits.law, None, fits.split, 9))
+    assert "score it again" in command(*words, code=2)
+    assert hashlib.sha256((tiny_run / "fits" / RECORD).read_bytes()).hexdigest() != fits.digest

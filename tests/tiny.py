@@ -22,5 +22,5 @@ TINY: dict[str, Any] = {
         "threads": 1,
     },
     "prior": {"pieces": 4, "images": 40},
-    "evaluation": {"samples": 4, "bootstrap": 20},
+    "evaluation": {"samples": 4},
 }

@@ -193,6 +193,7 @@ def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(
     path = work / "runs/one/evaluation/calibration.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"blur": mean_curves([curves])}))
+    path.parents[1].joinpath("config.yaml").write_text("data: {store: tiny}")
     assert main(["calibration", "--runs", "blur=one,one"]) == 0
     assert (work / "calibration.png").read_bytes().startswith(b"\x89PNG")
     for runs in ("two", ","):

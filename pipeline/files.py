@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "find_folder",
     "is_address",
     "locked",
+    "locked_run",
     "run_folder",
     "swapped_in",
     "sync_folder",
@@ -63,6 +65,19 @@ def existing_run(run: str, named: str = "") -> Path:
         or_one = f", or choose one of {', '.join(others[:9])}" if others else ""
         raise InputError(f"no run at {folder}: train it first ({first}){or_one}")
     return folder
+
+
+def locked_run(run: str) -> AbstractContextManager[None]:
+    """A block in which no other process trains or scores a run. Raises InputError where one does.
+
+    The lock ends with the process, however that ends.
+    """
+    folder = run_folder(run)
+    return locked(
+        folder.with_name(f".{run}.lock"),
+        f"run {run} is being trained or scored by another process: wait until it has ended, or "
+        "choose another name",
+    )
 
 
 def is_address(source: str) -> bool:

@@ -19,6 +19,8 @@ class Stream(IntEnum):
     POSTERIOR = 3
     PRIOR = 4
     RESIDUAL = 5
+    PRIOR_GROUPS = 6
+    PRIOR_MIXING = 7
 
 
 def generator(

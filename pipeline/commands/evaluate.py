@@ -30,7 +30,7 @@ from pipeline.evaluation.record import (
 )
 from pipeline.evaluation.report import REPORT
 from pipeline.evaluation.scores import table
-from pipeline.files import run_folder, work_folder
+from pipeline.files import locked_run, run_folder, work_folder
 from pipeline.metrics.statistics import Interval
 from pipeline.parsing import load_config
 from pipeline.tracking.runs import NoTracker, track
@@ -72,6 +72,11 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     Returns:
         The metrics.
     """
+    with locked_run(run):
+        return _evaluated(config, run)
+
+
+def _evaluated(config: Config, run: str) -> dict[str, Interval]:
     settings = config.evaluation
     checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
     store = store_to_score(config)

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.files import run_folder, work_folder, write_text
+from pipeline.files import locked_run, run_folder, work_folder, write_text
 from pipeline.fits.fits import FOLDER, fit, read_fits, write_fits
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
@@ -63,59 +63,67 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
     store = open_store(config.data.store, work_folder())
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    with Processes(config.training.device) as processes:
-        report = print if processes.main else _nothing
-        found = None if restart else _latest(folder / "checkpoints", processes)
-        if found is not None:
-            check_unchanged(found.state, config, store, run)
-            if found.state.finished:
-                done = found.state.epoch
-                report(f"run {run} is already trained ({done} epochs): nothing to do")
-                if processes.main:
-                    _fit_the_rest(config, folder, store, processes)
-                return
-        refuse_copies(store)
-        monitor = None
+    with ExitStack() as held:
+        with Processes(config.training.device) as processes:
+            if processes.main:
+                held.enter_context(locked_run(run))
+            _train(config, run, restart, store, processes)
+        # The others have left: no collective waits for what only one process fits.
         if processes.main:
-            from pipeline.evaluation.monitor import ValidationMonitor  # slow to import
+            _fit(config, folder, store, processes.device)
 
-            monitor = ValidationMonitor(store, processes.device)
-        trainer = Trainer(config, store, folder, monitor, processes)
-        tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
-        continued = found.state.tracking_run if found else None
-        tags = {"stage": "training", **run_tags(config, store, run)} if processes.main else {}
-        name = run_name(config, store.name, run)
-        with (
-            StopSignals() as signals,
-            track(
-                tracking, work_folder(), name, continued=continued, tags=tags, machine=True
-            ) as tracker,
-        ):
-            if found is not None:
-                trainer.resume(found)
-                report(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
-            elif processes.main:
-                _begin(config, folder)
-            if tracker.run_id != continued:  # a new run, or one in place of a deleted one
-                _describe(config, store, tracker, run)
-            parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
-            report(
-                f"run {run}: {quantity(len(trainer.data), 'slice')} of "
-                f"{quantity(len(trainer.subjects), 'subject')} from store {store.name}, "
-                f"{parameters / 1e6:.2f} M parameters, on {processes}"
-            )
-            metrics = trainer.fit(tracker, signals)
-            facts = run_facts(config, store, run)
-            figures = run_figures(metrics, trainer.epoch, trainer.seconds)
-            tracker.note(TRAINING, f"{facts}\n\n{figures}")
-        report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
-        if found_rates := rates(metrics):
-            report(f"  {found_rates}")
-        for note in missed(trainer, metrics):
-            report(f"note: {note}")
-        if processes.main:
-            _fit_the_rest(config, folder, store, processes)
-        report(f"checkpoints: {folder / 'checkpoints'}")
+
+def _train(config: Config, run: str, restart: bool, store: Store, processes: Processes) -> None:
+    """Every process's part in a training."""
+    folder = run_folder(run)
+    report = print if processes.main else _nothing
+    found = None if restart else _latest(folder / "checkpoints", processes)
+    if found is not None:
+        check_unchanged(found.state, config, store, run)
+        if found.state.finished:
+            done = found.state.epoch
+            report(f"run {run} is already trained ({done} epochs): nothing to do")
+            return
+    refuse_copies(store)
+    monitor = None
+    if processes.main:
+        from pipeline.evaluation.monitor import ValidationMonitor  # slow to import
+
+        monitor = ValidationMonitor(store, processes.device)
+    trainer = Trainer(config, store, folder, monitor, processes)
+    tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
+    continued = found.state.tracking_run if found else None
+    tags = {"stage": "training", **run_tags(config, store, run)} if processes.main else {}
+    name = run_name(config, store.name, run)
+    with (
+        StopSignals() as signals,
+        track(
+            tracking, work_folder(), name, continued=continued, tags=tags, machine=True
+        ) as tracker,
+    ):
+        if found is not None:
+            trainer.resume(found)
+            report(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
+        elif processes.main:
+            _begin(config, folder)
+        if tracker.run_id != continued:  # a new run, or one in place of a deleted one
+            _describe(config, store, tracker, run)
+        parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
+        report(
+            f"run {run}: {quantity(len(trainer.data), 'slice')} of "
+            f"{quantity(len(trainer.subjects), 'subject')} from store {store.name}, "
+            f"{parameters / 1e6:.2f} M parameters, on {processes}"
+        )
+        metrics = trainer.fit(tracker, signals)
+        facts = run_facts(config, store, run)
+        figures = run_figures(metrics, trainer.epoch, trainer.seconds)
+        tracker.note(TRAINING, f"{facts}\n\n{figures}")
+    report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
+    if found_rates := rates(metrics):
+        report(f"  {found_rates}")
+    for note in missed(trainer, metrics):
+        report(f"note: {note}")
+    report(f"checkpoints: {folder / 'checkpoints'}")
 
 
 def missed(trainer: Trainer, metrics: dict[str, float]) -> Iterator[str]:
@@ -136,10 +144,10 @@ def missed(trainer: Trainer, metrics: dict[str, float]) -> Iterator[str]:
         yield trainer.controller.miss(trainer.epoch, settings.rate_warmup_steps)
 
 
-def _fit_the_rest(config: Config, folder: Path, store: Store, processes: Processes) -> None:
+def _fit(config: Config, folder: Path, store: Store, device: torch.device) -> None:
     """The prior of samples and the law of the residuals, of the checkpoint that is scored."""
     checkpoint = find_checkpoint(folder / "checkpoints", "best")
-    vae = load_objective(checkpoint, config).to(processes.device).vae
+    vae = load_objective(checkpoint, config).to(device).vae
     with suppress(InputError):  # not there, or damaged
         if read_fits(folder, checkpoint.digest, vae).digest:
             return

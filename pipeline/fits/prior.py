@@ -83,7 +83,7 @@ def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
     has not yet, by squared difference. Where there are fewer subjects than `settings.subjects`, m
     is as many as there are, but at least 2: then of one twice.
     """
-    random = generator(settings.seed, Stream.PRIOR, 0)
+    random = generator(settings.seed, Stream.PRIOR_GROUPS, 0)
     count = min(settings.pieces, len(averaged))
     first = torch.randperm(len(averaged), generator=random)[:count]
     members = max(2, min(settings.subjects, len(subjects.unique())))
@@ -115,7 +115,7 @@ def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -
         posterior = vae.encode(images.contiguous(memory_format=torch.channels_last))
         parts.append((posterior.mean.cpu(), (0.5 * posterior.log_variance).exp().cpu()))
     means, deviations = (torch.cat(column) for column in zip(*parts, strict=True))
-    random = generator(settings.seed, Stream.PRIOR, 0)
+    random = generator(settings.seed, Stream.PRIOR_MIXING, 0)
     return pieces_of(means[place], deviations[place], random).eval()
 
 

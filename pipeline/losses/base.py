@@ -105,22 +105,49 @@ class Scale(nn.Module):
         self.power = power
         # NaN until the first batch: a start value would have to be forgotten first.
         self.register_buffer("running", torch.full(shape, float("nan")))
+        self._heard: list[Tensor] | None = None
+        self._held: Tensor | None = None
 
     def forward(self, optimal: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The σ to use, without gradient, where the batch's optimum is σ̂ = optimal.
 
-        Where several processes share a batch, σ̂ is that of all their images.
+        Where several processes share a batch, σ̂ is that of all their images; where a process
+        takes its share in pieces, see `listen`.
         """
         if self.fixed is not None:
             return torch.full_like(optimal, self.fixed)
         if not self.training:
             return self.trained().to(optimal.dtype)
         # Its own gradient vanishes at the optimum, so that a constant gives the same descent.
-        optimal = mean_over_processes(optimal.pow(self.power)).pow(1 / self.power)
+        optimal = optimal.detach()
+        if self._held is not None:
+            return self._held
+        if self._heard is not None:
+            self._heard.append(optimal)
+            return optimal
+        return self._follow(optimal.pow(self.power))
+
+    def _follow(self, powers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The σ̂ of all processes from the mean of σ̂^power in this one; the running mean moves."""
+        optimal = mean_over_processes(powers).pow(1 / self.power)
         new = (2 * optimal.log()).to(self.running.dtype)
         old = torch.where(self.running.isnan(), new, self.running)
         self.running.copy_(old.lerp(new, 1 - self.momentum))
         return optimal
+
+    def listen(self) -> None:
+        """Note the σ̂ of pieces of a batch, of equal size, until `hold`."""
+        self._heard = []
+
+    def hold(self) -> None:
+        """Use the σ̂ of all pieces together until `release`."""
+        if self._heard:
+            self._held = self._follow(torch.stack(self._heard).pow(self.power).mean(dim=0))
+        self._heard = None
+
+    def release(self) -> None:
+        """Use the σ̂ of each batch again."""
+        self._held = None
 
     @property
     def is_set(self) -> bool:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.config import TrainingConfig
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
+from pipeline.losses.base import Scale
 from pipeline.training.checkpoint import StepState
 from pipeline.training.graph import CapturedPass
 from pipeline.training.objective import Objective
@@ -35,6 +36,7 @@ class TrainingStep:
         self.use_memory_format(torch.channels_last)
         self.averaged_steps = 0
         self._averaged = AveragedModel(objective, multi_avg_fn=self._average)
+        self._scales = [part for part in objective.modules() if isinstance(part, Scale)]
         # Some terms have parameters of their own, as the shape of a density.
         self._learned = [*objective.vae.parameters(), *objective.term.parameters()]
         self.optimizer = _adam(self._learned, settings.learning_rate)
@@ -135,15 +137,29 @@ class TrainingStep:
     def _accumulate(
         self, batch: Tensor, noise: Tensor, beta: float, warm_up: bool
     ) -> dict[str, Tensor]:
-        """Gradients of the batch, piece by piece; only the last piece synchronises processes."""
+        """Gradients of the batch, piece by piece; only the last piece synchronises processes.
+
+        An optimal scale is that of the whole batch: of pieces it is found in a pass before.
+        """
         pieces = self.settings.accumulation
         rows: list[dict[str, Tensor]] = []
-        for images, draw in zip(batch.chunk(pieces), noise.chunk(pieces), strict=True):
+        parts = list(zip(batch.chunk(pieces), noise.chunk(pieces), strict=True))
+        if pieces > 1 and any(scale.fixed is None for scale in self._scales):
+            for scale in self._scales:
+                scale.listen()
+            with torch.no_grad():
+                for images, draw in parts:
+                    self._forward(images, draw, beta, warm_up)
+            for scale in self._scales:
+                scale.hold()
+        for images, draw in parts:
             waits = len(rows) < pieces - 1
             with self.processes.unsynchronised(self._wrapped) if waits else nullcontext():
                 loss, means = self._forward(images, draw, beta, warm_up)
                 (loss / pieces).backward()
             rows.append(means)
+        for scale in self._scales:
+            scale.release()
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
     @torch.no_grad()

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -146,3 +149,25 @@ def test_a_package_holds_what_its_metrics_were_made_with(
     write_fits(tiny_run, digest, Fits(fits.law, None, fits.split, 9))
     assert "score it again" in command(*words, code=2)
     assert hashlib.sha256((tiny_run / "fits" / RECORD).read_bytes()).hexdigest() != fits.digest
+
+
+HOLDER = """
+from pipeline.files import locked_run
+with locked_run("tiny"):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_run_that_another_process_trains_or_scores_is_left_alone(
+    tiny_run: Path, command: Command
+) -> None:
+    """The process that holds it may be killed at any time: the next one finds it free."""
+    before = _bytes(tiny_run)
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        for words in (("train",), ("train", "--restart", "true"), ("evaluate", "--run", "tiny")):
+            assert "run tiny is being trained or scored" in command(*words, code=2)
+        assert _bytes(tiny_run) == before
+        other.kill()
+    assert "nothing to do" in command("train")

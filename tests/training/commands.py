@@ -127,7 +127,9 @@ def forked(
         os._exit(code)
 
 
-def forked_ranks(work: Path, words: Words, count: int) -> list[Command]:
+def forked_ranks(
+    work: Path, words: Words, count: int, before: Callable[[], None] | None = None
+) -> list[Command]:
     """`count` forked processes that train together, with what torchrun would tell each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -135,7 +137,7 @@ def forked_ranks(work: Path, words: Words, count: int) -> list[Command]:
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1",
               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [forked(work, words, environment=rank) for rank in ranks]
+    return [forked(work, words, before, rank) for rank in ranks]
 
 
 def spawned(work: Path, words: Words, launcher: Words = ()) -> Command:

@@ -31,14 +31,12 @@ from torch import Tensor, nn
 from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
+from pipeline.commands import train
 from pipeline.data.loading import EpochSampler
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import latest_checkpoint
 from pipeline.training.loop import Trainer
-
-FIXED = ("--likelihood.scale=0.1",)
-
 
 # ------------------------------------------------------------------ two processes
 
@@ -75,10 +73,24 @@ def _assert_close(work: Path, one: str, two: str, tolerance: float = 2e-5) -> No
         assert right[2] == pytest.approx(left[2], rel=2e-3, abs=1e-4), left[:2]
 
 
+def _fitted_alone() -> None:
+    """Law and prior are fitted when the processes are no group any more, or the command fails.
+
+    So no collective is pending, and none can time out, while one process fits for minutes.
+    """
+    alone = train.fit
+
+    def fit(*arguments: Any) -> Any:
+        assert not torch.distributed.is_initialized()
+        return alone(*arguments)
+
+    train.fit = fit
+
+
 def test_two_processes_compute_what_one_computes(work_of_all: Path) -> None:
     """One run in MLflow, one set of files, everything said once."""
     work = work_of_all
-    said, silence = _ended(forked_ranks(work, words_of(work, "two"), 2))
+    said, silence = _ended(forked_ranks(work, words_of(work, "two"), 2, _fitted_alone))
     _assert_close(work, "one", "two")
     assert status(work, "two") == ["FINISHED"]
     assert logged_images(work, "two") == logged_images(work, "one")
@@ -96,12 +108,11 @@ def test_a_finished_run_is_left_alone_by_all_processes(work_of_all: Path) -> Non
 
 
 def test_two_processes_with_two_pieces_each_compute_what_one_computes(work_of_all: Path) -> None:
-    """At a fixed scale: an optimal one is that of the pieces that are computed together."""
+    """With the scale that is the optimum of the whole batch."""
     work = work_of_all
-    assert forked(work, words_of(work, "one-fixed", *FIXED)).wait() == 0
-    words = words_of(work, "four-pieces", *FIXED, "--training.accumulation=2")
+    words = words_of(work, "four-pieces", "--training.accumulation=2")
     _ended(forked_ranks(work, words, 2))
-    _assert_close(work, "one-fixed", "four-pieces")
+    _assert_close(work, "one", "four-pieces")
 
 
 @pytest.mark.parametrize("whom", [0, 1], ids=["the main process", "the other"])
@@ -244,11 +255,14 @@ def _trained(store: Store, folder: Path, **changes: Any) -> tuple[Trainer, Rows]
     return trainer, tracker
 
 
-@pytest.mark.parametrize(("term", "pieces"), [("blur", 2), ("blur", 6), ("gaussian", 3)])
+@pytest.mark.parametrize(
+    ("term", "pieces"), [("blur", 2), ("gaussian", 6), ("laplace", 3), ("fourier_gaussian", 3)]
+)
 def test_a_batch_in_pieces_gives_the_same_weights(
     tiny_store: Store, tmp_path: Path, term: str, pieces: int
 ) -> None:
-    changes = {"likelihood__scale": 0.1, "likelihood__term": term}
+    """With the scale that is the optimum of the whole batch: the weights differ by rounding."""
+    changes = {"likelihood__term": term}
     whole, rows = _trained(tiny_store, tmp_path / "whole", **changes)
     parts, found = _trained(
         tiny_store, tmp_path / "parts", training__accumulation=pieces, **changes
@@ -264,7 +278,7 @@ def test_a_batch_in_pieces_gives_the_same_weights(
 def test_pieces_in_half_precision_learn_as_the_whole_batch_does(
     tiny_store: Store, tmp_path: Path
 ) -> None:
-    changes = {"likelihood__scale": 0.1, "training__precision": "bf16"}
+    changes = {"training__precision": "bf16"}
     _, rows = _trained(tiny_store, tmp_path / "whole", **changes)
     parts, found = _trained(tiny_store, tmp_path / "parts", training__accumulation=3, **changes)
     assert all(value.isfinite().all() for value in parts.objective.parameters())

@@ -132,7 +132,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     if not arguments.config:  # without a file, the run's own settings are the defaults
         arguments = _parsed(parser, ["--config", str(saved), *argv])
     _starting(run)
-    from pipeline.commands.evaluate import evaluate_run, with_run_config
+    from pipeline.evaluation.evaluate import evaluate_run, with_run_config
 
     evaluate_run(with_run_config(config_of(parser, arguments), run_config, _given(argv)), run)
 

@@ -25,9 +25,9 @@ from pipeline.backbones import WeightsNotFound
 from pipeline.commands import train
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.config import DataConfig
-from pipeline.evaluation import networks, record
+from pipeline.evaluation import networks, record, report
 from pipeline.evaluation.calibration import FITTED, keys
-from pipeline.evaluation.description import HEADLINE
+from pipeline.metrics.catalogue import HEADLINE
 from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.tracking.names import score_name
 from pipeline.tracking.runs import NoTracker
@@ -240,21 +240,6 @@ def test_the_commands_of_the_report_give_the_same_scores(trained: Trained) -> No
     assert _metrics(again / "evaluation") == _metrics(trained.run / "evaluation")
 
 
-def test_a_run_that_was_scored_before_there_were_reports_gets_one(trained: Trained) -> None:
-    """It is scored anew, and as it was: by the seed."""
-    report = trained.run / "evaluation/report.html"
-    before, metrics = report.read_text(), _metrics(trained.run / "evaluation")
-    report.unlink()
-    try:
-        said = _run(trained.work, "evaluate", "--run", "tiny", "--tracking.enabled", "false")
-        assert "nothing to do" not in said
-        assert _metrics(trained.run / "evaluation") == metrics
-        scores = '<section aria-labelledby="repeat">'  # then come commands, without tracking now
-        assert report.read_text().partition(scores)[0] == before.partition(scores)[0]
-    finally:
-        report.write_text(before)
-
-
 def test_bits_per_dimension_are_those_of_the_density(trained: Trained) -> None:
     """A value far from this is a missing constant: images in [0,1], σ of about 0.1 to 0.5."""
     bits = _metrics(trained.run / "evaluation")["elbo_bits_per_dim"]["mean"]
@@ -401,7 +386,7 @@ def test_an_interrupted_evaluation_leaves_the_one_before(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record, "write_json", interrupted)
+    monkeypatch.setattr(report, "write_json", interrupted)
     monkeypatch.setenv("WORK", str(trained.work))
     assert main(["evaluate", "--run", "tiny", "--evaluation.samples", "5"]) == 130
     assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
@@ -562,14 +547,15 @@ def test_the_training_run_shows_the_headline_scores_and_leads_to_the_evaluation(
 ) -> None:
     parent, run = trained.tracked()
     metrics = _metrics(trained.run / "evaluation")
-    headline = {score_name(key): metrics[key]["mean"] for key in HEADLINE if key in metrics}
+    keys = [metric.key for metric in HEADLINE if metric.key in metrics]
+    headline = {score_name(key): metrics[key]["mean"] for key in keys}
     assert "test/psnr" in headline and "samples/novelty" in headline
     assert {k: parent.data.metrics[k] for k in headline} == pytest.approx(headline)
     assert parent.data.tags["evaluation_run"] == run.info.run_id
     assert f"runs/{run.info.run_id}?workflowType=machine_learning)" in parent.data.tags[NOTE]
     assert f"runs/{parent.info.run_id}?workflowType=machine_learning)" in run.data.tags[NOTE]
     for note in (parent.data.tags[NOTE], run.data.tags[NOTE]):
-        assert f"| {metrics['psnr']['mean']:.4g} |" in note
+        assert f"| {metrics['psnr']['mean']:.2f} |" in note
 
 
 def test_scores_of_others_do_not_pass_for_test_scores(

@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 
 from data_prep import available_cores, code_version, run_option
-from pipeline.commands.evaluate import earlier_scores, store_to_score
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison.figures import perception_distortion, rate_distortion, side_by_side
 from pipeline.comparison.leaderboard import (
@@ -29,9 +28,9 @@ from pipeline.comparison.workers import run_entries
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
-from pipeline.evaluation.description import headline_names
 from pipeline.evaluation.networks import load_networks
-from pipeline.evaluation.record import evaluation_folder
+from pipeline.evaluation.record import earlier_scores, evaluation_folder, store_to_score
+from pipeline.evaluation.scores import headline_names
 from pipeline.figures import write_figure
 from pipeline.files import locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels

@@ -125,8 +125,8 @@ def _work(entry: Entry, folder: Path, restart: bool, environment: dict[str, str]
 
 
 def _train_and_score(entry: Entry, restart: bool) -> int:
-    from pipeline.commands.evaluate import evaluate_run
     from pipeline.commands.train import train_run
+    from pipeline.evaluation.evaluate import evaluate_run
 
     try:
         train_run(entry.config, entry.run, restart)

@@ -22,6 +22,7 @@ from torch import Tensor
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics.sharpness import radial_variance
+from pipeline.models.vae import Inference
 from pipeline.training.objective import Objective
 
 LEVEL = 0.9
@@ -90,6 +91,7 @@ def missing(objective: Objective, term: str, lawless: str = "") -> dict[str, str
 def expected_spread(
     objective: Objective,
     images: Tensor,
+    middle: Inference,
     generator: torch.Generator,
     fitted: ResidualLaw | None = None,
 ) -> tuple[Tensor, dict[str, Spread]]:
@@ -98,6 +100,7 @@ def expected_spread(
     Args:
         objective: a trained model in evaluation mode.
         images: (B,C,H,W) in [0,1].
+        middle: what `VAE.infer` gives for them without noise.
         generator: of draws from the posterior, on the model's device.
         fitted: the law of its residuals, where one was fitted.
 
@@ -105,7 +108,6 @@ def expected_spread(
         Residuals (B,C,H,W), intensity, and a spread for each law, "term" and FITTED.
     """
     vae = objective.vae
-    middle = vae.infer(images)
     reconstruction = middle.reconstruction
     residual = images - reconstruction
     laws: dict[str, Law] = {}
@@ -118,8 +120,9 @@ def expected_spread(
     # About the mean's reconstruction, which is what the residual is taken from.
     drawn = torch.zeros_like(residual)
     for _ in range(DRAWS):
-        other = vae.infer(images, vae.prior_latents(len(images), generator)).reconstruction
-        drawn += (other - reconstruction).square() / DRAWS
+        noise = vae.prior_latents(len(images), generator)
+        other = vae.infer(images, noise, middle.features)
+        drawn += (other.reconstruction - reconstruction).square() / DRAWS
     return residual, {name: spread_of(law, residual, drawn) for name, law in laws.items()}
 
 

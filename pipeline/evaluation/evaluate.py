@@ -1,25 +1,106 @@
-"""The evaluation stage: a run's checkpoint and a store -> scores, tables, figures."""
+"""The stage: a run's checkpoint and a store in, scores, tables, figures and an MLflow run out."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from data_prep import command, flat_keys
 from pipeline.blur.kernel_loss import kernel_width
+from pipeline.config import Config
+from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
-from pipeline.evaluation import calibration
-from pipeline.evaluation.networks import Networks
-from pipeline.evaluation.pairs import Tally, mean_of
-from pipeline.evaluation.record import Evaluation
-from pipeline.evaluation.run_figures import report_pictures, run_figures
+from pipeline.errors import InputError
+from pipeline.evaluation import calibration, calibration_figures, figures, scores
+from pipeline.evaluation.networks import Networks, load_networks
+from pipeline.evaluation.pairs import Pair, Tally, mean_of
+from pipeline.evaluation.record import (
+    REPORT,
+    evaluation_folder,
+    fingerprint,
+    read_evaluation,
+    store_to_score,
+)
+from pipeline.evaluation.report import Evaluation, about_run, write_evaluation
 from pipeline.evaluation.samples import PriorSamples, coarse, sample_scores
-from pipeline.evaluation.trained_run import TrainedRun
+from pipeline.evaluation.trained_run import TrainedRun, load_trained_run, subjects_to_score
+from pipeline.files import run_folder, work_folder
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
-from pipeline.metrics.statistics import interval, single
+from pipeline.metrics.statistics import Interval, interval, single
+from pipeline.models.vae import Inference
+from pipeline.parsing import load_config
 from pipeline.progress import Reporter
+from pipeline.tracking.names import score_name
+from pipeline.tracking.runs import NoTracker, track
+from pipeline.training.checkpoint import find_checkpoint
+from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.objective import Objective
+
+# Sections, or beginnings of keys, that evaluation takes anew; and its own key in place of another.
+HONOURED = ("evaluation.", "tracking.")
+ELSEWHERE = {
+    "training.device": "use evaluation.device",
+    "training.threads": "use evaluation.threads",
+    "training.batch_size": "use evaluation.batch_size",
+    "data.store": "use evaluation.store",
+    "prepare.name": "use evaluation.store",
+}
+# Slices of the data beside the prior's samples, and subjects of the figure of errors.
+SHOWN_SLICES, SHOWN_ERRORS = 24, 4
+LOOK = """\
+- *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
+- `scores.json`: every metric with its 95% interval; `per_subject.csv`: every subject's"""
+
+
+def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
+    """Score a run; what was scored before from the same inputs is only shown again.
+
+    Args:
+        config: the run's own but for what evaluation takes anew, see `with_run_config`.
+        run: its name.
+    """
+    settings = config.evaluation
+    checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
+    store = store_to_score(config)
+    folder = run_folder(run) / evaluation_folder(config, store)
+    inputs = fingerprint(checkpoint, store, config)
+    metrics = read_evaluation(folder, inputs)
+    if metrics is not None:
+        print(f"run {run} is scored already on store {store.name}: nothing to do")
+    else:
+        if threads := settings.threads or config.training.threads:
+            torch.set_num_threads(threads)
+        state = checkpoint.state
+        entries = subjects_to_score(state, store, settings)
+        if settings.other_people:
+            print(f"evaluation.other_people: {FILES_CHECKED}")
+        networks = load_networks(settings)
+        trained = load_trained_run(checkpoint, config, entries)
+        name = f"{run_name(config, state.store['name'], run)}: {settings.split}"
+        name += f" of {store.name}" if settings.store else ""
+        tags = run_tags(config, store, run) | {"stage": "evaluation", "split": settings.split}
+        parent = state.tracking_run
+        with track(
+            config.tracking, work_folder(), name, parent=parent, tags=tags, machine=True
+        ) as tracker:
+            evaluation = evaluate(trained, store, entries, networks)
+            metrics = evaluation.metrics
+            kept = load_config(run_folder(run) / "config.yaml")
+            about = about_run(config, kept, run, store, state.epoch)
+            write_evaluation(folder, evaluation, inputs, about)
+            tracker.parameters({"evaluation": asdict(settings), "run": run})
+            log_evaluation(tracker, evaluation, folder, store, config)
+    print(scores.table(metrics))
+    print(f"report:         {folder / REPORT}")
+    if config.tracking.enabled:
+        print(f"all runs:       {command('ui')}")
+    print(f"for your code:  {command('export', run)}")
+    return metrics
 
 
 @torch.no_grad()
@@ -34,40 +115,48 @@ def evaluate(
         entries: whom to score, from `subjects_to_score`.
         networks: from `load_networks`.
     """
-    settings = run.config.evaluation
+    settings, objective = run.config.evaluation, run.objective
     generator = torch.Generator(run.device).manual_seed(settings.seed)
     # Of its own, so that the other metrics do not depend on what calibration draws.
     draws = torch.Generator(run.device).manual_seed(settings.seed)
-    data = SliceDataset(store, entries)
-    tally = Tally(networks, store.image_set)
-    prior_samples = PriorSamples(decode_prior(run, generator))
-    sampled = prior_samples.images
+    data, tally = SliceDataset(store, entries), Tally(networks, store.image_set)
+    samples = PriorSamples(decode_prior(run, generator))
     averaged: list[Tensor] = []
     curves: dict[str, list[calibration.Curves]] = {}
-    limit = settings.max_slices or len(data)
-    slices = sum(min(len(entry.slice_indices), limit) for entry in entries)
     with Reporter() as reporter:
-        work = _Work(reporter, slices + bool(tally.sets) * len(sampled), settings.batch_size)
-        if tally.sets:
-            for batch in work.batches(sampled, "prior samples"):
-                tally.compare("sample", batch.to(run.device))
+        for batch in samples.images.split(settings.batch_size):
+            tally.compare("sample", batch.to(run.device))
+        done, total = 0, sum(len(_places(entry, settings.max_slices)) for entry in entries)
         for number, entry in enumerate(entries):
             images = data.of_subject(number, settings.max_slices)
-            batches = work.batches(images, f"subject {number + 1}/{len(entries)}")
-            scores, reconstruction, found = score_subject(
-                run, images, batches, tally, generator, draws
+            parts, reconstructions, spreads = [], [], []
+            for batch in images.split(settings.batch_size):
+                batch = batch.to(run.device)
+                middle = objective.vae.infer(batch)
+                own = model_scores(objective, batch, middle, generator, run.fitted)
+                parts.append(tally.slice_scores(batch, middle.reconstruction) | own)
+                reconstructions.append(middle.reconstruction.cpu())
+                spreads.append(
+                    calibration.expected_spread(objective, batch, middle, draws, run.fitted)
+                )
+                done += len(batch)
+                reporter.update(done / total, f"subject {number + 1}/{len(entries)}")
+            calibrated, of_laws = calibration.of_subject(images, spreads)
+            row = tally.add(
+                {"subject": entry.subject, "family": entry.family, "split": entry.split},
+                mean_of(parts) | calibrated,
+                images,
+                torch.cat(reconstructions),
+                _places(entry, settings.max_slices),
             )
-            labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
-            places = _places(entry, settings.max_slices)
-            row = tally.add(labels, scores, images, reconstruction, places)
-            row |= prior_samples.beside(images, tally.powers[-1][0])
+            row |= samples.beside(images, tally.powers[-1][0])
             averaged.append(coarse(images))
-            for law, curve in found.items():
+            for law, curve in of_laws.items():
                 curves.setdefault(law, []).append(curve)
-    metrics = tally.metrics(settings)
-    metrics["sample_blur_effect"] = interval(sharpness.blur_effect(sampled).numpy())
+    metrics = tally.metrics(settings.seed)
+    metrics["sample_blur_effect"] = interval(sharpness.blur_effect(samples.images).numpy())
     metrics |= sample_scores(
-        coarse(sampled),
+        coarse(samples.images),
         torch.cat(averaged),
         None if run.training is None else coarse(run.training),
         networks.distances.get("lpips_vgg"),
@@ -76,35 +165,25 @@ def evaluate(
     )
     if run.fitted is not None:
         metrics["calibration_families"] = single(run.families)
+    if run.fitted is not None:
+        metrics["calibration_families"] = single(run.families)
     names = {"term": run.config.likelihood.term, calibration.FITTED: "fitted law"}
-    laws = {names[law]: calibration.mean_curves(found) for law, found in curves.items()}
-    drawn = run_figures(run, data, tally, prior_samples, laws)
-    absent = networks.absent | absent_metrics(run)
-    pictures = report_pictures(run, data, tally, prior_samples)
-    return Evaluation(metrics, tally.rows, drawn, absent, pictures, laws or None)
-
-
-def _places(entry: SubjectEntry, limit: int) -> list[int]:
-    """The numbers in their volume of the slices that `SliceDataset.of_subject` gives."""
-    indices = entry.slice_indices
-    return [indices[number] for number in evenly_spread(len(indices), limit or len(indices))]
-
-
-class _Work:
-    """How many of all images are done: subjects can hold ten slices or ten thousand."""
-
-    def __init__(self, reporter: Reporter, total: int, batch_size: int) -> None:
-        self._reporter = reporter
-        self._total = total
-        self._batch_size = batch_size
-        self._done = 0
-
-    def batches(self, images: Tensor, note: str) -> Iterator[Tensor]:
-        """The images in batches, each counted when it is done with."""
-        for batch in images.split(self._batch_size):
-            yield batch
-            self._done += len(batch)
-            self._reporter.update(self._done / self._total, note)
+    laws = {names[law]: calibration.mean_curves(of_law) for law, of_law in curves.items()}
+    data_slices = data.__getitems__(evenly_spread(len(data), SHOWN_SLICES))
+    count = min(len(data_slices), len(samples.images))
+    return Evaluation(
+        metrics,
+        tally.rows,
+        _figures(run, store, tally, samples, data_slices, laws),
+        networks.absent | absent_metrics(run),
+        [tally.shown[n] for n in evenly_spread(len(tally.shown), figures.SHOWN_SUBJECTS)],
+        tally.best,
+        tally.worst,
+        samples.images[:count],
+        data_slices[:count],
+        _latents(run),
+        laws or None,
+    )
 
 
 def decode_prior(run: TrainedRun, generator: torch.Generator) -> Tensor:
@@ -115,47 +194,14 @@ def decode_prior(run: TrainedRun, generator: torch.Generator) -> Tensor:
     return torch.cat([vae.decode(z) for z in latents.split(settings.batch_size)]).cpu()
 
 
-def score_subject(
-    run: TrainedRun,
-    images: Tensor,
-    batches: Iterator[Tensor],
-    tally: Tally,
-    generator: torch.Generator,
-    draws: torch.Generator,
-) -> tuple[dict[str, float], Tensor, dict[str, calibration.Curves]]:
-    """One subject through the model, batch by batch.
-
-    Args:
-        run: what is scored.
-        images: all slices of the subject, (n,C,H,W), on the CPU.
-        batches: the same, (B,C,H,W) each.
-        tally: its sets get the images and the reconstructions.
-        generator: of the ELBO's draws, on the model's device.
-        draws: of the draws of calibration, on the same device.
-
-    Returns:
-        Means over slices by metric, reconstructions (n,C,H,W) on the CPU, and curves by law.
-    """
-    parts, reconstructions, spreads = [], [], []
-    for batch in batches:
-        batch = batch.to(run.device)
-        scores, reconstruction = model_scores(run.objective, batch, generator, run.fitted)
-        parts.append(tally.slice_scores(batch, reconstruction) | scores)
-        reconstructions.append(reconstruction.cpu())
-        spreads.append(calibration.expected_spread(run.objective, batch, draws, run.fitted))
-    calibrated, curves = calibration.of_subject(images, spreads)
-    return mean_of(parts) | calibrated, torch.cat(reconstructions), curves
-
-
 def model_scores(
     objective: Objective,
     images: Tensor,
+    middle: Inference,
     generator: torch.Generator,
     fitted: ResidualLaw | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """A model's own scores (B,) of images (B,C,H,W), and its reconstructions of them.
-
-    Reconstructions decode the posterior's mean. The scores are
+) -> dict[str, Tensor]:
+    """A model's own scores (B,) of images (B,C,H,W); middle: what `VAE.infer` gives for them.
 
     rate: nats.
     kernel_width: pixels, the kernel network's at the posterior's mean; absent without one.
@@ -166,19 +212,19 @@ def model_scores(
     Bits per dimension are those of a density over intensities in [0,1]: add 8 to compare with
     images of 256 levels. They are under the prior N(0,I), whatever samples are drawn from.
     """
-    found = objective.vae.infer(images)
     # A term that was not trained under yet has no value: the rate is the same without it.
-    parts = objective.elbo(images, generator, warm_up=not objective.term.has_scale)
-    scores = {"rate": parts.rate}
-    if (kernel := objective.kernel(found.latent)) is not None:
-        scores["kernel_width"] = kernel_width(kernel)
+    warm_up = not objective.term.has_scale
+    parts = objective.elbo(images, generator, warm_up=warm_up, features=middle.features)
+    found = {"rate": parts.rate}
+    if (kernel := objective.kernel(middle.latent)) is not None:
+        found["kernel_width"] = kernel_width(kernel)
     bits = images[0].numel() * math.log(2)
-    if objective.term.density and objective.term.has_scale:
-        scores["elbo_bits_per_dim"] = -parts.elbo / bits
+    if objective.term.density and not warm_up:
+        found["elbo_bits_per_dim"] = -parts.elbo / bits
     if fitted is not None:
         nll = fitted(parts.reconstruction).nll(images - parts.reconstruction)
-        scores["elbo_bits_per_dim_fitted"] = (nll + parts.rate) / bits
-    return scores, found.reconstruction
+        found["elbo_bits_per_dim_fitted"] = (nll + parts.rate) / bits
+    return found
 
 
 def absent_metrics(run: TrainedRun) -> dict[str, str]:
@@ -197,3 +243,106 @@ def absent_metrics(run: TrainedRun) -> dict[str, str]:
     if objective.kernel_network is None:
         absent["kernel_width"] = f"{term} has no kernel network"
     return absent
+
+
+def _places(entry: SubjectEntry, limit: int) -> list[int]:
+    """The numbers in their volume of the slices that `SliceDataset.of_subject` gives."""
+    indices = entry.slice_indices
+    return [indices[number] for number in evenly_spread(len(indices), limit or len(indices))]
+
+
+def _latents(run: TrainedRun) -> str:
+    """Where the latents of samples come from."""
+    return "z ~ N(0, I)" if run.prior is None else "z blended of training subjects"
+
+
+def _figures(
+    run: TrainedRun,
+    store: Store,
+    tally: Tally,
+    samples: PriorSamples,
+    data_slices: Tensor,
+    laws: dict[str, object],
+) -> dict[str, figures.Figure]:
+    """Figures by file name. laws: the content of calibration.json."""
+    simulated = " (simulated people)" if store.simulated else ""
+    split = run.config.evaluation.split
+    of = f"{split if split != 'all' else 'all splits'}, store {store.name}{simulated}"
+    drawn = figures.pair_figures(tally, of, prior_samples=samples.power)
+    title = f"Samples from the prior beside data: {of}"
+    drawn["samples.png"] = figures.samples(samples.images, data_slices, title, _latents(run))
+    history, images = run.state.kernel_history, run.state.kernel_images
+    if history and images is not None:
+        half = {epoch: kernels[::2] for epoch, kernels in history.items()}
+        title = f"Blur kernels during training{simulated}"
+        drawn["kernels.png"] = figures.kernels(images[::2], half, title)
+    if laws:
+        drawn["calibration.png"] = calibration_figures.calibration(laws, f"Calibration: {of}")
+    if run.fitted is not None:
+        drawn["error_bars.png"] = _error_bars(run.fitted, tally.shown[:SHOWN_ERRORS], of, run)
+    return drawn
+
+
+def _error_bars(law: ResidualLaw, pairs: list[Pair], of: str, run: TrainedRun) -> figures.Figure:
+    images, made = (
+        torch.stack([getattr(pair, kind) for pair in pairs]) for kind in ("image", "reconstruction")
+    )
+    deviation = law(made.to(run.device)).standard_deviation(made.shape).cpu()
+    title = f"The error of reconstructions beside the standard deviation of the fitted law\n{of}"
+    names = [pair.subject for pair in pairs]
+    return calibration_figures.error_bars(images, made, deviation, names, title)
+
+
+def log_evaluation(
+    tracker: NoTracker, evaluation: Evaluation, folder: Path, store: Store, config: Config
+) -> None:
+    """Log an evaluation to its own run, and its headline to the training run that it is of."""
+    split, metrics, absent = config.evaluation.split, evaluation.metrics, evaluation.absent
+    if config.evaluation.other_people:
+        tracker.tags({"other_people": FILES_CHECKED})
+    tracker.dataset(store.name, store.digest, store.path, "evaluation")
+    for name in evaluation.figures:
+        tracker.file(folder / "figures" / name, "figures")
+    for name in ("per_subject.csv", "metrics.json", REPORT):
+        tracker.text((folder / name).read_text("utf-8"), name)
+    means = {key: found["mean"] for key, found in metrics.items()}
+    tracker.metrics(
+        {score_name(key, split): mean for key, mean in means.items() if mean is not None}
+    )
+    tracker.table(scores.columns(metrics, split), "scores.json")
+    if absent:
+        tracker.text(json.dumps(absent, indent=1, sort_keys=True), "absent.json")
+    note, trained = scores.note(metrics, absent), tracker.parent
+    warning = f"{SIMULATED}\n\n" if store.simulated else ""
+    of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
+    tracker.note("Scores", f"{note}\n\n{warning}{of_run}{LOOK}")
+    if trained.run_id is None or tracker.run_id is None:
+        return
+    trained.latest(scores.headline_names(means, folder.name))
+    trained.tags({f"{folder.name}_run": tracker.run_id})
+    rest = f"The rest: [the evaluation]({tracker.link()})."
+    trained.note(f"Scores: {split} of {store.name}", f"{note}\n\n{rest}", first=True)
+
+
+def with_run_config(config: Config, run_config: Config, given: Iterable[str]) -> Config:
+    """The configuration to evaluate with: the run's, but for what evaluation takes anew (HONOURED).
+
+    Args:
+        config: what the command line asks for.
+        run_config: what the run was trained with.
+        given: dotted keys or sections that the command line gives.
+
+    Raises:
+        InputError: a key of another section is to be changed: the run is as it was trained.
+    """
+    old, new = (dict(flat_keys(asdict(c))) for c in (run_config, config))
+    prefixes = tuple(f"{key}." for key in given)
+    changed = [key for key in new if f"{key}.".startswith(prefixes) and new[key] != old.get(key)]
+    refused = [key for key in changed if not key.startswith(HONOURED)]
+    if refused:
+        key = refused[0]
+        way_out = ELSEWHERE.get(key, "leave it out, or train another run with it")
+        raise InputError(
+            f"evaluate can't change {key}: the run was trained with {old.get(key)!r}; {way_out}"
+        )
+    return replace(run_config, evaluation=config.evaluation, tracking=config.tracking)

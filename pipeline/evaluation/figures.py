@@ -1,8 +1,7 @@
-"""Figures that can be read on their own: title, labels, units.
+"""Figures of a scored run that can be read on their own: title, labels, units.
 
-Every function returns a matplotlib Figure of the object interface: no pyplot, so no global state,
-no window, and safe in worker threads. `figure.savefig(path)` writes it.
-Images are (N,C,H,W) in [0,1], tensors or arrays, C 1 (grey) or 3 (colour).
+Figures are of matplotlib's object interface: no pyplot, so no global state, no window, and safe in
+worker threads. Images are tensors (N,C,H,W) in [0,1], C 1 (grey) or 3 (colour).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,92 +13,62 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.figures import (
-    COLOURS,
-    Array,
-    as_array,
-    as_images,
-    bare,
-    image_grid,
-    legend_below,
-    plain_decimals,
-)
-from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR
+from pipeline.data.slices import evenly_spread
+from pipeline.evaluation.pairs import Tally
+from pipeline.figures import COLOURS, as_images, bare, image_grid, legend_below, plain_decimals
+from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR, frequencies
 
-_COLUMNS = 8
-_ERROR_COLOURS = "RdBu_r"
+SHOWN_SUBJECTS = 8
+# Images of each side of the figure of samples, and in a row of it.
+SHOWN_SAMPLES, COLUMNS = 36, 6
 
 
-def _show(axes: Axes, image: NDArray[Any]) -> None:
-    """One image without ticks, grey or colour, on the full scale [0,1]."""
-    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-    bare(axes)
+def pair_figures(tally: Tally, of: str, **powers: Tensor) -> dict[str, Figure]:
+    """Reconstructions of at most eight subjects, evenly spread, and spectra of all, by file name.
 
-
-def reconstructions(
-    images: Array,
-    reconstructed: Array | Mapping[str, Array],
-    subjects: Sequence[str],
-    title: str = "Reconstructions of unseen subjects",
-) -> Figure:
-    """Originals, reconstructions, and signed error maps, a column per subject (at most 8).
-
-    Args:
-        images: (N,C,H,W) in [0,1].
-        reconstructed: the same shape, or several of them by name, each with its own error row.
-        subjects: N labels of the columns.
-        title: of the figure.
-
-    Returns:
-        Figure: rows original, then reconstruction and reconstruction - original for each name.
-        All error maps share one symmetric scale; error of colour images is the mean of channels.
-
-    Raises:
-        ValueError: shapes or the number of labels do not match.
+    of: whose they are, for the titles; powers: name to radial power (n_bins,) to draw beside,
+    "_" for a space.
     """
-    originals = as_images(images)[:_COLUMNS]
-    named = reconstructed if isinstance(reconstructed, Mapping) else {"": reconstructed}
-    if np.shape(images)[0] != len(subjects):
-        raise ValueError(f"{np.shape(images)[0]} images for {len(subjects)} subjects")
-    shown = {}
-    for name, values in named.items():
-        if np.shape(values) != np.shape(images):
-            raise ValueError(f"images {np.shape(images)}, reconstructions {np.shape(values)}")
-        shown[name] = as_images(values, "reconstructions")[:_COLUMNS]
-    errors = {name: (values - originals).mean(axis=-1) for name, values in shown.items()}
-    # A few extreme pixels would wash out the rest: the bar's arrows mark values beyond.
-    stacked = np.abs(np.concatenate([error.ravel() for error in errors.values()]))
-    limit = max(float(np.quantile(stacked, 0.998)), 1e-3)
+    pairs = [tally.shown[number] for number in evenly_spread(len(tally.shown), SHOWN_SUBJECTS)]
+    images, made = (
+        torch.stack(pictures)
+        for pictures in zip(*((pair.image, pair.reconstruction) for pair in pairs), strict=True)
+    )
+    data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*tally.powers, strict=True))
+    beside = {name.replace("_", " "): power for name, power in powers.items()}
+    curves = {"data": data, "reconstruction": reconstruction, **beside}
+    names = [pair.subject for pair in pairs]
+    return {
+        "reconstructions.png": reconstructions(images, made, names, f"Reconstructions of {of}"),
+        "spectra.png": spectra(images.shape[-2:], curves, f"Radial power spectra, {of}"),
+    }
 
-    columns, rows = len(originals), 1 + 2 * len(shown)
-    aspect = originals.shape[1] / originals.shape[2]
-    size = (1.4 + 1.25 * max(columns, 3), 0.7 + 1.2 * aspect * rows)
+
+def reconstructions(images: Tensor, made: Tensor, subjects: Sequence[str], title: str) -> Figure:
+    """Originals, reconstructions, and signed errors (mean of channels), a column per subject."""
+    rows = [as_images(images), as_images(made)]
+    error = (rows[1] - rows[0]).mean(axis=-1)
+    # A few extreme pixels would wash out the rest: the bar's arrows mark values beyond.
+    limit = max(float(np.quantile(np.abs(error), 0.998)), 1e-3)
+    columns, aspect = len(images), images.shape[-2] / images.shape[-1]
+    size = (1.4 + 1.25 * max(columns, 3), 0.7 + 3.6 * aspect)
     figure = Figure(figsize=size, layout="compressed")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(3, columns, squeeze=False)
     for column in range(columns):
-        _show(axes[0, column], originals[column])
-        axes[0, column].set_title(_shorten(subjects[column]), fontsize=9)
-    axes[0, 0].set_ylabel("original", fontsize=9)
-    for k, (name, values) in enumerate(shown.items()):
-        above, below = axes[1 + 2 * k], axes[2 + 2 * k]
-        for column in range(columns):
-            _show(above[column], values[column])
-            drawn = below[column].imshow(
-                errors[name][column], cmap=_ERROR_COLOURS, vmin=-limit, vmax=limit
-            )
-            bare(below[column])
-        above[0].set_ylabel(name or "reconstruction", fontsize=9)
-        below[0].set_ylabel("error", fontsize=9)
-    # Beside all rows, though only the error rows use it: so that no row is narrower than another.
+        for row, pictures in enumerate(rows):
+            _show(axes[row, column], pictures[column])
+        drawn = axes[2, column].imshow(error[column], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        bare(axes[2, column])
+        name = subjects[column]
+        axes[0, column].set_title(name if len(name) <= 14 else name[:13] + "…", fontsize=9)
+    for row, label in enumerate(("original", "reconstruction", "error")):
+        axes[row, 0].set_ylabel(label, fontsize=9)
+    # Beside all rows, though only the errors use it: so that no row is narrower than another.
     bar = figure.colorbar(
-        drawn,
-        ax=list(axes.ravel()),
-        shrink=0.8,
-        aspect=12 * rows,
-        pad=0.15 / columns,
-        extend="both",
+        drawn, ax=list(axes.ravel()), shrink=0.8, aspect=36, pad=0.15 / columns, extend="both"
     )
     bar.set_label("error: reconstruction − original, intensity (0–1)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -107,36 +76,17 @@ def reconstructions(
     return figure
 
 
-def _shorten(label: str, length: int = 14) -> str:
-    return label if len(label) <= length else label[: length - 1] + "…"
+def samples(sampled: Tensor, data: Tensor, title: str, drawn: str) -> Figure:
+    """As many images drawn from the prior as of the data, unsorted and unchosen.
 
-
-def samples(
-    sampled: Array,
-    data: Array,
-    columns: int = 6,
-    title: str = "Samples from the prior",
-    drawn: str = "z ~ N(0, I)",
-) -> Figure:
-    """Images drawn from the prior beside those of the data, unsorted and unchosen.
-
-    Args:
-        sampled: (N,C,H,W) in [0,1].
-        data: (M,C,H,W) in [0,1]; both sides show the first min(N, M), at most 6 full rows.
-        columns: images in a row of each side.
-        title: of the figure.
-        drawn: where the samples' latents come from.
-
-    Raises:
-        ValueError: from `image_grid`.
+    drawn: where the samples' latents come from.
     """
-    count = min(len(sampled), len(data), columns * 6)
-    grids = [image_grid(values[:count], columns) for values in (data, sampled)]
+    count = min(len(sampled), len(data), SHOWN_SAMPLES)
+    grids = [image_grid(values[:count], COLUMNS) for values in (data, sampled)]
     height, width = grids[0].shape[:2]
     figure = Figure(figsize=(11.0, 0.7 + 5.4 * height / width), layout="compressed")
-    for axes, grid, name in zip(
-        figure.subplots(1, 2), grids, ("data", f"samples: decoder(z), {drawn}"), strict=True
-    ):
+    names = ("data", f"samples: decoder(z), {drawn}")
+    for axes, grid, name in zip(figure.subplots(1, 2), grids, names, strict=True):
         axes.imshow(grid)
         bare(axes)
         axes.set_title(f"{name}  (n = {count})", fontsize=10)
@@ -144,115 +94,66 @@ def samples(
     return figure
 
 
-def kernels(
-    images: Array,
-    kernels_by_epoch: Mapping[int, Array],
-    subjects: Sequence[str] | None = None,
-    title: str = "Blur kernels during training",
-) -> Figure:
-    """Each image and the kernel of what the model blurs in it, by epoch: Figure 2 of the paper.
+def kernels(images: Tensor, history: Mapping[int, Tensor], title: str) -> Figure:
+    """A row per image, and the kernel of what the model blurs in it: Figure 2 of the paper.
 
     Bredell et al., Explicitly Minimizing the Blur Error of Variational Autoencoders, ICLR 2023.
-
-    Args:
-        images: (N,C,H,W) in [0,1].
-        kernels_by_epoch: epoch to (N,s,s) or (N,1,s,s), s odd, each kernel summing to 1.
-        subjects: N labels of the rows.
-        title: of the figure.
-
-    Returns:
-        Figure: a row per image. All kernels share one logarithmic colour scale; below each is
-        its root second moment about the centre, in pixels: 0 is no blur.
-
-    Raises:
-        ValueError: no epoch, or not one kernel an image.
+    history: epoch to the images' kernels (N,1,s,s). All share one logarithmic scale; below each is
+    its root second moment about the centre, in pixels: 0 is no blur.
     """
-    pictures = as_images(images)
-    if not kernels_by_epoch:
-        raise ValueError("kernels of at least one epoch are needed")
-    if subjects is not None and len(subjects) != len(pictures):
-        raise ValueError(f"{len(pictures)} images for {len(subjects)} subjects")
-    stacks = {}
-    for epoch in sorted(kernels_by_epoch):
-        values = kernels_by_epoch[epoch]
-        if values.ndim == 4 and values.shape[1] == 1:
-            values = values[:, 0]
-        stacks[epoch] = as_array(values, 3, f"kernels of epoch {epoch}")
-        if len(stacks[epoch]) != len(pictures):
-            raise ValueError(f"{len(pictures)} images, {len(stacks[epoch])} kernels at {epoch}")
-    rows, columns = len(pictures), 1 + len(stacks)
-    figure = Figure(figsize=(1.6 + 1.45 * max(columns, 3), 0.9 + 1.65 * rows), layout="compressed")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    # Logarithmic, one for all: a peaked kernel is 100 times as high as a wide one, and the tails,
-    # which are the blur, would stay black on a linear scale.
+    epochs = sorted(history)
+    # Most happens early: behind the first, the epochs shown are spread by their logarithm.
+    wanted = np.geomspace(max(epochs[0], 1), max(epochs[-1], 1), 4)
+    chosen = {min(epochs[1:] or epochs, key=lambda epoch: abs(epoch - w)) for w in wanted}
+    epochs = sorted({epochs[0], *chosen})
+    pictures, rows = as_images(images), len(images)
+    size = (1.6 + 1.45 * max(1 + len(epochs), 3), 0.9 + 1.65 * rows)
+    figure = Figure(figsize=size, layout="compressed")
+    axes = figure.subplots(rows, 1 + len(epochs), squeeze=False)
+    # Logarithmic: a peaked kernel is 100 times as high as a wide one, and the tails, which are the
+    # blur, would stay black on a linear scale.
     norm = LogNorm(vmin=1e-5, vmax=1.0, clip=True)
     for row, picture in enumerate(pictures):
         _show(axes[row, 0], picture)
-        if subjects is not None:
-            axes[row, 0].set_ylabel(_shorten(subjects[row]), fontsize=9)
-        for column, (epoch, stack) in enumerate(stacks.items(), start=1):
-            panel = axes[row, column]
-            drawn = panel.imshow(stack[row], cmap="magma", norm=norm)
+        for column, epoch in enumerate(epochs, start=1):
+            panel, kernel = axes[row, column], history[epoch][row : row + 1].double().cpu()
+            drawn = panel.imshow(kernel[0, 0], cmap="magma", norm=norm)
             bare(panel)
-            width = kernel_width(torch.from_numpy(stack[row])[None, None]).item()
-            panel.set_xlabel(f"width {width:.2f} px", fontsize=8, labelpad=2)
+            panel.set_xlabel(f"width {kernel_width(kernel).item():.2f} px", fontsize=8, labelpad=2)
             if row == 0:
                 panel.set_title(f"epoch {epoch}", fontsize=9)
     bar = figure.colorbar(
-        drawn, ax=list(axes.ravel()), shrink=0.8, aspect=12 * rows, pad=0.15 / columns, extend="min"
+        drawn, ax=list(axes.ravel()), shrink=0.8, aspect=12 * rows, pad=0.15 / 4, extend="min"
     )
     bar.ax.tick_params(labelsize=8)
     bar.set_label("kernel weight (all sum to 1)", fontsize=9)
     axes[0, 0].set_title("image", fontsize=9)
-    side = stack.shape[-1]
+    side = kernel.shape[-1]
     figure.suptitle(f"{title}\n{side}×{side} pixels", fontsize=11)
     return figure
 
 
-def spectra(
-    frequencies: Array,
-    powers: Mapping[str, Array],
-    title: str = "Radial power spectra",
-    reference: str = "data",
-) -> Figure:
-    """Power against spatial frequency, and the ratio of each to the data.
+def spectra(shape: Sequence[int], powers: Mapping[str, Tensor], title: str) -> Figure:
+    """Power against spatial frequency, and its ratio to the data's.
 
-    Args:
-        frequencies: (n_bins,) cycles/pixel.
-        powers: name to (n_bins,), or to (B,n_bins) of which the mean is shown.
-        title: of the figure.
-        reference: the name in `powers` that the others are divided by.
-
-    Raises:
-        ValueError: the reference is missing, or bins do not match.
+    shape: (H,W) of the images; powers: name to radial power (n_bins,), "data" among them.
     """
-    axis = as_array(frequencies, 1, "frequencies")
-    if reference not in powers:
-        raise ValueError(f"powers must include {reference!r}, got {sorted(powers)}")
-    curves = {}
-    for name, values in powers.items():
-        curve = as_array(values, values.ndim, name)
-        curve = curve.mean(axis=0) if curve.ndim == 2 else curve
-        if curve.shape != axis.shape:
-            raise ValueError(f"{name} has bins {curve.shape}, frequencies {axis.shape}")
-        curves[name] = curve.clip(min=POWER_FLOOR)
+    axis = frequencies(*shape).numpy()
+    curves = {
+        name: power.double().cpu().numpy().clip(min=POWER_FLOOR) for name, power in powers.items()
+    }
     figure = Figure(figsize=(10.5, 4.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (name, curve) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": name, "lw": 1.8}
         left.semilogy(axis, curve, **style)
-        right.semilogy(axis, curve / curves[reference], **style)
+        right.semilogy(axis, curve / curves["data"], **style)
     for axes, label, name in (
         (left, "power per frequency (intensity²)", "power"),
-        (right, f"power / power of {reference}", f"ratio to {reference}: 1 is as sharp"),
+        (right, "power / power of data", "ratio to data: 1 is as sharp"),
     ):
-        axes.axvline(
-            HIGH_FREQUENCY,
-            color="0.4",
-            ls=":",
-            lw=1.5,
-            label=f"f = {HIGH_FREQUENCY}: high frequencies to its right",
-        )
+        high = f"f = {HIGH_FREQUENCY}: high frequencies to its right"
+        axes.axvline(HIGH_FREQUENCY, color="0.4", ls=":", lw=1.5, label=high)
         axes.set_xlim(0.0, 0.5)
         axes.set_xlabel("spatial frequency (cycles/pixel)")
         axes.set_ylabel(label)
@@ -262,3 +163,9 @@ def spectra(
     legend_below(figure, left)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _show(axes: Axes, image: NDArray[Any]) -> None:
+    """One image (H,W,C) without ticks, grey or colour, on the full scale [0,1]."""
+    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    bare(axes)

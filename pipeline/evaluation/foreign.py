@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
-from pipeline.data.slices import SliceDataset, open_store
+from pipeline.data.slices import SliceDataset, evenly_spread, open_store
 from pipeline.errors import InputError
+from pipeline.evaluation.figures import SHOWN_SUBJECTS, pair_figures
 from pipeline.evaluation.networks import load_networks
 from pipeline.evaluation.pairs import Tally, mean_of
-from pipeline.evaluation.record import FILES, Evaluation, write_evaluation
-from pipeline.evaluation.report import REPORT
-from pipeline.evaluation.report.about import About, command
+from pipeline.evaluation.record import FILES, REPORT
+from pipeline.evaluation.report import About, Evaluation, shell_line, write_evaluation
 from pipeline.evaluation.scores import table
 from pipeline.files import work_folder, writable
 from pipeline.progress import Reporter
@@ -94,23 +94,19 @@ def run(options: Options) -> None:
             f"{folder} holds {strange[0]}, and results replace what is there: give --output a new "
             "folder"
         )
-    found = score(pairs, count, options.settings, simulated)
-    write_evaluation(folder, found, {"options": asdict(options)}, _about(name, options, simulated))
-    print(table(found.metrics))
-    print(f"report: {folder / REPORT}")
-
-
-def _about(name: str, options: Options, simulated: bool) -> About:
+    evaluation = score(pairs, count, options.settings, simulated)
     given = {k: v for k, v in asdict(options).items() if v != getattr(Options, k, None)}
-    of = f" of store {options.store}, split {options.split}" if options.store else ""
-    return About(
+    about = About(
         title=name,
         kind="scores of another program's reconstructions",
         what="Reconstructions from elsewhere",
-        of=of,
+        of=f" of store {options.store}, split {options.split}" if options.store else "",
         simulated=simulated,
-        commands=[command("evaluate", given)],
+        commands=[shell_line("evaluate", given)],
     )
+    write_evaluation(folder, evaluation, {"options": asdict(options)}, about)
+    print(table(evaluation.metrics))
+    print(f"report: {folder / REPORT}")
 
 
 @torch.no_grad()
@@ -137,11 +133,13 @@ def score(
             reporter.update(number / count, f"subject {number}/{count}")
     of = "another program" + (" (simulated people)" if simulated else "")
     return Evaluation(
-        tally.metrics(settings),
+        tally.metrics(settings.seed),
         tally.rows,
-        tally.figures(of),
+        pair_figures(tally, of),
         tally.networks.absent,
-        tally.report(),
+        [tally.shown[n] for n in evenly_spread(len(tally.shown), SHOWN_SUBJECTS)],
+        tally.best,
+        tally.worst,
     )
 
 

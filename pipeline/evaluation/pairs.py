@@ -6,42 +6,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipeline.config import EvaluationConfig
-from pipeline.data.slices import evenly_spread
-from pipeline.evaluation import figures
 from pipeline.evaluation.networks import Networks
-from pipeline.evaluation.report.gathering import Extremes, Pair, Pictures, pair_of
 from pipeline.metrics import sharpness
 from pipeline.metrics.distribution import ImageSets, Kind
 from pipeline.metrics.fidelity import brain_psnr, psnr, ssim
-from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.metrics.statistics import Interval, aggregate, single
 
 # Columns of the table that are no scores.
 LABELS = ("subject", "family", "split", "slices")
-SHOWN_SUBJECTS = 8
+# Of the best slices and of the worst, each of another subject.
+KEPT = 4
 
 
-def slice_scores(
-    images: Tensor, reconstructions: Tensor, distances: Mapping[str, PerceptualDistance]
-) -> dict[str, Tensor]:
-    """Scores of each slice (B,): images, reconstructions (B,C,H,W) in [0,1]."""
+@dataclass(frozen=True)
+class Pair:
+    """A slice and its reconstruction, (C,H,W) in [0,1].
+
+    place: the slice's number in its volume, where that is known; psnr: dB, of the whole slice or,
+    of extremes, what they are chosen by.
+    """
+
+    subject: str
+    place: int | None
+    psnr: float
+    image: Tensor
+    reconstruction: Tensor
+
+
+def mean_of(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Means over a subject's slices of scores (B,) that were taken batch by batch."""
     return {
-        "psnr": psnr(images, reconstructions),
-        "ssim": ssim(images, reconstructions),
-        **{name: distance(images, reconstructions) for name, distance in distances.items()},
-        "blur_effect": sharpness.blur_effect(reconstructions),
-        "blur_effect_data": sharpness.blur_effect(images),
-    }
-
-
-def mean_of(batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Means over a subject's slices of scores that were taken batch by batch."""
-    return {
-        key: float(torch.cat([one[key] for one in batches]).double().mean()) for key in batches[0]
+        key: float(torch.cat([batch[key] for batch in batches]).double().mean())
+        for key in batches[0]
     }
 
 
@@ -50,9 +48,9 @@ class Tally:
     """What was scored so far, subject by subject.
 
     rows: each subject's labels and scores; powers: mean radial power (n_bins,) of its images and
-    of their reconstructions; shown: its middle slice; extremes: the best and worst of all slices;
-    sets: all images, for the metrics that compare sets. image_set: whether they are photographs,
-    which have no brain to choose the extremes by.
+    of their reconstructions; shown: its middle slice; best, worst: of all slices, at most one of a
+    subject, for a single odd volume would fill the row; sets: all images, for the metrics that
+    compare sets. image_set: whether they are photographs, which have no brain to choose by.
     """
 
     networks: Networks
@@ -60,7 +58,8 @@ class Tally:
     rows: list[dict[str, Any]] = field(default_factory=list)
     powers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     shown: list[Pair] = field(default_factory=list)
-    extremes: Extremes = field(default_factory=Extremes)
+    best: list[Pair] = field(default_factory=list)
+    worst: list[Pair] = field(default_factory=list)
     sets: list[ImageSets] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,17 +71,24 @@ class Tally:
             compared.add(kind, images)
 
     def slice_scores(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-        """`slice_scores` of a batch (B,C,H,W), which is added to the sets."""
+        """Scores (B,) of a batch in [0,1], (B,C,H,W) each, which is added to the sets."""
         self.compare("data", images)
         self.compare("reconstruction", reconstructions)
-        return slice_scores(images, reconstructions, self.networks.distances)
+        distances = self.networks.distances.items()
+        return {
+            "psnr": psnr(images, reconstructions),
+            "ssim": ssim(images, reconstructions),
+            **{name: distance(images, reconstructions) for name, distance in distances},
+            "blur_effect": sharpness.blur_effect(reconstructions),
+            "blur_effect_data": sharpness.blur_effect(images),
+        }
 
     def add(
         self,
         labels: Mapping[str, object],
         scores: Mapping[str, float],
         images: Tensor,
-        reconstructions: Tensor,
+        made: Tensor,
         places: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Add a subject's row and return it, which may get more scores.
@@ -91,32 +97,37 @@ class Tally:
             labels: the subject's name and what else is of LABELS.
             scores: those that were taken slice by slice.
             images: (n,C,H,W), all slices of the subject, on the CPU.
-            reconstructions: of the same shape.
+            made: their reconstructions, of the same shape.
             places: the numbers of the slices in their volume.
         """
         row = {**labels, "slices": len(images), **scores}
         for key, measure in sharpness.RATIOS.items():
-            row[key] = sharpness.ratio_of_means(measure(images), measure(reconstructions))
-        power, reconstructed = (sharpness.radial_power(x) for x in (images, reconstructions))
+            row[key] = sharpness.ratio_of_means(measure(images), measure(made))
+        power, reconstructed = (sharpness.radial_power(x) for x in (images, made))
         row["spectrum_error"] = sharpness.spectrum_error(power, reconstructed)
         self.powers.append((power.mean(dim=0), reconstructed.mean(dim=0)))
-        subject, slices = str(labels["subject"]), psnr(images, reconstructions)
-        middle = len(images) // 2
-        self.shown.append(pair_of(subject, middle, images, reconstructions, slices, places))
-        chosen_by = slices if self.image_set else brain_psnr(images, reconstructions)
-        self.extremes.add(subject, images, reconstructions, chosen_by, places)
         self.rows.append(row)
+        whole = psnr(images, made)
+
+        def pair(number: int, by: Tensor) -> Pair:
+            place = places[number] if places else None
+            # Copies: a view would keep all slices of the subject.
+            pictures = images[number].clone(), made[number].clone()
+            return Pair(str(labels["subject"]), place, by[number].item(), *pictures)
+
+        self.shown.append(pair(len(images) // 2, whole))
+        by = whole if self.image_set else brain_psnr(images, made)  # NaN where there is no brain
+        if not by.isnan().all():
+            self.best.append(pair(int(by.nan_to_num(-torch.inf).argmax()), by))
+            self.worst.append(pair(int(by.nan_to_num(torch.inf).argmin()), by))
+        self.best = sorted(self.best, key=lambda extreme: -extreme.psnr)[:KEPT]
+        self.worst = sorted(self.worst, key=lambda extreme: extreme.psnr)[:KEPT]
         return row
 
-    @property
-    def subjects(self) -> list[str]:
-        """Names, in the order in which they were added."""
-        return [row["subject"] for row in self.rows]
-
-    def metrics(self, settings: EvaluationConfig) -> dict[str, Interval]:
+    def metrics(self, seed: int) -> dict[str, Interval]:
         """Means over families with their intervals, and the distances between sets of images.
 
-        families: how many there are; subjects of unknown family are one each.
+        families: how many there are; subjects of unknown family are one each. seed: of subsets.
         """
         families = [str(row.get("family") or row["subject"]) for row in self.rows]
         scored = [key for key in self.rows[0] if key not in LABELS]
@@ -124,43 +135,5 @@ class Tally:
         metrics = aggregate(values, families)
         metrics["families"] = single(len(set(families)))
         for compared in self.sets:
-            metrics |= compared.scores(settings.seed)
+            metrics |= compared.scores(seed)
         return metrics
-
-    def figures(self, of: str, **powers: Tensor) -> dict[str, Figure]:
-        """Reconstructions of at most eight subjects, evenly spread, and spectra of all.
-
-        of: whose they are, for the titles; powers: name to radial power (n_bins,) to draw beside,
-        "_" for a space.
-        """
-        chosen = evenly_spread(len(self.shown), SHOWN_SUBJECTS)
-        images, made = self.pictures(chosen)
-        data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*self.powers, strict=True))
-        more = {name.replace("_", " "): power for name, power in powers.items()}
-        return {
-            "reconstructions.png": figures.reconstructions(
-                images,
-                made,
-                [self.subjects[number] for number in chosen],
-                f"Reconstructions of {of}",
-            ),
-            "spectra.png": figures.spectra(
-                sharpness.frequencies(*images.shape[-2:]),
-                {"data": data, "reconstruction": reconstruction, **more},
-                f"Radial power spectra, {of}",
-            ),
-        }
-
-    def pictures(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """The middle slices of subjects by their number, and the reconstructions: (n,C,H,W)."""
-        pairs = [self.shown[number] for number in chosen]
-        return (
-            torch.stack([pair.image for pair in pairs]),
-            torch.stack([pair.reconstruction for pair in pairs]),
-        )
-
-    def report(self) -> Pictures:
-        """What the report shows of reconstructions."""
-        chosen = evenly_spread(len(self.shown), SHOWN_SUBJECTS)
-        pairs = [self.shown[number] for number in chosen]
-        return Pictures(pairs, self.extremes.best, self.extremes.worst)

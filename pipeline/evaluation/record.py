@@ -1,10 +1,10 @@
-"""The files of an evaluation: their writer and their reader.
+"""Where the files of an evaluation lie, what they depend on, and their reader.
 
 Light to import: the libraries of the metrics take seconds to load, and there may be nothing to do.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,16 @@ from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import Store, open_store
 from pipeline.errors import InputError
-from pipeline.evaluation.report import REPORT
-from pipeline.evaluation.report.about import About
-from pipeline.evaluation.report.gathering import Pictures
-from pipeline.figures import write_figure
-from pipeline.files import csv_text, find_folder, swapped_in, work_folder, write_json, write_text
+from pipeline.files import find_folder, run_folder, work_folder
 from pipeline.fits.fits import fits_digest
 from pipeline.metrics.statistics import Interval
-from pipeline.training.checkpoint import Checkpoint, TrainingState
+from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint
 
+REPORT = "report.html"
 # What the folder of an evaluation holds.
 FILES = {
     "calibration.json", "figures", "inputs.json", "metrics.json", "per_subject.csv", REPORT,
 }  # fmt: skip
-
-
-@dataclass
-class Evaluation:
-    """What was found: aggregated metrics, a row per subject, figures by file name."""
-
-    metrics: dict[str, Interval]
-    per_subject: list[dict[str, Any]]
-    figures: dict[str, Any]
-    absent: dict[str, str]
-    """Metrics that are left out, each with the reason."""
-    pictures: Pictures
-    """What the report shows beside figures."""
-    calibration: dict[str, Any] | None = None
-    """The curves of the figure of calibration, to draw runs side by side later."""
 
 
 def trained_store(state: TrainingState) -> Store | None:
@@ -56,6 +38,11 @@ def trained_store(state: TrainingState) -> Store | None:
         if store.digest == state.store["digest"]:
             return store
     return None
+
+
+def store_to_score(config: Config) -> Store:
+    """The store of evaluation.store, or the one trained on."""
+    return open_store(config.evaluation.store or config.data.store, work_folder())
 
 
 def evaluation_folder(config: Config, store: Store) -> str:
@@ -90,32 +77,12 @@ def fingerprint(checkpoint: Checkpoint, store: Store, config: Config) -> dict[st
     }
 
 
-def write_evaluation(
-    folder: Path, evaluation: Evaluation, inputs: dict[str, Any], about: About
-) -> None:
-    """Write figures, tables and the report: all of them, or the folder stays as it was."""
-    from pipeline.evaluation.report.page import Page  # slow to import
-    from pipeline.evaluation.report.writing import write_report
-
-    with swapped_in(folder) as new:
-        for name, figure in evaluation.figures.items():
-            write_figure(new / "figures" / name, figure)
-        write_text(new / "per_subject.csv", csv_text(evaluation.per_subject))
-        if evaluation.calibration is not None:
-            write_json(new / "calibration.json", evaluation.calibration)
-        write_report(
-            Page(
-                about,
-                evaluation.metrics,
-                evaluation.per_subject,
-                evaluation.pictures,
-                evaluation.figures,
-                evaluation.absent,
-                new,
-            )
-        )
-        write_json(new / "inputs.json", inputs, sort_keys=True)
-        write_json(new / "metrics.json", evaluation.metrics)
+def earlier_scores(config: Config, run: str) -> dict[str, Interval] | None:
+    """The metrics of a trained run as it is now, as far as they are there; else None."""
+    folder, store = run_folder(run), store_to_score(config)
+    checkpoint = find_checkpoint(folder / "checkpoints", config.evaluation.checkpoint)
+    inputs = fingerprint(checkpoint, store, config)
+    return read_evaluation(folder / evaluation_folder(config, store), inputs, complete=False)
 
 
 def read_evaluation(

@@ -24,7 +24,8 @@ class Metric:
     """A score: its key in metrics.json, its name, which way is better, decimals shown, its unit.
 
     meaning: in one line. data: what the originals have, the key of another metric or a number;
-    None where that is not defined.
+    None where that is not defined. headline: whether it is of the few that stand at the head of a
+    report and with the training run in MLflow.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Metric:
     unit: str = ""
     meaning: str = ""
     data: str | float | None = None
+    headline: bool = False
 
     @property
     def heading(self) -> str:
@@ -65,12 +67,16 @@ class Metric:
 RECONSTRUCTION = (
     Metric(
         "psnr", "PSNR", "up", 2, "dB",
-        "error of a pixel on a logarithmic scale: 6 dB more is half the error",
+        "error of a pixel on a logarithmic scale: 6 dB more is half the error", headline=True,
     ),
-    Metric("ssim", "SSIM", "up", 3, "", "structural similarity in windows; 1 is identical", 1.0),
+    Metric(
+        "ssim", "SSIM", "up", 3, "", "structural similarity in windows; 1 is identical", 1.0,
+        headline=True,
+    ),
     Metric(
         "lpips_alex", "LPIPS alex", "down", 4, "",
         "how different a network, tuned to human judgements, finds the two images", 0.0,
+        headline=True,
     ),
     Metric("lpips_vgg", "LPIPS vgg", "down", 4, "", "the same by a larger network", 0.0),
     Metric(
@@ -87,7 +93,7 @@ RECONSTRUCTION = (
     Metric(
         "high_frequency_ratio", "high frequencies", "one", 3, "",
         "power of fine detail (0.25 cycles/pixel and above) over that of the data; below 1 is blur",
-        1.0,
+        1.0, headline=True,
     ),
     Metric(
         "gradient_magnitude_ratio", "gradients", "one", 3, "",
@@ -95,7 +101,7 @@ RECONSTRUCTION = (
     ),
     Metric(
         "blur_effect", "blur effect", "data", 3, "",
-        "perceptual blur from 0 to 1, of the image alone", "blur_effect_data",
+        "perceptual blur from 0 to 1, of the image alone", "blur_effect_data", headline=True,
     ),
     Metric(
         "spectrum_error", "spectrum error", "down", 3, "",
@@ -103,7 +109,7 @@ RECONSTRUCTION = (
     ),
     Metric(
         "rate", "rate", "", 0, "nats",
-        "information that the latent carries of an image",
+        "information that the latent carries of an image", headline=True,
     ),
 )  # fmt: skip
 SAMPLES = (
@@ -120,11 +126,12 @@ SAMPLES = (
     ),
     Metric(
         "sample_kid_coarse", "KID of 4×4 means", "down", 3, "",
-        "distance of the anatomy alone, without texture", "training_kid_coarse",
+        "distance of the anatomy alone, without texture", "training_kid_coarse", headline=True,
     ),
     Metric(
         "sample_novelty", "novelty", "one", 2, "",
         "distance to the nearest training slice over that of unseen subjects; 0 is a copy", 1.0,
+        headline=True,
     ),
     Metric(
         "sample_high_frequency_ratio", "high frequencies", "one", 3, "",
@@ -146,7 +153,7 @@ SAMPLES = (
 DENSITY = (
     Metric(
         "elbo_bits_per_dim", "−ELBO", "down", 3, "bits/dim",
-        "bound on the negative log-likelihood of an image under the term's own law",
+        "bound on the negative log-likelihood of an image under the term's own law", headline=True,
     ),
 )  # fmt: skip
 FITTED_DENSITY = (
@@ -159,6 +166,7 @@ CALIBRATION = (
     Metric(
         "calibration_fitted_coverage_90", "within 90% intervals, fitted law", "ninety", 3, "",
         "share of the brain's pixels that lie in the interval which should hold 90% of them", 0.9,
+        headline=True,
     ),
     Metric(
         "calibration_fitted_whitened_variance_brain", "whitened variance, fitted law", "one", 3, "",
@@ -179,6 +187,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "Likelihood and calibration": (*DENSITY, *FITTED_DENSITY, *CALIBRATION),
 }
 """The scores that people read, by what they are of; metrics.json has more."""
+HEADLINE = tuple(metric for group in GROUPS.values() for metric in group if metric.headline)
 
 
 def loss(metric: Metric, value: float, data: float = math.nan) -> float:

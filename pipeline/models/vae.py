@@ -53,11 +53,13 @@ class Inference:
         posterior: of the latent.
         latent: drawn from it with the noise that was given.
         reconstruction: decode(latent).
+        features: the encoder's, by side.
     """
 
     posterior: Posterior
     latent: Float[Tensor, "B L"]
     reconstruction: Float[Tensor, "B C H W"]
+    features: dict[int, Tensor]
 
 
 class VAE(nn.Module):
@@ -92,15 +94,19 @@ class VAE(nn.Module):
         return self.infer(image, noise)
 
     def infer(
-        self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B L"] | None = None
+        self,
+        image: Float[Tensor, "B C H W"],
+        noise: Float[Tensor, "B L"] | None = None,
+        features: dict[int, Tensor] | None = None,
     ) -> Inference:
         """One way down through the levels, each draw from its posterior.
 
         Args:
             image: intensity in [0,1].
             noise: standard normal; without it every draw is its posterior's mean.
+            features: of an earlier inference of these images: the encoder need not run again.
         """
-        features = self.encoder(image)
+        features = self.encoder(image) if features is None else features
         parts = None if noise is None else self.decoder.split(noise)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -117,7 +123,7 @@ class VAE(nn.Module):
             torch.cat([value.flatten(1) for value in values], dim=1)
             for values in zip(*found, strict=True)
         )
-        return Inference(Posterior(mean, log_variance), latent, reconstruction)
+        return Inference(Posterior(mean, log_variance), latent, reconstruction, features)
 
     def encode(self, image: Float[Tensor, "B C H W"]) -> Posterior:
         """The posterior of images in [0,1], each draw's given the means before it."""

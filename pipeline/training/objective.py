@@ -99,13 +99,15 @@ class Objective(nn.Module):
         *,
         warm_up: bool = False,
         mean_latent: bool = False,
+        features: dict[int, Tensor] | None = None,
     ) -> ElboParts:
         """Step (A)'s parts for images (B,C,H,W). `warm_up`: under the plain Gaussian term.
 
-        With `mean_latent` the posterior's mean is decoded instead of a draw.
+        With `mean_latent` the posterior's mean is decoded instead of a draw. features: as of
+        `VAE.infer`.
         """
         noise = None if mean_latent else self.vae.prior_latents(len(image), generator)
-        found = self.vae.infer(image, noise)
+        found = self.vae.infer(image, noise, features)
         kernel = None if warm_up else self._frozen_kernel(found.latent)
         return self._parts(image, found, transfer_of(kernel, image.shape), warm_up)
 

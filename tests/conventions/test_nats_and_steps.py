@@ -75,7 +75,8 @@ def test_bits_a_dimension_are_minus_the_bound_over_log_2_and_all_channels() -> N
     nll, rate = parts_by_hand(made)
     fitted = ResidualLaw((3, 32, 32), 0.01)
     with torch.no_grad():
-        scores, _ = model_scores(made, images(), torch.Generator(), fitted)
+        middle = made.vae.infer(images())
+        scores = model_scores(made, images(), middle, torch.Generator(), fitted)
         at_noise = made.vae.infer(images(), noise()).reconstruction
         own = fitted(at_noise).nll(images() - at_noise)
     scores = {name: value.double() for name, value in scores.items()}

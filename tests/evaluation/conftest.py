@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from pipeline.evaluation import figures
-from pipeline.evaluation.report.about import About
-from pipeline.evaluation.report.gathering import Pair, Pictures
-from pipeline.evaluation.report.page import Page
-from pipeline.evaluation.report.writing import write_report
+from pipeline.evaluation.pairs import Pair
+from pipeline.evaluation.report import About, Evaluation, report
 from pipeline.figures import write_figure
 from pipeline.metrics.catalogue import GROUPS
 from pipeline.metrics.statistics import Interval
@@ -29,13 +27,12 @@ def page_writer(tmp_path: Path) -> Callable[..., str]:
         errors = torch.tensor([0.1, 0.2, 0.3])[:, None, None, None]
         made = (clean + errors).clamp(0, 1)
         pairs = [Pair(name, 40 + i, 20.0 + i, clean[i], made[i]) for i in range(3)]
-        frequencies = torch.linspace(0, 0.5, 5)
+        power = torch.linspace(1, 0.5, 9)
+        curves = {"data": power, "reconstruction": 0.9 * power}
         drawn = {
-            "spectra.png": figures.spectra(
-                frequencies, {"data": 1 - frequencies, "reconstruction": 0.9 - frequencies}
-            ),
+            "spectra.png": figures.spectra((16, 16), curves, ""),
             "kernels.png": figures.kernels(
-                clean[:1], {1: torch.full((1, 3, 3), 1 / 9), 9: torch.full((1, 3, 3), 1 / 9)}
+                clean[:1], dict.fromkeys((1, 9), torch.full((1, 1, 3, 3), 1 / 9)), ""
             ),
         }
         for file, figure in drawn.items():
@@ -44,16 +41,23 @@ def page_writer(tmp_path: Path) -> Callable[..., str]:
             metric.key: {"mean": 0.5, "low": 0.25, "high": 0.75} for metric in METRICS
         }
         metrics |= {"blur_effect_data": {"mean": 0.341, "low": 0.3, "high": 0.4}}
-        content = {
-            "about": About(name, "scores", "Trained", simulated=True, commands=["a & b"],
-                           settings=f"run: {name}"),
+        about = changes.pop("about", None) or About(
+            name, "scores", "Trained", simulated=True, commands=["a & b"], settings=f"run: {name}"
+        )
+        content: dict[str, Any] = {
             "metrics": metrics,
             "rows": [{"subject": name, "slices": 3}],
-            "pictures": Pictures(pairs, pairs[2:], pairs[:1], clean, clean, "z ~ N(0, I)"),
-            "figures": list(drawn),
-            "absences": {"fid": f"no weights for {name}"},
-            "folder": tmp_path,
-        }  # fmt: skip
-        return write_report(Page(**(content | changes))).read_text(encoding="utf-8")
+            "figures": drawn,
+            "absent": {"fid": f"no weights for {name}"},
+            "pairs": pairs,
+            "best": pairs[2:],
+            "worst": pairs[:1],
+            "samples": clean,
+            "data": clean,
+            "drawn": "z ~ N(0, I)",
+        }
+        page = report(tmp_path, Evaluation(**(content | changes)), about)
+        (tmp_path / "report.html").write_text(page, encoding="utf-8")
+        return page
 
     return write

@@ -122,7 +122,7 @@ def test_every_metric_is_there_or_its_absence_has_a_reason(
     term: str, fitted: ResidualLaw | None
 ) -> None:
     model, generator = objective(term), torch.Generator().manual_seed(0)
-    found = expected_spread(model, images(3), generator, fitted)
+    found = expected_spread(model, images(3), model.vae.infer(images(3)), generator, fitted)
     row = of_subject(images(3), [found])[0]
     absent = missing(model, term, "" if fitted else "why")
     assert {*row, *absent} == {*keys(term), *keys(FITTED)}
@@ -131,13 +131,15 @@ def test_every_metric_is_there_or_its_absence_has_a_reason(
 
 def test_a_term_that_was_not_trained_under_has_no_calibration_yet() -> None:
     model = Objective((1, 32, 32), MODEL, LikelihoodConfig(kernel_size=5)).eval()
-    residual, spreads = expected_spread(model, images(3), torch.Generator())
+    middle = model.vae.infer(images(3))
+    residual, spreads = expected_spread(model, images(3), middle, torch.Generator())
     assert residual.shape == (3, 1, 32, 32) and not spreads
     assert set(missing(model, "blur", "why")) == {*keys("blur"), *keys(FITTED)}
 
 
 def test_draws_of_the_latent_only_widen_the_interval() -> None:
-    _, spreads = expected_spread(objective("blur"), images(3), torch.Generator().manual_seed(0))
+    model, generator = objective("blur"), torch.Generator().manual_seed(0)
+    _, spreads = expected_spread(model, images(3), model.vae.infer(images(3)), generator)
     spread = spreads["term"]
     assert spread.posterior_width is not None
     assert (spread.posterior_width >= spread.half_width).all()

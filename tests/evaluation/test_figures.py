@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pipeline.evaluation import figures
-from pipeline.figures import plain_decimals
+from pipeline.figures import image_grid, plain_decimals
 from pipeline.metrics import sharpness
 
 
@@ -29,42 +29,32 @@ def _drawn(figure: Figure) -> str:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_reconstructions_show_subjects_rows_and_units(channels: int) -> None:
-    images = _images(10, channels)
-    names = [f"subject{i}" for i in range(10)]
-    words = _drawn(figures.reconstructions(images, {"gaussian": images, "blur": images}, names))
-    for word in ("original", "gaussian", "blur", "error", "intensity (0–1)", *names[:8]):
+    images, names = _images(3, channels), [f"subject{i}" for i in range(3)]
+    words = _drawn(figures.reconstructions(images, images, names, "Reconstructions"))
+    for word in ("original", "reconstruction", "error", "intensity (0–1)", *names):
         assert word in words
-    assert names[8] not in words
-    assert "reconstruction" in _drawn(figures.reconstructions(images[:1], images[:1], names[:1]))
 
 
 def test_samples_stand_beside_as_many_data() -> None:
-    words = _drawn(figures.samples(_images(7), _images(20)))
+    words = _drawn(figures.samples(_images(7), _images(20), "Samples", "z"))
     assert "data  (n = 7)" in words and "samples" in words
 
 
 def test_kernels_show_epochs_and_widths() -> None:
-    point = np.zeros((2, 5, 5))
-    point[:, 2, 2] = 1.0
-    cross = np.zeros((2, 1, 5, 5))
-    cross[:, 0, [0, 2, 2, 4], [2, 0, 4, 2]] = 0.25
-    words = _drawn(figures.kernels(_images(2, 3), {10: cross, 1: point}, ["anna", "ben"]))
-    for word in ("epoch 1", "epoch 10", "width 0.00 px", "width 2.00 px", "anna", "5×5"):
+    point, cross = torch.zeros(2, 2, 1, 5, 5)
+    point[:, :, 2, 2] = 1.0
+    cross[:, :, [0, 2, 2, 4], [2, 0, 4, 2]] = 0.25
+    words = _drawn(figures.kernels(_images(2, 3), {10: cross, 1: point}, "Kernels"))
+    for word in ("epoch 1", "epoch 10", "width 0.00 px", "width 2.00 px", "5×5"):
         assert word in words
 
 
-def test_spectra_show_units_and_the_high_frequencies() -> None:
-    power = sharpness.radial_power(_images(3))
-    curves = {"data": power, "reconstruction": power / 2, "samples": power.mean(dim=0)}
-    words = _drawn(figures.spectra(sharpness.frequencies(16, 16), curves))
+def test_spectra_show_units_and_the_high_frequencies_and_the_legend_covers_no_panel() -> None:
+    power = sharpness.radial_power(_images(3)).mean(dim=0)
+    figure = figures.spectra((16, 16), {"data": power, "samples": power / 2}, "Spectra")
+    words = _drawn(figure)
     for word in ("cycles/pixel", "intensity²", "power of data", "f = 0.25", "samples"):
         assert word in words
-
-
-def test_the_legend_of_spectra_covers_no_panel() -> None:
-    power = sharpness.radial_power(_images(3))
-    figure = figures.spectra(sharpness.frequencies(16, 16), {"data": power, "samples": power / 2})
-    _drawn(figure)
     [legend] = figure.legends
     top = legend.get_window_extent().y1
     assert all(axes.get_tightbbox().y0 >= top and axes.get_legend() is None for axes in figure.axes)
@@ -85,7 +75,7 @@ def test_a_ratio_is_labelled_in_plain_decimals(low: float, labels: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_every_pixel_in_its_place(channels: int) -> None:
     images = _images(5, channels)
-    grid = figures.image_grid(images, columns=3, gap=2)
+    grid = image_grid(images, columns=3, gap=2)
     assert grid.shape == (2 * 16 + 2, 3 * 16 + 4, 3) and grid.dtype == np.uint8
     fifth = (images[4].expand(3, 16, 16) * 255).round().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(grid[18:, 18:34], fifth)
@@ -96,25 +86,5 @@ def test_no_figure_touches_the_pyplot_registry() -> None:
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    figures.samples(_images(2), _images(2))
+    figures.samples(_images(2), _images(2), "", "")
     assert pyplot.get_fignums() == before
-
-
-def test_wrong_input_is_refused() -> None:
-    images = _images(2)
-    with pytest.raises(ValueError, match="subjects"):
-        figures.reconstructions(images, images, ["one"])
-    with pytest.raises(ValueError, match="reconstructions"):
-        figures.reconstructions(images, images[:1], ["a", "b"])
-    with pytest.raises(ValueError, match="channels"):
-        figures.image_grid(_images(2, 2))
-    with pytest.raises(ValueError, match="columns"):
-        figures.image_grid(images, columns=0)
-    with pytest.raises(ValueError, match="epoch"):
-        figures.kernels(images, {})
-    with pytest.raises(ValueError, match="kernels at 3"):
-        figures.kernels(images, {3: np.ones((1, 5, 5)) / 25})
-    with pytest.raises(ValueError, match="include 'data'"):
-        figures.spectra(np.linspace(0, 0.5, 4), {"samples": np.ones(4)})
-    with pytest.raises(ValueError, match="bins"):
-        figures.spectra(np.linspace(0, 0.5, 4), {"data": np.ones(5)})

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.networks import Networks
-from pipeline.evaluation.pairs import Tally
-from pipeline.evaluation.report.about import About
-from pipeline.evaluation.report.gathering import KEPT, Extremes, Pair, Pictures
-from pipeline.evaluation.report.page import HEADLINE
+from pipeline.evaluation.pairs import KEPT, Pair, Tally
+from pipeline.evaluation.report import About
 from pipeline.evaluation.scores import table
-from pipeline.metrics.catalogue import GROUPS
+from pipeline.metrics.catalogue import GROUPS, HEADLINE
 from pipeline.metrics.fidelity import psnr
 from pipeline.metrics.statistics import Interval
 
@@ -33,25 +31,25 @@ def noisy(clean: Tensor, sizes: list[float]) -> Tensor:
 
 
 def test_extremes_are_the_best_and_the_worst_slices_of_different_subjects() -> None:
-    found, clean = Extremes(), images(3)
+    tally, clean = Tally(Networks(), image_set=True), images(3)
     for number in range(KEPT + 3):
         made = noisy(clean, [0.3 - 0.01 * number, 0.05 + 0.01 * number, 0.15])
-        found.add(f"s{number}", clean, made, psnr(clean, made), [10, 20, 30])
-    assert [pair.subject for pair in found.worst] == [f"s{n}" for n in range(KEPT)]
-    assert [pair.subject for pair in found.best] == [f"s{n}" for n in range(KEPT)]
-    assert {pair.place for pair in found.worst} == {10}
-    assert {pair.place for pair in found.best} == {20}
-    best = found.best[0]
+        tally.add({"subject": f"s{number}"}, {}, clean, made, [10, 20, 30])
+    assert [pair.subject for pair in tally.worst] == [f"s{n}" for n in range(KEPT)]
+    assert [pair.subject for pair in tally.best] == [f"s{n}" for n in range(KEPT)]
+    assert {pair.place for pair in tally.worst} == {10}
+    assert {pair.place for pair in tally.best} == {20}
+    best = tally.best[0]
     assert best.psnr == psnr(best.image[None], best.reconstruction[None]).item()
     assert torch.equal(best.image, clean[1])
 
 
-def test_a_slice_that_is_passed_over_is_no_extreme() -> None:
-    found, clean = Extremes(), images(3)
-    found.add("s", clean, clean, torch.tensor([torch.nan, 20.0, 30.0]), [1, 2, 3])
-    found.add("none", clean, clean, torch.full((3,), torch.nan), [1, 2, 3])
-    assert [pair.place for pair in found.best] == [3]
-    assert [pair.place for pair in found.worst] == [2]
+def test_a_slice_without_brain_is_no_extreme() -> None:
+    tally, clean = Tally(Networks()), images(3)
+    clean[0] = 0
+    tally.add({"subject": "s"}, {}, clean, noisy(clean, [0.3, 0.2, 0.1]), [1, 2, 3])
+    assert [pair.place for pair in tally.best] == [3]
+    assert [pair.place for pair in tally.worst] == [2]
 
 
 @pytest.mark.parametrize("image_set", [False, True])
@@ -62,7 +60,7 @@ def test_an_empty_surround_makes_no_slice_the_best_but_of_photographs(image_set:
     made = clean + (clean > 0) * torch.tensor([0.2, 0.1])[:, None, None, None]
     tally = Tally(Networks(), image_set)
     tally.add({"subject": "s"}, {}, clean, made, [0, 1])
-    [best], [worst] = tally.extremes.best, tally.extremes.worst
+    [best], [worst] = tally.best, tally.worst
     assert (best.place, worst.place) == ((0, 1) if image_set else (1, 0))
     assert best.psnr == pytest.approx(-20 * math.log10(0.2 / 8 if image_set else 0.1), abs=1e-3)
 
@@ -124,7 +122,7 @@ def test_the_page_shows_pictures_scores_and_how_to_repeat(
 def test_a_page_without_samples_has_no_such_part(page_writer: Callable[..., str]) -> None:
     clean = images(1)
     pair = Pair("p", None, 1.0, clean[0], clean[0])
-    html = page_writer(pictures=Pictures([pair], [pair], [pair]))
+    html = page_writer(pairs=[pair], best=[pair], worst=[pair], samples=None, data=None)
     assert 'id="samples"' not in html and "#samples" not in html
     assert "slice None" not in html
 

@@ -246,6 +246,23 @@ def test_a_file_that_was_trained_on_is_refused_all_the_same(
         assert "q00 is the file of p00" in said
 
 
+@pytest.mark.parametrize("prefix", ["p", "q"])
+def test_who_chose_the_checkpoint_is_scored_as_the_run_s_own_validation_split_alone(
+    trained: Path, evaluate: Command, store_writer: Callable[..., Store], prefix: str
+) -> None:
+    """Elsewhere by name, or under another name by file; p03 was the validation subject."""
+    splits = ["train", "train", "train", "test", "validation", "validation"]
+    store_writer(trained, f"chose-{prefix}", prefix=prefix, splits=splits)
+    words = ["--evaluation.store", f"chose-{prefix}"]
+    said = evaluate(*words, code=2)
+    assert "chose the checkpoint" in said and f"{prefix}03" in said
+    assert "chose the checkpoint" in evaluate(*words, "--evaluation.other_people", "true", code=2)
+    said = evaluate("--evaluation.split", "validation")
+    assert "note: these subjects chose the checkpoint" in said
+    page = (trained / "runs/tiny/evaluation-validation/report.html").read_text()
+    assert "These subjects chose the checkpoint" in page and "unseen simulated" not in page
+
+
 def test_the_people_of_the_run_s_own_store_are_its_own(trained: Path, evaluate: Command) -> None:
     said = evaluate(*OTHERS, code=2)
     assert "evaluation.other_people is for another store: set evaluation.store" in said

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,7 +27,12 @@ from pipeline.evaluation.record import (
 )
 from pipeline.evaluation.report import Evaluation, about_run, write_evaluation
 from pipeline.evaluation.samples import PriorSamples, coarse, sample_scores
-from pipeline.evaluation.trained_run import TrainedRun, load_trained_run, subjects_to_score
+from pipeline.evaluation.trained_run import (
+    TrainedRun,
+    load_trained_run,
+    of_role,
+    subjects_to_score,
+)
 from pipeline.files import run_folder, work_folder
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
@@ -52,6 +57,7 @@ ELSEWHERE = {
 }
 # Slices of the data beside the prior's samples, and subjects of the figure of errors.
 SHOWN_SLICES, SHOWN_ERRORS = 24, 4
+CHOSEN_BY = "these subjects chose the checkpoint: their scores are not those of unseen subjects"
 LOOK = """\
 - *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
 - `scores.json`: every metric with its 95% interval; `per_subject.csv`: every subject's"""
@@ -66,7 +72,10 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     """
     settings = config.evaluation
     checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
-    store = store_to_score(config)
+    state, store = checkpoint.state, store_to_score(config)
+    entries = subjects_to_score(state, store, settings)
+    chose = of_role(entries, state, "validation", settings.other_people)
+    seen = CHOSEN_BY if chose else ""
     folder = run_folder(run) / evaluation_folder(config, store)
     inputs = fingerprint(checkpoint, store, config)
     metrics = read_evaluation(folder, inputs)
@@ -75,8 +84,6 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     else:
         if threads := settings.threads or config.training.threads:
             torch.set_num_threads(threads)
-        state = checkpoint.state
-        entries = subjects_to_score(state, store, settings)
         if settings.other_people:
             print(f"evaluation.other_people: {FILES_CHECKED}")
         networks = load_networks(settings)
@@ -84,18 +91,24 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         name = f"{run_name(config, state.store['name'], run)}: {settings.split}"
         name += f" of {store.name}" if settings.store else ""
         tags = run_tags(config, store, run) | {"stage": "evaluation", "split": settings.split}
-        parent = state.tracking_run
         with track(
-            config.tracking, work_folder(), name, parent=parent, tags=tags, machine=True
+            config.tracking,
+            work_folder(),
+            name,
+            parent=state.tracking_run,
+            tags=tags,
+            machine=True,
         ) as tracker:
             evaluation = evaluate(trained, store, entries, networks)
             metrics = evaluation.metrics
             kept = load_config(run_folder(run) / "config.yaml")
-            about = about_run(config, kept, run, store, state.epoch)
+            about = about_run(config, kept, run, store, state.epoch, seen)
             write_evaluation(folder, evaluation, inputs, about)
             tracker.parameters({"evaluation": asdict(settings), "run": run})
-            log_evaluation(tracker, evaluation, folder, store, config)
+            log_evaluation(tracker, evaluation, folder, store, config, seen)
     print(scores.table(metrics))
+    if seen:
+        print(f"note: {seen}")
     print(f"report:         {folder / REPORT}")
     if config.tracking.enabled:
         print(f"all runs:       {command('ui')}")
@@ -262,7 +275,7 @@ def _figures(
     tally: Tally,
     samples: PriorSamples,
     data_slices: Tensor,
-    laws: dict[str, object],
+    laws: Mapping[str, Mapping[str, object]],
 ) -> dict[str, figures.Figure]:
     """Figures by file name. laws: the content of calibration.json."""
     simulated = " (simulated people)" if store.simulated else ""
@@ -294,7 +307,12 @@ def _error_bars(law: ResidualLaw, pairs: list[Pair], of: str, run: TrainedRun) -
 
 
 def log_evaluation(
-    tracker: NoTracker, evaluation: Evaluation, folder: Path, store: Store, config: Config
+    tracker: NoTracker,
+    evaluation: Evaluation,
+    folder: Path,
+    store: Store,
+    config: Config,
+    seen: str = "",
 ) -> None:
     """Log an evaluation to its own run, and its headline to the training run that it is of."""
     split, metrics, absent = config.evaluation.split, evaluation.metrics, evaluation.absent
@@ -313,6 +331,7 @@ def log_evaluation(
     if absent:
         tracker.text(json.dumps(absent, indent=1, sort_keys=True), "absent.json")
     note, trained = scores.note(metrics, absent), tracker.parent
+    note += f"\n\n{seen}." if seen else ""
     warning = f"{SIMULATED}\n\n" if store.simulated else ""
     of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
     tracker.note("Scores", f"{note}\n\n{warning}{of_run}{LOOK}")

@@ -117,7 +117,7 @@ def kernels(images: Tensor, history: Mapping[int, Tensor], title: str) -> Figure
         _show(axes[row, 0], picture)
         for column, epoch in enumerate(epochs, start=1):
             panel, kernel = axes[row, column], history[epoch][row : row + 1].double().cpu()
-            drawn = panel.imshow(kernel[0, 0], cmap="magma", norm=norm)
+            drawn = panel.imshow(kernel[0, 0].numpy(), cmap="magma", norm=norm)
             bare(panel)
             panel.set_xlabel(f"width {kernel_width(kernel).item():.2f} px", fontsize=8, labelpad=2)
             if row == 0:

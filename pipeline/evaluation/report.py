@@ -59,7 +59,8 @@ class About:
     """Title and origin of a report.
 
     kind: what the page is, after the title; what: was scored; of: on what, after the number of
-    subjects; settings: the configuration as YAML.
+    subjects; seen: what must be said where the subjects are not unseen ones; settings: the
+    configuration as YAML.
     """
 
     title: str
@@ -68,11 +69,14 @@ class About:
     of: str = ""
     simulated: bool = False
     image_set: bool = False
+    seen: str = ""
     commands: Sequence[str] = ()
     settings: str = ""
 
 
-def about_run(config: Config, trained: Config, run: str, store: Store, epoch: int) -> About:
+def about_run(
+    config: Config, trained: Config, run: str, store: Store, epoch: int, seen: str = ""
+) -> About:
     """Of a scored run.
 
     Args:
@@ -81,6 +85,7 @@ def about_run(config: Config, trained: Config, run: str, store: Store, epoch: in
         run: its name.
         store: what it was scored on.
         epoch: of the checkpoint.
+        seen: as of `About`.
     """
     likelihood = config.likelihood
     form = f" ({likelihood.form})" if likelihood.term == "blur" else ""
@@ -95,6 +100,7 @@ def about_run(config: Config, trained: Config, run: str, store: Store, epoch: in
         of=f" of store {store.name}, split {config.evaluation.split}",
         simulated=store.simulated,
         image_set=store.image_set,
+        seen=seen,
         commands=[
             shell_line("train", {"config": str(run_folder(run) / "config.yaml"), "run": again}),
             shell_line("evaluate", {"run": again, **changed}),
@@ -134,7 +140,8 @@ def report(folder: Path, evaluation: Evaluation, about: About) -> str:
     metrics, rows = evaluation.metrics, evaluation.rows
     place, noun = ("image", "block") if about.image_set else ("slice", "subject")
     slices = quantity(sum(row["slices"] for row in rows), place)
-    unseen = f"slices of unseen {'simulated people' if about.simulated else 'subjects'}"
+    people = "" if about.seen else "unseen "
+    people += "simulated people" if about.simulated else "subjects"
     figures = {
         name.removesuffix(".png"): data_uri((folder / "figures" / name).read_bytes())
         for name in evaluation.figures
@@ -155,7 +162,7 @@ def report(folder: Path, evaluation: Evaluation, about: About) -> str:
         about=about,
         place=place,
         lead=f"{about.what}, scored on {slices} of {quantity(len(rows), noun)}{about.of}.",
-        unseen="unseen images" if about.image_set else unseen,
+        beside=people.replace("subjects", "images") if about.image_set else f"slices of {people}",
         parts=[*parts, ("scores", "All scores"), ("repeat", "To repeat it")],
         warning=warning_of(metrics).capitalize(),
         headline=scores_of(metrics, HEADLINE),

@@ -60,10 +60,10 @@ def table(metrics: Metrics) -> str:
         ]
     shown = [row for row in rows if any(row[1:])]  # a group's name may be longer than its column
     widths = [max(len(row[column]) for row in shown) for column in range(5)]
-    aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
+    a, b, c, d, e = widths
     lines = [
-        "  ".join(align(*cell) for align, *cell in zip(aligned, row, widths, strict=True)).rstrip()
-        for row in rows
+        f"{name:<{a}}  {arrow:<{b}}  {mean:>{c}}  {interval:>{d}}  {data:>{e}}".rstrip()
+        for name, arrow, mean, interval, data in rows
     ]
     if more := len(metrics) - sum(len(scores) for _, scores in groups_of(metrics)):
         lines.append(f"and {more} more in metrics.json")

@@ -20,6 +20,11 @@ from pipeline.training.loop import load_objective
 from pipeline.training.objective import Objective
 
 MOST_TRAINING = 4096
+# Whom a run may not be scored on; the validation subjects of its own store are, as such.
+SEEN = {
+    "train": "were trained on by this run",
+    "validation": "chose the checkpoint of this run and calibrated its law",
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,18 @@ def of_role(
     The same subject, a member of the same family and the same file are meant; where they are said
     to be other people, the same file alone.
     """
-    keys = ("source_sha256",) if other_people else ("subject", "family", "source_sha256")
-    known = {(key, who[key]) for who in state.roles if who["role"] == role for key in keys}
-    return [
-        entry.subject
-        for entry in entries
-        if any((key, getattr(entry, key)) in known for key in keys)
-    ]
+    known = [who for who in state.roles if who["role"] == role]
+    files = {who["source_sha256"]: who["subject"] for who in known}
+    named = {(key, who[key]) for who in known for key in ("subject", "family")}
+    names = []
+    for entry in entries:
+        own = files.get(entry.source_sha256)
+        both = {("subject", entry.subject), ("family", entry.family)}
+        if own is not None and own != entry.subject:
+            names.append(f"{entry.subject} is the file of {own}")
+        elif own or (named & both and not other_people):
+            names.append(entry.subject)
+    return names
 
 
 def training_slices(store: Store) -> Tensor:
@@ -113,7 +123,8 @@ def subjects_to_score(
 
     Raises:
         InputError: the split is empty, images have another shape than those of the training, or
-            subjects were trained on.
+            subjects were trained on, or chose the checkpoint: the latter can be scored as the
+            validation split of the run's own store alone.
     """
     entries = store.subjects(settings.split)
     if not entries:
@@ -123,39 +134,20 @@ def subjects_to_score(
             f"store {store.name} holds images of {store.image_shape}, the run was trained on "
             f"{tuple(state.image_shape)}: prepare it with the same prepare.size"
         )
-    if settings.other_people and store.digest == state.store["digest"]:
+    own = store.digest == state.store["digest"]
+    if settings.other_people and own:
         raise InputError(
             f"evaluation.other_people: store {store.name} is the one that was trained on, so equal "
             "names are the same people"
         )
-    refuse_trained_on(entries, state, settings.other_people)
+    for role, words in SEEN.items():
+        if role == "validation" and own and settings.split == role:
+            continue
+        if seen := of_role(entries, state, role, settings.other_people):
+            some = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+            others = "" if settings.other_people else WAY_OUT.format("evaluation.other_people true")
+            raise InputError(
+                f"{len(seen)} of {len(entries)} subjects {words} ({some}): score evaluation.split "
+                f"test, or a store of other subjects{others}"
+            )
     return entries
-
-
-def refuse_trained_on(
-    entries: list[SubjectEntry], state: TrainingState, other_people: bool = False
-) -> None:
-    """Raise InputError, with their names, where subjects to be scored were trained on."""
-    trained = [who for who in state.roles if who["role"] == "train"]
-    by_file = {who["source_sha256"]: who["subject"] for who in trained}
-    copies = {
-        f"{entry.subject} is the file of {by_file[entry.source_sha256]}"
-        for entry in entries
-        if by_file.get(entry.source_sha256, entry.subject) != entry.subject
-    }
-    if copies:
-        raise InputError(
-            f"{len(copies)} of {len(entries)} subjects are files that were trained on under "
-            f"another name ({_some(sorted(copies))}): take these files away; where it is the store "
-            "that was trained on, prepare it again, which puts both into one split, and train again"
-        )
-    if seen := of_role(entries, state, "train", other_people):
-        way_out = "" if other_people else WAY_OUT.format("evaluation.other_people true")
-        raise InputError(
-            f"{len(seen)} of {len(entries)} subjects were trained on by this run "
-            f"({_some(seen)}): score evaluation.split test, or a store of other subjects{way_out}"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -6,8 +6,7 @@ from data_prep import code_version, shown_address
 from data_prep.provenance import ROOT
 from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.scores import headline_names
-from pipeline.metrics.catalogue import HEADLINE
-from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES
+from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES
 from pipeline.tracking.names import epoch_name, score_name
 from pipeline.tracking.notes import LONGEST_NOTE, table, with_section
 

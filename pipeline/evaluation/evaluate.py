@@ -33,7 +33,7 @@ from pipeline.evaluation.trained_run import (
     of_role,
     subjects_to_score,
 )
-from pipeline.files import run_folder, work_folder
+from pipeline.files import locked_run, run_folder, work_folder
 from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
 from pipeline.metrics.statistics import Interval, interval, single
@@ -70,6 +70,11 @@ def evaluate_run(config: Config, run: str) -> dict[str, Interval]:
         config: the run's own but for what evaluation takes anew, see `with_run_config`.
         run: its name.
     """
+    with locked_run(run):
+        return _evaluate_run(config, run)
+
+
+def _evaluate_run(config: Config, run: str) -> dict[str, Interval]:
     settings = config.evaluation
     checkpoint = find_checkpoint(run_folder(run) / "checkpoints", settings.checkpoint)
     state, store = checkpoint.state, store_to_score(config)

@@ -19,10 +19,10 @@ from .invocation import run_option as run_option
 from .layers import read_layers as read_layers
 from .mlflow_connection import NOTE as NOTE
 from .mlflow_connection import flat_keys as flat_keys
-from .mlflow_connection import impatient as impatient
 from .mlflow_connection import mlflow_address as mlflow_address
 from .mlflow_connection import mlflow_client as mlflow_client
 from .mlflow_connection import mlflow_reason as mlflow_reason
+from .mlflow_connection import open_mlflow as open_mlflow
 from .mlflow_connection import quieten_mlflow as quieten_mlflow
 from .pages import data_uri as data_uri
 from .pages import page_templates as page_templates

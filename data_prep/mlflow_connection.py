@@ -4,8 +4,10 @@ MLflow is imported late: its import takes seconds.
 """
 
 import contextlib
+import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,16 @@ LONGEST_REASON = 200
 NOTE, KIND, MODEL_TRAINING = (
     "mlflow.note.content", "mlflow.experimentKind", "custom_model_development",
 )  # fmt: skip
+
+# Columns of MLflow's database that hold the address of a folder of artifacts.
+ARTIFACTS = "mlartifacts"
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 def quieten_mlflow() -> None:
@@ -68,6 +80,82 @@ def impatient() -> Iterator[None]:
             os.environ.pop(key, None)
 
 
+def readdress(work: Path) -> None:
+    """Make the addresses in `work`/mlflow.db those of this folder, if it was moved or copied.
+
+    MLflow's addresses are absolute: after a move pictures and models would be gone, and an
+    evaluation in a copy would write into the original. A folder that is seen at two places at once
+    (a mount), and artifacts that stayed where they are, keep their addresses. One transaction;
+    raises OSError where the database can't be written.
+    """
+    database = work.resolve() / "mlflow.db"
+    if not (homes := _former_homes(database)):
+        return
+    try:
+        # Two processes do it one after the other: the second has nothing to change.
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for home in homes:
+                old, new = str(home / ARTIFACTS), str(database.parent / ARTIFACTS)
+                for table, column in ADDRESSES:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    )
+                stores = [
+                    f'"uri": {json.dumps(f"{place}/stores/")[:-1]}'
+                    for place in (home, database.parent)
+                ]
+                connection.execute(
+                    "UPDATE datasets SET dataset_source = replace(dataset_source, ?, ?)", stores
+                )
+    except sqlite3.Error as error:
+        raise OSError(f"{database} was moved or copied from {homes[0]}: {error}") from None
+
+
+def _former_homes(database: Path) -> list[Path]:
+    """Work folders that a database holds addresses of, and that are not where it is now."""
+    if not database.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT artifact_location FROM experiments"
+            ).fetchall()
+    except sqlite3.Error:  # begun by another process; no database, which MLflow says
+        return []
+    places = [Path(row[0]) for row in rows if row[0]]
+    homes = [place.parent for place in places if place.is_absolute() and place.name == ARTIFACTS]
+    return [home for home in homes if home != database.parent and _left(home, database)]
+
+
+def _left(home: Path, database: Path) -> bool:
+    """Whether a database was moved away from `home`, or copied from there."""
+    there = home / database.name
+    if os.path.exists(there):
+        return not there.samefile(database)
+    return not os.path.exists(home / ARTIFACTS)
+
+
+@contextlib.contextmanager
+def open_mlflow(work: Path) -> Iterator[Any]:
+    """A client of the server or database, for a block that fails in seconds if nobody is there.
+
+    Of the database under `work`, addresses are put right first. Raises what MLflow raises.
+    """
+    quieten_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
+
+    # By run, whatever the database: of the original, that is, for a copy opened later.
+    utils._artifact_repos_cache.clear()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        readdress(work)
+    with impatient():
+        yield MlflowClient(mlflow_address(work))
+
+
 def mlflow_client(experiment: str, work: Path, note: str = "") -> tuple[Any, str]:
     """A client and the experiment's id. One process at a time creates the database.
 
@@ -75,25 +163,20 @@ def mlflow_client(experiment: str, work: Path, note: str = "") -> tuple[Any, str
 
     note: description of the experiment, unless somebody has written one.
     """
-    quieten_mlflow()
-    from mlflow import MlflowClient
-
     uri, artifacts = mlflow_address(work), None
     if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        artifacts = str(database.parent / "mlartifacts")
+        artifacts = str(Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS)
     about = {KIND: MODEL_TRAINING} | ({NOTE: note} if note else {})
-    with locked(work / ".mlflow.lock"), impatient():
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        if found is None:
+    with locked(work / ".mlflow.lock"), open_mlflow(work) as client:
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
             made = client.create_experiment(experiment, artifact_location=artifacts, tags=about)
             return client, made
-        for key in about.keys() - found.tags.keys():
-            client.set_experiment_tag(found.experiment_id, key, about[key])
-        return client, found.experiment_id
+        if known.lifecycle_stage == "deleted":
+            client.restore_experiment(known.experiment_id)
+        for key in about.keys() - known.tags.keys():
+            client.set_experiment_tag(known.experiment_id, key, about[key])
+        return client, known.experiment_id
 
 
 def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The export of a run: its package, its version in MLflow, the champion, and every refusal."""
+"""The export of a run: its package, its version in MLflow, and every refusal."""
 
 import hashlib
 import json
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.commands.export import is_due, portable, scored_on
+from pipeline.commands.export import portable
 from pipeline.config import Config
 from pipeline.decoder_package import describe, load, writing
 from pipeline.decoder_package.standalone import largest_error
@@ -27,7 +26,6 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.models.prior import LatentPrior
 from pipeline.tracking import served_decoder
-from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import TrackingConfig, connect
 from pipeline.training.checkpoint import (
     TrainingState,
@@ -236,34 +234,28 @@ def test_a_later_evaluation_makes_another_package(
 
 
 @pytest.mark.slow
-def test_versions_and_champion_in_mlflow(
-    make_run: MakeRun, export: Callable[..., str], work: Path
-) -> None:
+def test_versions_in_mlflow(make_run: MakeRun, export: Callable[..., str], work: Path) -> None:
     """A story in one test, since a fresh database takes seconds."""
     from mlflow import MlflowClient
 
     run = make_run("plain")
-    said = export("--run", "plain")
-    assert f"{NAME}, version 1" in said and "unchanged" in said and "evaluate the run" in said
+    assert f"{NAME}, version 1" in export("--run", "plain")
     make_run("good", lpips=0.2, seed=1)
-    assert "champion: version 2, the first" in export("--run", "good")
-    make_run("worse", lpips=0.3, seed=2)
-    assert "champion: unchanged, not better than version 2" in export("--run", "worse")
-    make_run("better", lpips=0.1, seed=3)
-    assert "champion: version 4, better than version 2" in export("--run", "better")
-    assert "version 4 (registered already)" in export("--run", "better")
-    assert "champion: version 3" in export("--run", "worse", "--champion", "always")
+    assert f"{NAME}, version 2" in export("--run", "good")
+    assert "version 2 (registered already)" in export("--run", "good")
 
     client = MlflowClient(f"sqlite:///{work}/mlflow.db")
-    assert len(client.search_model_versions(f"name='{NAME}'")) == 4
-    named = load(f"models:/{NAME}@champion")
-    assert named.metadata["run"]["name"] == "worse"
-    assert load(f"models:/{NAME}/4").metadata["run"]["name"] == "better"
-    tracked = client.get_model_version(NAME, "4").run_id
-    assert load(f"runs:/{tracked}/decoder").metadata["run"]["name"] == "better"
+    versions = client.search_model_versions(f"name='{NAME}'")
+    assert len(versions) == 2 and not any(version.aliases for version in versions)
+    client.set_registered_model_alias(NAME, "mine", "1")
+    named = load(f"models:/{NAME}@mine")
+    assert named.metadata["run"]["name"] == "plain"
+    assert load(f"models:/{NAME}/2").metadata["run"]["name"] == "good"
+    tracked = client.get_model_version(NAME, "2").run_id
+    assert load(f"runs:/{tracked}/decoder").metadata["run"]["name"] == "good"
 
     served = subprocess.run(
-        [sys.executable, "-c", SERVED, f"sqlite:///{work}/mlflow.db", f"models:/{NAME}@champion"],
+        [sys.executable, "-c", SERVED, f"sqlite:///{work}/mlflow.db", f"models:/{NAME}@mine"],
         input=json.dumps(torch.ones(2, LATENTS).tolist()), capture_output=True, text=True,
         cwd=work,
     )  # fmt: skip
@@ -271,7 +263,7 @@ def test_versions_and_champion_in_mlflow(
     found = torch.tensor(json.loads(served.stdout.splitlines()[-1]))
     assert largest_error(found.numpy(), named.decode(torch.ones(2, LATENTS)).numpy()) < 1e-5
 
-    unknown = (f"models:/{NAME}/9", f"models:/{NAME}@nobody", "models:/nobody@champion",
+    unknown = (f"models:/{NAME}/9", f"models:/{NAME}@nobody", "models:/nobody@mine",
                "models:/nobody", f"runs:/{tracked}/encoder", "runs:/nobody/decoder")  # fmt: skip
     for address in unknown:
         with pytest.raises(Exception, match=address) as refused:
@@ -323,7 +315,7 @@ def test_what_mlflow_serves_is_the_decoder_unpickled(
 
 def test_an_address_without_a_database_is_refused(work: Path) -> None:
     with pytest.raises(Exception, match="no MLflow database"):
-        load(f"models:/{NAME}@champion")
+        load(f"models:/{NAME}@mine")
     assert not (work / "mlflow.db").exists()
 
 
@@ -331,7 +323,7 @@ def test_a_database_that_is_none_is_told_in_a_line(work: Path) -> None:
     work.mkdir()
     (work / "mlflow.db").write_bytes(b"no database " * 1000)
     with pytest.raises(InputError, match="can't be fetched from MLflow"):
-        load(f"models:/{NAME}@champion")
+        load(f"models:/{NAME}@mine")
     with pytest.raises(InputError, match="MLflow can't be used"):
         connect(TrackingConfig(), work)
 
@@ -344,7 +336,6 @@ def test_what_can_not_be_exported_is_refused(
     assert "--run RUN" in export(code=2)
     assert "plain name" in export("--run", "../x", code=2)
     (work / "runs/empty").mkdir(parents=True)
-    assert "champion_metric" in export("--run", "empty", "--champion_metric", "lpips", code=2)
     assert "--onyx" in export("--run", "empty", "--onyx", "true", code=2)
     assert "no checkpoint" in export("--run", "empty", code=2)
     make_run("cold", trained=False)
@@ -367,49 +358,6 @@ def test_a_run_without_tracking_is_not_registered(
     make_run(config=replace(CONFIG, tracking=replace(CONFIG.tracking, enabled=False)))
     assert "MLflow" not in export("--run", "tiny")
     assert not (work / "mlflow.db").exists()
-
-
-def _version(number: int, scored: str = "people", **metrics: float) -> Version:
-    return Version(NAME, number, metrics, scored)
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "how", "due"),
-    [
-        (_version(2, psnr=22.0), _version(1, psnr=21.0), "if_better", True),
-        (_version(2, psnr=21.0), _version(1, psnr=22.0), "if_better", False),
-        (_version(2, psnr=21.0), _version(1, psnr=21.0), "if_better", False),
-        (_version(2, "others", psnr=22.0), _version(1, psnr=21.0), "if_better", False),
-        (_version(2, psnr=22.0), None, "if_better", True),
-        (_version(2), None, "if_better", False),
-        (_version(2), _version(1, psnr=22.0), "if_better", False),
-        (_version(2, psnr=20.0), _version(1), "if_better", True),
-        (_version(2), _version(1, psnr=22.0), "always", True),
-        (_version(2, psnr=22.0), None, "never", False),
-        (_version(2, psnr=22.0), _version(2, psnr=22.0), "always", False),
-    ],
-)
-def test_the_champion_moves_to_what_is_better_on_the_same_subjects(
-    new: Version, old: Version | None, how: Any, due: bool
-) -> None:
-    assert is_due(new, old, how, "psnr")[0] is due
-
-
-def test_nearest_to_one_and_lowest_are_better_where_they_are() -> None:
-    key = "high_frequency_ratio"
-    assert is_due(_version(2, **{key: 0.9}), _version(1, **{key: 1.3}), "if_better", key)[0]
-    key = "kid_vgg16"
-    assert is_due(_version(2, **{key: 0.1}), _version(1, **{key: 0.2}), "if_better", key)[0]
-
-
-def test_scores_of_other_subjects_or_settings_differ() -> None:
-    def of(store: str, **settings: object) -> str:
-        return scored_on({"inputs": {"store": store, "evaluation": settings}})
-
-    assert of("a", split="test") != of("b", split="test")
-    assert of("a", split="test") != of("a", split="validation")
-    assert of("a", split="test", batch_size=4) == of("a", split="test", batch_size=8)
-    assert of("a", split="test", download=True, lpips_vgg_weights="/here") == of("a", split="test")
 
 
 def test_what_a_package_says_of_its_evaluation_names_no_place() -> None:

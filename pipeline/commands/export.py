@@ -3,9 +3,7 @@
 python -m pipeline export --run RUN                                  -> WORK/packages/RUN
 """
 
-import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +21,8 @@ from pipeline.evaluation.record import trained_store
 from pipeline.files import existing_run, work_folder
 from pipeline.fits.fits import fits_digest, read_fits
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.metrics.catalogue import DENSITY, RECONSTRUCTION, SAMPLES, loss
 from pipeline.models.config import ModelConfig
-from pipeline.tracking.registry import Registry, Version
+from pipeline.tracking.registry import Registry
 from pipeline.tracking.runs import TrackingConfig
 from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint
 from pipeline.training.step import part_of
@@ -36,8 +33,6 @@ PARTS = {
     "kernel_network": "kernel_network",
     "term": "density",
 }
-# Metrics that say which of two decoders is better.
-SCORES = {m.key: m for m in (*RECONSTRUCTION, *SAMPLES, *DENSITY) if m.better}
 # Settings of an evaluation that depend on the machine and do not decide a score.
 MACHINES_OWN = where_keys(EvaluationConfig) | work_keys(EvaluationConfig) | {"batch_size"}
 
@@ -65,17 +60,10 @@ class Options:
     """Whether it is registered in MLflow as EXPERIMENT-decoder; a run without tracking is not."""
     experiment: str = ""
     """The experiment; "" = the run's."""
-    champion: Literal["if_better", "always", "never"] = "if_better"
-    """When the alias `champion` moves to this version."""
-    champion_metric: str = "lpips_alex"
-    """The key of the evaluation's metrics.json that decides which version is better."""
 
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("no run given: use --run RUN")
-        if self.champion_metric not in SCORES:
-            raise ValueError(f"champion_metric must be one of {', '.join(SCORES)}, "
-                             f"not {self.champion_metric}")  # fmt: skip
 
 
 def run(options: Options) -> None:
@@ -97,75 +85,11 @@ def run(options: Options) -> None:
         print(f"package {folder} is up to date: nothing to do")
     if options.register and tracking.enabled:
         print("registering it in MLflow", flush=True)
-        _register(folder, options, replace(
-            tracking, experiment=options.experiment or tracking.experiment
-        ))  # fmt: skip
-
-
-def _register(folder: Path, options: Options, tracking: TrackingConfig) -> None:
-    """Register the package in `folder`, and move the champion if it is due."""
-    metadata = read_metadata(folder)
-    evaluation = metadata["evaluation"] or {"metrics": {}, "inputs": {}}
-    means = {key: value["mean"] for key, value in evaluation["metrics"].items()
-             if value["mean"] is not None}  # fmt: skip
-    registry = Registry(tracking, work_folder())
-    version = registry.add(folder, metadata, metrics=means, scored_on=scored_on(evaluation))
-    print(f"MLflow: {version.name}, version {version.number}"
-          f"{'' if version.new else ' (registered already)'}")  # fmt: skip
-    champion = registry.champion()
-    move, reason = is_due(version, champion, options.champion, options.champion_metric)
-    if move:
-        registry.crown(version)
-    print(f"champion: {'version ' + str(version.number) if move else 'unchanged'}, {reason}")
-
-
-def is_due(version: Version, champion: Version | None, how: str, key: str) -> tuple[bool, str]:
-    """Whether a version is to become the champion, and the reason in words."""
-    if champion is not None and champion.number == version.number:
-        return False, "it is this version"
-    if how == "always":
-        return True, "as requested"
-    if how == "never":
-        return False, "as requested"
-    if key not in version.metrics:
-        return False, f"this checkpoint has no {key} yet: evaluate the run, then export again"
-    value = version.metrics[key]
-    if champion is None:
-        return True, f"the first with {key} ({value:.4f})"
-    if key not in champion.metrics:
-        return True, f"{key} is {value:.4f}, and version {champion.number} has none"
-    if champion.scored_on != version.scored_on:
-        return False, (
-            f"version {champion.number} was scored on other subjects or with other settings: "
-            "--champion always moves it"
-        )
-    old = champion.metrics[key]
-    better = _loss(version, key) < _loss(champion, key)
-    words = "better" if better else "not better"
-    return (
-        better,
-        f"{words} than version {champion.number} in {key} ({value:.4f} against {old:.4f})",
-    )
-
-
-def _loss(version: Version, key: str) -> float:
-    return loss(
-        SCORES[key], version.metrics[key], version.metrics.get("blur_effect_data", math.nan)
-    )
-
-
-def scored_on(evaluation: dict[str, Any]) -> str:
-    """Digest of what decides an evaluation's scores: the store's subjects and the settings."""
-    inputs = evaluation["inputs"]
-    kept = {
-        "store": inputs.get("store"),
-        "evaluation": {
-            key: value
-            for key, value in portable(inputs).get("evaluation", {}).items()
-            if key != "checkpoint"
-        },
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        experiment = options.experiment or tracking.experiment
+        registry = Registry(replace(tracking, experiment=experiment), work_folder())
+        version, new = registry.add(folder, read_metadata(folder))
+        known = "" if new else " (registered already)"
+        print(f"MLflow: {registry.name}, version {version}{known}")
 
 
 def portable(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Literal
 from data_prep import (
     HIDDEN,
     command,
-    impatient,
     mlflow_address,
     mlflow_reason,
+    open_mlflow,
     quieten_mlflow,
     shown_address,
 )
@@ -91,13 +91,12 @@ def page_of(uri: str, experiment: str) -> str:
 
     Raises InputError if MLflow can't be asked.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
     try:
-        with impatient():
-            found = MlflowClient(uri).get_experiment_by_name(experiment)
+        with open_mlflow(work_folder()) as client:
+            found = client.get_experiment_by_name(experiment)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(
             f"MLflow can't be used at {shown_address(uri)} ({mlflow_reason(error)}): check "

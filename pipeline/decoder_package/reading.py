@@ -43,7 +43,7 @@ class Damaged(ValueError):
 def load(source: str | Path, device: str | torch.device = "cpu") -> DecoderPackage:
     """Open a decoder package.
 
-    source: its folder, or an address in MLflow: "models:/NAME@champion", "models:/NAME/3",
+    source: its folder, or an address in MLflow: "models:/NAME/3", "models:/NAME@ALIAS",
     "runs:/ID/decoder". Only metadata.json and the .safetensors files are read, into classes of this
     project: nothing in a package can run code here. (torch.export.load, which a decoder.pt2 needs,
     unpickles the parts of an archive that ask for it; do that with packages you trust.)

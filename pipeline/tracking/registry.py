@@ -1,13 +1,11 @@
-"""MLflow's registry of decoders: versions by name, and which of them is the champion."""
+"""MLflow's registry of decoders: versions by name. Aliases are set by the registry's users."""
 
 import contextlib
 import io
-import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import numpy as np
 
 from data_prep import (
     command,
-    impatient,
     mlflow_address,
     mlflow_reason,
+    open_mlflow,
     quieten_mlflow,
     shown_address,
 )
@@ -26,26 +24,9 @@ from pipeline.files import work_folder
 from pipeline.tracking.runs import TrackingConfig, active_run, connect, mlflow_failures
 
 MODEL = "decoder"
-CHAMPION = "champion"
 INSTEAD = "--register false"
-DESCRIPTION = """\
-Decoders as packages: latents of N(0, I) in, images out. The alias `champion` is the version with \
-the best score among those scored alike."""
-# Tags of a version.
-DIGEST, METRICS, SCORED_ON = "package_digest", "metrics", "scored_on"
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version of a registered decoder."""
-
-    name: str
-    number: int
-    metrics: dict[str, float]
-    """Means by key; empty where the package has no evaluation."""
-    scored_on: str
-    """Digest of the subjects and settings of the metrics; versions with equal ones compare."""
-    new: bool = False
+DESCRIPTION = "Decoders as packages: latents of N(0, I) in, images out."
+DIGEST = "package_digest"  # a version's tag
 
 
 class Registry:
@@ -56,27 +37,20 @@ class Registry:
         self.client, self.experiment = connect(config, work, INSTEAD)
         self.name = f"{config.experiment}-decoder"
 
-    def add(
-        self,
-        package: Path,
-        metadata: Mapping[str, Any],
-        *,
-        metrics: Mapping[str, float],
-        scored_on: str,
-    ) -> Version:
+    def add(self, package: Path, metadata: Mapping[str, Any]) -> tuple[str, bool]:
         """Log the package as a model of its training run, and register it.
 
         A package that is registered already keeps its version. If the database lacks the
         training run, a run of the export takes its place.
+
+        Returns the version, and whether it is new.
         """
         with mlflow_failures(), _quiet():
             for version in self._versions():
                 if version.tags.get(DIGEST) == metadata["digest"]:
-                    return _version(version)
+                    return str(version.version), False
             tags = {
                 DIGEST: str(metadata["digest"]),
-                METRICS: json.dumps(dict(metrics), sort_keys=True),
-                SCORED_ON: scored_on,
                 "run": str(metadata["run"].get("name", "")),
                 "store_digest": str(metadata["store"].get("digest", "")),
                 "simulated": str(metadata["store"].get("simulated", "")).lower(),
@@ -88,25 +62,7 @@ class Registry:
                 self.name, model.artifact_location, run_id=run_id, tags=tags,
                 model_id=model.model_id,
             )  # fmt: skip
-            return Version(self.name, int(made.version), dict(metrics), scored_on, new=True)
-
-    def champion(self) -> Version | None:
-        """The version with the alias `champion`; None without one."""
-        from mlflow.exceptions import MlflowException
-
-        with mlflow_failures():
-            try:
-                found = self.client.get_model_version_by_alias(self.name, CHAMPION)
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
-            return _version(found)
-
-    def crown(self, version: Version) -> None:
-        """Give a version the alias `champion`."""
-        with mlflow_failures():
-            self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+            return str(made.version), True
 
     def _versions(self) -> list[Any]:
         """All versions; creates the registered model if it is missing."""
@@ -175,7 +131,6 @@ def fetch(source: str) -> Path:
     """
     quieten_mlflow()
     import mlflow.artifacts
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
 
@@ -187,8 +142,8 @@ def fetch(source: str) -> Path:
         )
     try:
         with _quiet():
-            with impatient():
-                location = _location(MlflowClient(uri), source)
+            with open_mlflow(work_folder()) as client:
+                location = _location(client, source)
             place = mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(
@@ -227,7 +182,7 @@ def _location(client: Any, source: str) -> str:
     else:
         name, _, number = rest.rpartition("/")
         if not name or not number.isdecimal():
-            raise InputError(f"{source}: write models:/NAME@{CHAMPION}, models:/NAME/3 or "
+            raise InputError(f"{source}: write models:/NAME/3, models:/NAME@ALIAS or "
                              f"runs:/ID/{MODEL}")  # fmt: skip
     return str(client.get_model_version_download_uri(name, str(number)))
 
@@ -237,11 +192,6 @@ def _requirements(metadata: Mapping[str, Any]) -> list[str]:
 
     torch = str(metadata["pytorch_version"]).partition("+")[0]
     return [f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch}"]
-
-
-def _version(found: Any) -> Version:
-    metrics = json.loads(found.tags.get(METRICS) or "{}")
-    return Version(found.name, int(found.version), metrics, found.tags.get(SCORED_ON, ""))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 from .config import TRANSFORM_VERSION as TRANSFORM_VERSION
 from .config import PrepareConfig as PrepareConfig
 from .config import where_keys as where_keys
+from .console import complete as complete
 from .console import steady_output as steady_output
 from .errors import InputError as InputError
 from .errors import VolumeError as VolumeError

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from data_prep.config import PLAIN_NAME, PrepareConfig
-from data_prep.console import steady_output
+from data_prep.console import complete, steady_output
 from data_prep.errors import InputError
 from data_prep.files import find_folder, work_folder
 from data_prep.invocation import program
@@ -30,9 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the store that the configuration describes.
 
     Returns the exit code: 0 all good; 2 bad input, in one line; 3 the store is there, but more
-    subjects than prepare.max_quarantined are not usable; 130 interrupted.
+    subjects than prepare.max_quarantined are not usable; 4 all good, but output was lost; 130
+    interrupted.
     """
     steady_output()
+    return complete(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["verify"]:

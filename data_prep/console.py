@@ -3,17 +3,30 @@
 Text that a terminal cannot show is escaped, and output that nobody takes any more is dropped.
 """
 
+import errno
 import io
 import os
 import select
 import sys
 from typing import TextIO
 
+# Why output was lost that somebody waits for, such as a log on a full disk.
+_lost: list[str] = []
+
+
+def complete(code: int) -> int:
+    """A command's exit code once its output is written: 4 in place of 0 where some was lost."""
+    sys.stdout.flush()
+    if _lost:
+        print(f"error: a part of the output is lost: {_lost[0]}", file=sys.stderr)
+    return code or (4 if _lost else 0)
+
 
 class _Patient(io.RawIOBase):
-    """A file descriptor to write to, whose failures are not the writer's.
+    """A file descriptor to write to, whose failures do not end the work.
 
-    The reader of a pipe may be gone (`| head`), a terminal closed, the disk of a log full.
+    The reader of a pipe may be gone (`| head`), or a terminal closed: nobody misses the output. The
+    disk of a log may be full: the exit code tells, see `complete`.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -34,7 +47,9 @@ class _Patient(io.RawIOBase):
                 return os.write(self._descriptor, content)
             except BlockingIOError:  # a slow terminal that another program made non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    _lost.append(os.strerror(error.errno))
                 return len(content)
 
 

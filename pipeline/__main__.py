@@ -12,7 +12,15 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from data_prep import absent_package, one_line, program, steady_output, switch_keys, switched
+from data_prep import (
+    absent_package,
+    complete,
+    one_line,
+    program,
+    steady_output,
+    switch_keys,
+    switched,
+)
 from pipeline.commands.given import check_given
 from pipeline.config import Config
 from pipeline.errors import InputError, Stopped
@@ -219,8 +227,15 @@ REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryEr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 2 bad input, 128 + N stopped by signal N."""
+    """Run a command and return its exit code.
+
+    0 done, 2 bad input, 4 done but output was lost, 128 + N stopped by signal N.
+    """
     steady_output()
+    return complete(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if not argv or argv[0] in ("-h", "--help"):

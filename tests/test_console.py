@@ -67,10 +67,13 @@ def test_a_reader_that_leaves_takes_nothing_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_nor_does_a_log_on_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["data_prep", "pipeline"])
+def test_a_log_on_a_full_disk_ends_no_work_and_is_told(tmp_path: Path, package: str) -> None:
     with open("/dev/full", "wb") as full:
-        done = python("-c", PRINTS, tmp_path / "done", stdout=full)
-    assert done.returncode == 0 and (tmp_path / "done").exists()
+        python("-c", PRINTS, tmp_path / "done", stdout=full)
+        command = python("-m", package, "--help", stdout=full)
+    assert (tmp_path / "done").exists()
+    assert command.returncode == 4 and b"No space left" in command.stderr
 
 
 def test_nor_does_a_closed_output(tmp_path: Path) -> None:

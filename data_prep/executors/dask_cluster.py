@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What a shard's bytes depend on beside the program: all machines must have the same.
-DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "SimpleITK")
+DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "torch", "monai", "pillow", "SimpleITK")
 
 SECONDS_TO_CONNECT = 30
 

@@ -248,6 +248,9 @@ class CheckPlausibilityd(Transform):
         return found
 
 
+DEFAULTS = PrepareConfig()
+
+
 class ExtractSlicesd(Transform):
     """Native slices of a plane on a square pixel grid of known size in mm, centred on the brain.
 
@@ -263,12 +266,12 @@ class ExtractSlicesd(Transform):
         *,
         size: int,
         spacing_mm: float,
-        plane: Plane = "axial",
-        slice_spacing_mm: float = 3.0,
-        min_brain_area: float = 0.3,
-        max_slices: int = 0,
+        plane: Plane = DEFAULTS.plane,
+        slice_spacing_mm: float = DEFAULTS.slice_spacing_mm,
+        min_brain_area: float = DEFAULTS.min_brain_area,
+        max_slices: int = DEFAULTS.max_slices,
     ) -> None:
-        """As the keys of the `prepare` section of these names."""
+        """As the keys of the `prepare` section of these names, with their defaults."""
         self.image_key, self.mask_key = image_key, mask_key
         self.config = PrepareConfig(
             size=size,

@@ -70,18 +70,19 @@ def test_workers_that_stand_elsewhere_get_whole_paths(
     assert all(job.store.is_absolute() and job.item.source_path.is_absolute() for job in sent)
 
 
+@pytest.mark.parametrize("package", ["torch", "monai"])
 def test_a_worker_of_other_versions_is_refused(
-    scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: str, scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_cohort(tmp_path / "raw", NAMES[:2])
     ours = dask_executor.versions()
-    calls = iter([ours | {"numpy": "0.1"}])
+    calls = iter([ours | {package: "0.1"}])
     with pytest.MonkeyPatch.context() as patch:
         # The first call is this process's; workers, who share the module here, get the real one.
         patch.setattr(dask_executor, "versions", lambda: next(calls, ours))
         assert main(configured(tmp_path, root, scheduler=scheduler)) == 2
     told = capsys.readouterr().err
-    assert f"has numpy {ours['numpy']}, this process 0.1" in told
+    assert f"has {package} {ours[package]}, this process 0.1" in told
     assert told.count("\n") == 1
 
 

@@ -35,7 +35,7 @@ scored = $(if $(and $(RUN),$(filter file,$(origin CONFIG))),,$(stage))
 PYTEST := env -u WORK -u MLFLOW_TRACKING_URI $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train evaluate compare ui export reconstruct restore anomaly lesions \
+.PHONY: help demo prepare train evaluate compare ui export reconstruct anomaly lesions \
   lint test test-all bench docs docs-reference wheel clean
 # `make prepare train evaluate` is a sequence, under -j too.
 .NOTPARALLEL:
@@ -48,7 +48,7 @@ help: ## List the commands
 	@echo "  CONFIG=FILE  the configuration (now $(CONFIG))"
 	@echo "  ARGS='…'     overrides of its keys: ARGS='--prepare.root /data/HCP_1200'"
 	@echo "  RUN=NAME     name of the run, STORE=NAME of the prepared store (default: the config's)"
-	@echo "  PACKAGE=NAME a decoder package (or its folder), of reconstruct, restore, anomaly, lesions"
+	@echo "  PACKAGE=NAME a decoder package (or its folder), of reconstruct, anomaly, lesions"
 	@echo "  IMAGE=FILE   the volume that anomaly maps, .nii or .nii.gz"
 	@echo "  WORK=DIR     where everything generated goes (now $(WORK))"
 	@echo "  PORT=NUMBER  of the MLflow UI (now $(PORT)); PYTHON=FILE makes .venv (now $(PYTHON))"
@@ -76,11 +76,8 @@ ui: $(INSTALLED) ## MLflow's pages on 127.0.0.1:PORT, opened at the runs under W
 export: $(INSTALLED) ## Decoder package of a run -> WORK/packages/RUN
 	$(PY) -m pipeline export --run "$(or $(RUN),$(basename $(notdir $(CONFIG))))" $(ARGS)
 
-reconstruct: $(INSTALLED) ## Undersampled MR images of STORE under the decoder PACKAGE
+reconstruct: $(INSTALLED) ## Undersampled or degraded images of STORE under the decoder PACKAGE
 	$(PY) -m pipeline reconstruct $(analysed) $(ARGS)
-
-restore: $(INSTALLED) ## Noisy, blurred or coarse images of STORE under the decoder PACKAGE
-	$(PY) -m pipeline restore $(analysed) $(ARGS)
 
 anomaly: $(INSTALLED) ## Where IMAGE= is not what PACKAGE= expects -> WORK/anomaly
 	@test -n "$(PACKAGE)" -a -n "$(IMAGE)" || { \

@@ -44,7 +44,6 @@ from .switches import switched as switched
 from .unpickling import read_arrays as read_arrays
 from .volume.headers import ANYWHERE as ANYWHERE
 from .volume.loading import Volume as Volume
-from .volume.loading import canonical as canonical
 from .volume.loading import load_volume as load_volume
 from .volume.loading import read_mask as read_mask
 from .volume.slices import PLANES as PLANES

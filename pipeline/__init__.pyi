@@ -1,9 +1,9 @@
 from . import decoder_package as decoder_package
-from .analysis.inverse.masks import cartesian_mask as cartesian_mask
-from .analysis.inverse.operators import MaskedFourier as MaskedFourier
-from .analysis.inverse.solver import SolverSettings as SolverSettings
-from .analysis.inverse.solver import solve as solve
+from .analysis.operators import MaskedFourier as MaskedFourier
+from .analysis.operators import cartesian_mask as cartesian_mask
 from .analysis.packages import open_package as open_package
+from .analysis.solver import SolverSettings as SolverSettings
+from .analysis.solver import solve as solve
 from .blur.kernel_loss import kernel_loss as kernel_loss
 from .blur.likelihood import gaussian_nll as gaussian_nll
 from .blur.spectrum import precision as precision

@@ -35,8 +35,7 @@ commands:
   compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
   calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
   export      write a run's decoder package, and register it        -> WORK/packages/RUN
-  reconstruct undersampled MR images under a decoder's prior        -> WORK/reconstructions
-  restore     noisy, blurred or coarse images under the same        -> WORK/restorations
+  reconstruct undersampled or degraded images under a decoder       -> WORK/reconstructions
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
   lesions     insert lesions into healthy slices, and find them     -> WORK/lesions
   ui          open MLflow's pages at the runs
@@ -172,11 +171,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # is the description.
 MODULES: dict[str, str] = {
     "export": "pipeline.commands.export",
-    "anomaly": "pipeline.analysis.anomaly.anomaly",
+    "anomaly": "pipeline.analysis.anomaly",
     "calibration": "pipeline.commands.calibration",
-    "reconstruct": "pipeline.analysis.inverse.reconstruct",
-    "restore": "pipeline.analysis.inverse.restore",
-    "lesions": "pipeline.analysis.anomaly.lesions",
+    "reconstruct": "pipeline.analysis.reconstruct",
+    "lesions": "pipeline.analysis.lesions",
     "ui": "pipeline.commands.ui",
 }
 
@@ -186,7 +184,6 @@ EXAMPLES: dict[str, str] = {
     "anomaly": "--package demo --image volume.nii.gz",
     "calibration": "--runs blur=demo,gaussian=demo-gaussian",
     "reconstruct": "--package demo --store demo --acceleration 4",
-    "restore": "--package demo --store demo",
     "lesions": "--package demo --store demo",
     "evaluate": "--reconstructions model.pt2 --store demo",
     "ui": "--port 5001",

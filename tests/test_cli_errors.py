@@ -143,12 +143,16 @@ def test_a_mistyped_key_waits_for_no_torch() -> None:
     ("words", "told"),
     [
         (["anomaly", "--package=./p", "--image", "x.nii.gz"], "--image: x.nii.gz is not there"),
-        (["anomaly", "--image", "FILE", "--beside", "FILE,y.nii"], "--beside: y.nii is not there"),
-        (["restore", "--image", "x.nii"], "--image: x.nii is not there"),
-        (["reconstruct", "--mask", "m.npy"], "--mask: m.npy is not there"),
-        (["reconstruct", "--package", "none"], "no decoder package at"),
-        (["restore", "--store", "none"], "no prepared store at"),
-        (["lesions", "--baseline", "none"], "no decoder package at"),
+        (
+            ["reconstruct", "--package", "p", "--image", "FILE", "--mask", "m.npy"],
+            "--mask: m.npy is not there",
+        ),
+        (["reconstruct", "--package", "none", "--store", "none"], "no decoder package at"),
+        (["reconstruct", "--package", "models:/a/1", "--store", "none"], "no prepared store at"),
+        (
+            ["lesions", "--package", "models:/a/1", "--store", "s", "--baseline", "none"],
+            "no decoder package at",
+        ),
         (["export", "--run", "none"], "no run at"),
         (["evaluate", "--reconstructions", "none.pt2"], "none.pt2 is not there"),
     ],
@@ -160,6 +164,26 @@ def test_what_is_not_there_is_told_before_torch_is_imported(words: list[str], to
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n" and told in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train", "the same command continues from the last checkpoint, if there is one"),
+        ("compare", "what is trained or scored is kept"),
+        ("evaluate", "nothing was saved"),
+    ],
+)
+def test_an_interruption_tells_what_the_same_command_does(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, stopped)
+    assert main([command]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("interrupted: ") and told in line
 
 
 def test_an_unknown_command(fail: Fail) -> None:

@@ -162,16 +162,17 @@ def test_every_command_that_draws_does_so_on_a_poor_machine(
     config = work / "tiny.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     package, store = ["--package", "tiny"], ["--store", "tiny"]
-    few = ["--latent_steps", "2", "--image_steps", "2", "--samples", "0", "--slices", "1",
-           "--tv_weight", "0.01", "--wavelet_weight", "0.01"]  # fmt: skip
+    few = ["--steps", "2", "--samples", "0", "--slices", "1", "--tv_weight", "0.01",
+           "--wavelet_weight", "0.01", "--output", work / "restored"]  # fmt: skip
     commands: list[tuple[list[object], str]] = [
         (["train", "--config", config], "runs/tiny/config.yaml"),
         (["evaluate", "--run", "tiny"], "runs/tiny/evaluation/figures/samples.png"),
         (["calibration", "--runs", "tiny"], "calibration.png"),
         (["export", "--run", "tiny", "--register", "false"], "packages/tiny/metadata.json"),
-        (["restore", *package, *store, *few, "--noise", "0.1"], "restorations/comparison.png"),
+        (["reconstruct", "--operator", "image", *package, *store, *few],
+         "restored/p04/comparison.png"),
         (["lesions", *package, *store, "--slices", "1", "--repeats", "1", "--diameters", "[9]",
-          "--contrasts", "[0.4]"], "lesions/curves.png"),
+          "--contrasts", "[0.4]", "--output", work / "lesions"], "lesions/curves.png"),
         (["compare", "--config", config], "comparisons/tiny/leaderboard.md"),
     ]  # fmt: skip
     for words, file in commands:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {
     "help", "demo", "prepare", "train", "evaluate", "export", "compare", "anomaly", "lesions",
-    "reconstruct", "restore", "bench", "ui", "test", "test-all", "lint", "docs", "docs-reference",
+    "reconstruct", "bench", "ui", "test", "test-all", "lint", "docs", "docs-reference",
     "wheel", "clean",
 }  # fmt: skip
 

@@ -13,14 +13,12 @@ from zipfile import BadZipFile
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from torch import Tensor
 
+from data_prep import is_simulated
+from pipeline.data.intensity import to_scanner
+from pipeline.data.slices import SubjectEntry
 from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
@@ -33,46 +31,44 @@ TOLERANCE = 0.05
 class Picture:
     """A slice in the decoder's grid and the way back to its file.
 
-    image (H,W) float64; affine (4,4): (row, column, 0, 1) -> RAS mm.
+    image (H,W) float64; affine (4,4): (row, column, 0, 1) -> RAS mm; back: the axes' turn.
     """
 
     image: np.ndarray
     affine: np.ndarray
     back: np.ndarray
-    source_shape: tuple[int, ...]
+    simulated: bool
 
 
-def read_picture(path: Path, orientation: str, spacing_mm: float | None) -> Picture:
+def read_picture(path: Path, orientation: str, spacing_mm: float) -> Picture:
     """Read a NIfTI file of one slice, turned to `orientation`.
 
     Args:
         path: the file.
         orientation: of the picture, such as "rows A>P, columns L>R".
-        spacing_mm: the pixel size that it must have; None = any.
+        spacing_mm: the pixel size that it must have.
 
     Raises:
         InputError: the file can't be read to its end, gives no orientation, has several slices,
             values that are not finite, another plane, or another spacing.
     """
-    read, affine = read_values(path, affine_needed=True)
-    values = read.astype(np.float64)
-    shape = values.shape
-    if min(shape) != 1:
-        raise InputError(f"{path} must hold one slice, not {'x'.join(map(str, shape))}")
-    found = io_orientation(affine)
-    turn = ornt_transform(found, axcodes2ornt(_axes(orientation)))
-    turned = apply_orientation(values, turn)
+    values, affine = read_values(path, affine_needed=True)
+    if min(values.shape) != 1:
+        raise InputError(f"{path} must hold one slice, not {'x'.join(map(str, values.shape))}")
+    stored, wanted = io_orientation(affine), axcodes2ornt(_axes(orientation))
+    image = nib.Nifti1Image(values.astype(np.float64), affine)
+    turned = image.as_reoriented(ornt_transform(stored, wanted))
     if turned.shape[2] != 1:
         raise InputError(f"{path} is a slice of another plane than the decoder's ({orientation})")
-    moved = affine @ inv_ornt_aff(turn, values.shape)
-    spacing = np.linalg.norm(moved[:3, :2], axis=0)
-    if spacing_mm is not None and (abs(spacing / spacing_mm - 1) > TOLERANCE).any():
+    spacing = np.linalg.norm(turned.affine[:3, :2], axis=0)
+    if (abs(spacing / spacing_mm - 1) > TOLERANCE).any():
         raise InputError(
-            f"{path} has pixels of {spacing[0]:.3g} x {spacing[1]:.3g} mm, the decoder draws "
-            f"{spacing_mm:.3g} mm: resample it, or train on its spacing"
+            f"{path} has pixels of {spacing[0]:.3g} x {spacing[1]:.3g} mm, and for this decoder "
+            f"must have {spacing_mm:.3g} mm: resample it, or train on its spacing"
         )
-    back = ornt_transform(axcodes2ornt(_axes(orientation)), found)
-    return Picture(turned[:, :, 0], moved, back, shape)
+    back = ornt_transform(wanted, stored)
+    picture = np.asarray(turned.dataobj)[:, :, 0]
+    return Picture(picture, turned.affine, back, is_simulated(nib.load(path)))
 
 
 def _axes(orientation: str) -> tuple[str, str, str]:
@@ -80,30 +76,18 @@ def _axes(orientation: str) -> tuple[str, str, str]:
     match = re.fullmatch(r"rows (.)>(.), columns (.)>(.)", orientation)
     if match is None:
         raise InputError(f"the decoder's pictures have no anatomical directions ({orientation!r})")
-    rows, columns = match[2], match[4]
-    used = rows + columns
-    slices = next(c for c, both in (("R", "RL"), ("A", "AP"), ("S", "SI"))
-                  if not set(both) & set(used))  # fmt: skip
-    return rows, columns, slices
+    slices = next(both[0] for both in ("RL", "AP", "SI") if not set(both) & set(match.groups()))
+    return match[2], match[4], slices
 
 
-def write_picture(path: Path, image: np.ndarray, affine: np.ndarray, like: Picture | None) -> None:
-    """Write a picture as a NIfTI file, atomically.
+def write_picture(path: Path, image: np.ndarray, affine: np.ndarray, like: Picture) -> None:
+    """Write a picture (H,W) as .nii.gz in the axes of the file that `like` came from, atomically.
 
-    Args:
-        path: ends in .nii.gz.
-        image: (H,W).
-        affine: (4,4), (row, column, 0, 1) to RAS mm.
-        like: the file is written in the axes of the file that this came from; None = as it is.
+    affine: (4,4), (row, column, 0, 1) to RAS mm.
     """
-    values = np.asarray(image, np.float64)[:, :, None]
-    if like is not None:
-        stored = apply_orientation(values, like.back)
-        affine = affine @ inv_ornt_aff(like.back, values.shape)
-        if image.shape == like.image.shape:
-            stored = stored.reshape(like.source_shape)
-        values = stored
-    write_volume(path, values, affine)
+    turned = nib.Nifti1Image(np.asarray(image, np.float64)[:, :, None], affine)
+    stored = turned.as_reoriented(like.back)
+    write_volume(path, np.asarray(stored.dataobj), stored.affine)
 
 
 def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
@@ -113,6 +97,37 @@ def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     write_nifti(path, image)
+
+
+def write_stack(
+    entry: SubjectEntry, places: Sequence[int], folder: Path, name: str, images: Tensor
+) -> None:
+    """Write slices of one subject of a store as NIfTI, over its volume and in the volume's unit.
+
+    Where the store does not record that unit they are in [0,1]. Slices whose numbers are not evenly
+    spaced become a file each.
+
+    Args:
+        entry: the subject.
+        places: which of its slices they are.
+        folder: of the file.
+        name: of the file, without suffix; values of "deviation" are differences.
+        images: (n,1,H,W) in [0,1].
+    """
+    affine, indices = np.asarray(entry.affine), [entry.slice_indices[place] for place in places]
+    values = images[:, 0].permute(1, 2, 0).double().numpy()
+    if (native := entry.volume) is not None and name == "deviation":
+        values = values * (native.high - native.low)
+    elif native is not None:
+        values = to_scanner(values, native.low, native.high)
+    together = stack_affine(affine, indices)
+    if together is not None:
+        write_volume(folder / f"{name}.nii.gz", values, together)
+        return
+    for number, index in enumerate(indices):
+        alone = stack_affine(affine, [index])
+        assert alone is not None
+        write_volume(folder / f"{name}-slice-{index:03d}.nii.gz", values[:, :, [number]], alone)
 
 
 def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray | None:

@@ -1,18 +1,24 @@
 """The decoder package of an analysis, and the subjects it may be applied to."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from pipeline.analysis.options import (
+    AnomalyOptions,
+    LesionsOptions,
+    PackageOptions,
+    StoreOptions,
+)
 from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
-from pipeline.data.slices import Store, SubjectEntry
+from pipeline.data.slices import Store, SubjectEntry, open_store
 from pipeline.data.volumes import differing
 from pipeline.decoder_package import DecoderPackage, load
 from pipeline.errors import InputError
-from pipeline.files import find_folder, is_address
+from pipeline.files import find_folder, is_address, work_folder
 from pipeline.losses.law import GaussianLaw
 
-Choice = Literal["best", "fitted", "term"]
+SPLITS = ("test", "validation", "all")
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
@@ -29,20 +35,16 @@ def open_package(source: str, device: str = "cpu") -> DecoderPackage:
     return load(source if is_address(source) else find_folder(source, "packages"), device)
 
 
-def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> DecoderPackage:
-    """A package with a Gaussian law of its residuals.
+def open_prior(options: PackageOptions, device: str = "cpu") -> DecoderPackage:
+    """The package of the options, with the Gaussian law of residuals that they name.
 
-    Args:
-        source: as for `open_package`.
-        law: "best" is the fitted one where the package has it, else that of its term.
-        device: where the decoder runs.
-
-    Raises:
-        InputError: there is no such package, or the law is not Gaussian.
+    Raises InputError where there is no such package or law, and for images of several channels.
     """
-    package = open_package(source, device)
-    if law != "best":
-        package.which = law
+    package = open_package(options.package, device)
+    if options.law != "best":
+        package.which = options.law
+    if package.image_shape[0] != 1:
+        raise InputError(f"the decoder draws {package.image_shape[0]} channels: MR images have one")
     if not isinstance(package.law(torch.zeros(1, package.latent_size, device=device)), GaussianLaw):
         raise InputError(
             f"the likelihood {package.term} is not Gaussian: use the fitted law (--law fitted), or "
@@ -51,48 +53,66 @@ def open_prior(source: str, law: Choice = "best", device: str = "cpu") -> Decode
     return package
 
 
-def check_finest(package: DecoderPackage, finest: int) -> None:
-    """Raise InputError where no level of the decoder is that coarse; 0 stands for all levels."""
-    try:
-        like = next(package.parameters())
-        package.up_to(like.new_zeros(1, package.latent_size), finest or package.image_shape[-1])
-    except ValueError as error:
-        raise InputError(f"--finest {finest}: {error}") from error
+def open_decoders(
+    options: AnomalyOptions | LesionsOptions, device: str = "cpu"
+) -> dict[str, DecoderPackage]:
+    """The "package" of the options and, where they name one, the "baseline".
+
+    Raises InputError, too, where no level is as coarse as `options.finest`, or the baseline's
+    images were prepared in another way.
+    """
+    decoders = {"package": open_prior(options, device)}
+    if options.baseline:
+        decoders["baseline"] = open_package(options.baseline, device)
+    for decoder in decoders.values():
+        other = differing(decoders["package"].prepare_keys, decoder.prepare_keys)
+        if other:
+            raise InputError(f"the baseline's images were prepared with another {', '.join(other)}")
+        try:
+            latent = torch.zeros(1, decoder.latent_size, device=device)
+            decoder.up_to(latent, options.finest or decoder.image_shape[-1])
+        except ValueError as error:
+            raise InputError(f"--finest {options.finest}: {error}") from error
+    return decoders
 
 
 def unseen_subjects(
-    store: Store,
-    package: DecoderPackage,
-    split: str,
-    subject: str = "",
-    other_people: bool = False,
-) -> list[SubjectEntry]:
-    """The subjects of a split, or the one that is named.
+    options: StoreOptions, *packages: DecoderPackage
+) -> tuple[Store, list[SubjectEntry]]:
+    """The store and the subjects that the options name, whom no package was trained on.
 
-    other_people: the store's subjects are others than those trained on, whatever their names, so
-    that the same file alone counts as trained on; this is printed.
-
-    Raises:
-        InputError: there is none, the images have another shape than the decoder's or were prepared
-            in another way, or the decoder was trained on a subject.
+    Raises InputError where there is none, images have another shape than the decoders' or were
+    prepared in another way, or a decoder was trained on a subject.
     """
+    store = open_store(options.store, work_folder())
+    wanted = options.subjects
+    entries = store.subjects(wanted if wanted in SPLITS else "all")
+    if wanted not in SPLITS:
+        entries = [entry for entry in entries if entry.subject == wanted]
+    if not entries:
+        kind = "subjects in split" if wanted in SPLITS else "subject"
+        raise InputError(f"store {store.name} has no {kind} {wanted}")
+    for package in packages:
+        _check_unseen(store, entries, package, options.other_people)
+    if options.other_people:
+        print(f"--other_people: {FILES_CHECKED}")
+    return store, entries
+
+
+def _check_unseen(
+    store: Store, entries: list[SubjectEntry], package: DecoderPackage, other_people: bool
+) -> None:
     if tuple(store.image_shape) != tuple(package.image_shape):
         raise InputError(
             f"store {store.name} holds images of {store.image_shape}, the decoder draws "
             f"{tuple(package.image_shape)}: prepare it with the same prepare.size"
         )
-    other = differing(store.manifest["configuration"], package.prepare_keys)
-    if other:
+    if other := differing(store.manifest["configuration"], package.prepare_keys):
         raise InputError(
             f"store {store.name} was prepared with another {', '.join(other)} than the decoder's: "
             "prepare it as the decoder's was"
         )
-    entries = [e for e in store.subjects("all" if subject else split)
-               if subject in ("", e.subject)]  # fmt: skip
-    if not entries:
-        raise InputError(f"store {store.name} has no subjects in split {split}" if not subject else
-                         f"store {store.name} has no subject {subject}")  # fmt: skip
-    if other_people and store.digest == package.metadata["store"].get("digest"):
+    if other_people and _is_its_own(package, store):
         raise InputError(
             f"--other_people: store {store.name} is the one that was trained on, so equal names "
             "are the same people"
@@ -109,12 +129,31 @@ def unseen_subjects(
             f"{len(seen)} of {len(entries)} subjects were trained on by this decoder "
             f"({', '.join(seen[:5])}): score the split test, or a store of other subjects{way_out}"
         )
-    if other_people:
-        print(f"--other_people: {FILES_CHECKED}")
-    return entries
 
 
-def package_record(package: DecoderPackage, source: str) -> dict[str, Any]:
-    """Which decoder it was, for scores.json."""
-    keys = ("name", "digest", "run", "store")
-    return {"source": source, **{key: package.metadata.get(key) for key in keys}}
+def _is_its_own(package: DecoderPackage, store: Store) -> bool:
+    return store.digest == package.metadata["store"].get("digest")
+
+
+def caveats(package: DecoderPackage, simulated: bool, store: Store | None = None,
+            entries: list[SubjectEntry] | None = None) -> list[str]:  # fmt: skip
+    """What must be said beside results of images that the decoder is not made for.
+
+    simulated: whether the images are of simulated people; store, entries: where they come from.
+    """
+    said = []
+    if package.metadata["store"].get("simulated") and not simulated:
+        said.append("this decoder has seen simulated people only: on real ones it is not tested")
+    if (
+        package.which == "fitted"
+        and store is not None
+        and _is_its_own(package, store)
+        and any(entry.split == "validation" for entry in entries or ())
+    ):
+        said.append("in-sample: the law of residuals was fitted to these validation subjects")
+    return said
+
+
+def record(package: DecoderPackage) -> dict[str, Any]:
+    """The decoder's name and origin, for a results' JSON."""
+    return {key: package.metadata.get(key) for key in ("name", "digest", "run", "store")}

@@ -1,115 +1,152 @@
-"""The folder of an analysis's results: earlier results are removed, other files are left alone.
+"""A folder for each question asked, and results that appear in it when all of them are made."""
 
-Parts of the work that take long are kept in OUTPUT/.parts until the command ends, so that the same
-command goes on after an interruption, of whatever kind. Other inputs, another package or another
-version of this program start anew.
-"""
-
+import contextlib
+import glob
 import hashlib
 import json
-import pickle
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
+from data_prep import code_version
+from pipeline.analysis.options import PackageOptions
+from pipeline.errors import InputError
+from pipeline.files import locked, swapped_in, work_folder, writable, write_text
 
-from data_prep import quantity
-from pipeline.files import atomic_file, writable, write_text
-
-# Patterns of the files that the last run in a folder may have written, a line each.
-LIST = ".results"
-PARTS = ".parts"
-DAMAGED = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError)
+QUESTION = "question.json"
+# Options that name inputs, or places: a folder is not called after them.
+UNNAMED = ("package", "store", "image", "kspace", "like", "other_people", "output", "device")
+LONGEST = 120
 
 
-class Parts:
-    """Finished parts of a command's work; a block that ends well removes them.
+def digest_of(path: str) -> str:
+    """SHA-256 of a file's bytes; "" of none."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
-    Ctrl-C in the block says what is kept.
+
+def question_of(options: PackageOptions, **inputs: Any) -> dict[str, Any]:
+    """All that decides the results: options, digests of `inputs`, the program's version."""
+    kept = {key: value for key, value in asdict(options).items() if key not in ("output", "device")}
+    question = {"options": kept, "inputs": inputs, "program": code_version()}
+    return json.loads(json.dumps(question))
+
+
+def image_name(path: Path) -> str:
+    """A file's name without suffix, after its subject's folder where others have files so called.
+
+    HCP's 100307/T1w/T1w_acpc_dc_restore_brain.nii.gz is 100307-T1w_acpc_dc_restore_brain. Folders
+    are compared up to four levels above the file.
     """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        """key: of what decides the parts; "" keeps none."""
-        self._folder = folder
-        self._key = key
-
-    def __len__(self) -> int:
-        return sum(1 for path in self._paths() if path.suffix == ".pt")
-
-    def __enter__(self) -> "Parts":
-        if count := len(self):
-            kept = quantity(count, "finished part")
-            print(f"goes on with what an interrupted run has kept: {kept}")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            for path in self._paths():
-                path.unlink()
-            if self._folder.is_dir() and not any(self._folder.iterdir()):
-                self._folder.rmdir()
-        elif issubclass(kind, KeyboardInterrupt) and (count := len(self)):
-            where = f"{quantity(count, 'finished part')} kept in {self._folder}"
-            raise KeyboardInterrupt(f"{where}: the same command goes on from there") from None
-
-    def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returned, now or in the run before: tensors, numbers, text, lists, dicts."""
-        if not self._key:
-            return make()
-        path = self._folder / f"{self._key}-{_digest(name)}.pt"
-        if path.is_file():
-            try:
-                return torch.load(path, weights_only=True)
-            except DAMAGED:
-                pass  # it is made again
-        made = make()
-        with atomic_file(path) as stream:
-            torch.save(made, stream)
-        return made
-
-    def _paths(self) -> list[Path]:
-        return list(self._folder.glob(f"{self._key}-*")) if self._key else []
+    path = path.resolve()
+    names = [re.sub(r"(\.nii|\.hdr|\.img|\.mgh|\.mgz|\.npy)?(\.gz)?$", "", path.name, flags=re.I)]
+    for folder in list(path.parents)[:4]:
+        pattern = f"*/{glob.escape(str(path.relative_to(folder)))}"
+        if any(other.resolve() != path for other in folder.parent.glob(pattern)):
+            names.insert(0, folder.name)
+    return "-".join(names)
 
 
-def begin(output: Path, patterns: Iterable[str], inputs: Mapping[str, Any] | None = None) -> Parts:
-    """Make the folder, check that it can be written to, and remove an earlier run's results.
+def folder_of(
+    options: PackageOptions, kind: str, target: str, question: Mapping[str, Any], *always: str
+) -> Path:
+    """--output, or WORK/kind/target/PACKAGE-OPTIONS: the options in `always`, and others than
+    their defaults.
 
-    Args:
-        output: the folder.
-        patterns: relative paths of all files that this run may write, `*` allowed. They are kept in
-            the folder, so that the next run removes these and nothing else.
-        inputs: all that decides the results, as JSON can hold it; None: no parts are kept.
+    Where that folder answers a question of other options, as of a package of this name elsewhere,
+    it gets a digest.
+    """
+    if options.output:
+        return Path(options.output)
+    words = [Path(options.package).name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in UNNAMED or (value == field.default and field.name not in always):
+            continue
+        values = value if isinstance(value, tuple | list) else [value]
+        shown = [f"{v:g}" if isinstance(v, float) else Path(str(v)).name for v in values]
+        words.append(field.name if value is True else f"{field.name}-{','.join(shown)}")
+    name = re.sub(r"[^\w.,+-]", "-", "-".join(words))
+    digest = hashlib.sha256(json.dumps(question["options"]).encode()).hexdigest()[:8]
+    folder = work_folder() / kind / re.sub(r"[^\w.,+-]", "-", target)
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{digest}"
+    recorded = _recorded(folder / name)
+    if recorded and recorded["question"]["options"] != question["options"]:
+        name = f"{name}-{digest}"
+    return folder / name
 
-    Returns:
-        The place of finished parts, which holds those of an interrupted run of the same inputs.
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The question that a folder's results answer, and its files; {} where it holds none."""
+    try:
+        return dict(json.loads((folder / QUESTION).read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise InputError(f"{folder / QUESTION} can't be read: choose another folder") from error
+
+
+def answered(folder: Path, question: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the results of this very question, which is then said."""
+    same = _recorded(folder).get("question") == question
+    if same:
+        print(f"nothing has changed since these results were made: {folder}")
+    return same
+
+
+@contextlib.contextmanager
+def answering(folder: Path, question: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder for results, which takes the place of `folder` when the block ends well.
+
+    It lies beside `folder` and holds what an interrupted run of the same question has finished.
+    Until then nothing in `folder` changes.
 
     Raises:
+        InputError: `folder` holds other things than results, or another process is at work on it.
         OSError: it can't be written to.
     """
-    writable(output)
-    key = "" if inputs is None else _digest(json.dumps([inputs, _program()], sort_keys=True))
-    home, kept = output.resolve(), output / LIST
-    earlier = kept.read_text(errors="replace").splitlines() if kept.is_file() else []
-    for pattern in earlier:
-        if not pattern or Path(pattern).is_absolute():
-            continue
-        for path in output.glob(pattern):
-            mine = path.parent.name == PARTS and key and path.name.startswith(f"{key}-")
-            if path.is_file() and not mine and path.resolve().is_relative_to(home):
-                path.unlink()
-    write_text(kept, "".join(f"{pattern}\n" for pattern in [*patterns, f"{PARTS}/*"]))
-    return Parts(output / PARTS, key)
+    recorded = _recorded(folder)
+    writable(folder)
+    strange = sorted({path.name for path in folder.iterdir()} - {*recorded.get("files", ())})
+    if strange:
+        raise InputError(
+            f"{folder} holds {strange[0]}, and results replace what is there: give --output a new "
+            "folder"
+        )
+    if not recorded:
+        folder.rmdir()
+    draft = folder.with_name(f".{folder.name}.unfinished")
+    lock = draft / ".lock"
+    with locked(lock, busy=f"another process is at work on {folder}: wait for it to end"):
+        kept = [path for path in draft.iterdir() if path not in (lock, draft / QUESTION)]
+        if _recorded(draft).get("question") == question:
+            print(f"goes on with what an interrupted run has finished: {len(kept)} of its results")
+        else:
+            for path in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_text(draft / QUESTION, json.dumps({"question": question}))
+        try:
+            yield draft
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"what is finished is kept in {draft}: the same command goes on from there"
+            ) from None
+        files = sorted(path.name for path in draft.iterdir() if path != lock)
+        content = {"question": question, "files": files}
+        write_text(draft / QUESTION, json.dumps(content, indent=1) + "\n")
+        with swapped_in(folder) as new:
+            for name in files:
+                os.rename(draft / name, new / name)
+        shutil.rmtree(draft)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def print_few(families: int) -> None:
+    """A note where there are too few families for intervals that mean much."""
+    from pipeline.metrics.statistics import few
 
-
-def _program() -> list[str]:
-    """The versions of this program's source and of torch."""
-    source = hashlib.sha256()
-    home = Path(__file__).parents[1]
-    for path in sorted(home.rglob("*.py")):
-        source.update(f"{path.relative_to(home)}\n".encode() + path.read_bytes())
-    return [source.hexdigest(), torch.__version__]
+    if note := few(families):
+        print(f"note: {note}")

@@ -1,4 +1,4 @@
-"""Files, packages, stores and runs that a command line names: are they there?
+"""Files, stores and runs that a command line names: are they there?
 
 Looked up in the words themselves, before a command's module and torch are imported, which takes
 seconds. Whether they hold what they should is seen later.
@@ -10,16 +10,10 @@ from pathlib import Path
 
 from data_prep import Store, StoreError
 from pipeline.errors import InputError
-from pipeline.files import existing_package, existing_run, find_folder, is_address
+from pipeline.files import existing_run, find_folder
 
-# A command's options that name a file; "beside" has several, with commas between.
-FILES = {
-    "reconstruct": ("image", "kspace", "like", "sensitivities", "mask"),
-    "restore": ("image",),
-    "anomaly": ("image", "mask", "lesions", "beside"),
-    "evaluate": ("reconstructions",),
-}
-PACKAGES = ("package", "baseline")
+# A command's options that name a file.
+FILES = {"evaluate": ("reconstructions",)}
 
 
 def check_given(command: str, argv: Sequence[str]) -> None:
@@ -31,15 +25,10 @@ def check_given(command: str, argv: Sequence[str]) -> None:
     if "help" in given or "-h" in argv:
         return
     for name in FILES.get(command, ()):
-        text = given.get(name, "")
-        for word in text.split(",") if name == "beside" else [text]:
-            if word.strip() and not Path(word.strip()).exists():
-                raise InputError(f"--{name}: {word.strip()} is not there")
-    for name in PACKAGES:
-        source = given.get(name, "")
-        if source and not is_address(source):
-            existing_package(find_folder(source, "packages"))
-    if store := given.get("store", ""):
+        word = given.get(name, "").strip()
+        if word and not Path(word).exists():
+            raise InputError(f"--{name}: {word} is not there")
+    if command == "evaluate" and (store := given.get("store", "")):
         try:
             Store.open(find_folder(store, "stores"))
         except StoreError as error:

@@ -17,7 +17,6 @@ from data_prep import (
     PrepareConfig,
     Slices,
     VolumeError,
-    canonical,
     is_simulated,
     load_volume,
     read_mask,
@@ -192,21 +191,6 @@ def read_labels(path: Path, image: PreparedVolume, assume_orientation: str = "")
         return read_mask(path, image.shape, image.storage, assume_orientation=assume_orientation)
     except VolumeError as error:
         raise InputError(str(error)) from error
-
-
-def read_contrast(path: Path, image: PreparedVolume, assume_orientation: str = "") -> np.ndarray:
-    """Another contrast of the same head on the image's own grid -> (X, Y, Z) on its canonical one.
-
-    In the file's unit. Raises InputError, in one line, for a damaged file and one of another grid.
-    """
-    try:
-        found = read_verified(path, assume_orientation=assume_orientation)
-    except VolumeError as error:
-        raise InputError(str(error)) from error
-    same = found.data.shape == image.shape
-    if not (same and np.allclose(found.affine, image.storage, atol=1e-2)):
-        raise InputError(f"{path.name} does not lie on the grid of {image.path.name}: resample it")
-    return canonical(found)[0]
 
 
 def put_back(fields: np.ndarray, volume: PreparedVolume) -> np.ndarray:

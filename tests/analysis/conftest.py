@@ -1,16 +1,19 @@
 """A small decoder that is trained here, and commands that find it under the name `tiny`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from data_prep.store import Store
+from pipeline.__main__ import main
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage, describe
 from pipeline.decoder_package.metadata import hashed_subjects
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
+
+Fail = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +35,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
             for e in people
         ),
     )
+    metadata["digest"] = "0"
     package = DecoderPackage(metadata).requires_grad_(True)
     data = SliceDataset(tiny_store, people)
     images = data.__getitems__(range(len(data)))
@@ -50,5 +54,19 @@ def trained(tiny_store: Store) -> DecoderPackage:
 def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
     """`--package tiny` is that decoder."""
     monkeypatch.setattr("pipeline.analysis.packages.load", lambda *_: trained)
-    monkeypatch.setattr("pipeline.commands.given.existing_package", lambda _: None)
+    monkeypatch.setattr("pipeline.analysis.options.existing_package", lambda _: None)
     yield trained
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Runs a command that must fail in one line with exit code 2, and returns the line."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run

@@ -1,23 +1,25 @@
-"""Every forward operator and its adjoint: ⟨Ax, y⟩ = ⟨x, A*y⟩ in float64."""
+"""Every forward operator and its adjoint: ⟨Ax, y⟩ = ⟨x, A*y⟩ in float64; masks; k-space."""
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.analysis.inverse.masks import cartesian_mask
-from pipeline.analysis.inverse.operators import (
+from pipeline.analysis.operators import (
     Composed,
     Downsampling,
     GaussianBlur,
-    Identity,
     MaskedFourier,
     Operator,
     Within,
-    complex_noise,
+    cartesian_mask,
+    fft2c,
+    ifft2c,
     smooth_phase,
     smooth_sensitivities,
+    squared_norm,
 )
 
 SHAPES = [(12, 12), (9, 12), (12, 9), (15, 9)]
@@ -38,20 +40,18 @@ def _phases(shape: tuple[int, int]) -> Tensor:
 
 
 OPERATORS: dict[str, Make] = {
-    "identity": lambda _: Identity(),
     "single coil": lambda shape: MaskedFourier(_mask(shape)),
     "multi-coil": lambda shape: MaskedFourier(_mask(shape), _coils(shape)),
     "a phase for each slice": lambda shape: MaskedFourier(_mask(shape), _phases(shape)),
     "blur": lambda shape: GaussianBlur(1.3, shape),
     "downsampling": lambda shape: Downsampling(3, shape),
     "within": lambda shape: Within((torch.rand(1, 1, *shape) > 0.4).double()),
-    "blur and downsampling": lambda shape: Composed(
-        GaussianBlur(0.8, shape), Downsampling(3, shape)
-    ),
+    "blur and downsampling": lambda s: Composed(GaussianBlur(0.8, s), Downsampling(3, s)),
     "blur, then scanned": lambda shape: Composed(
         GaussianBlur(0.8, shape), MaskedFourier(_mask(shape), _coils(shape))
     ),
 }
+ALL = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS.keys())
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
@@ -59,7 +59,7 @@ def _inner(left: Tensor, right: Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS.keys())
+@ALL
 def test_the_adjoint_law(make: Make, shape: tuple[int, int]) -> None:
     operator = make(shape)
     image = torch.randn(2, 1, *shape, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_the_adjoint_law(make: Make, shape: tuple[int, int]) -> None:
     assert _inner(measured, other) == pytest.approx(_inner(image, back), rel=1e-10)
 
 
-@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS.keys())
+@ALL
 def test_it_is_linear(make: Make) -> None:
     operator = make((12, 9))
     left, right = torch.randn(2, 2, 1, 12, 9, dtype=torch.float64)
@@ -78,41 +78,34 @@ def test_it_is_linear(make: Make) -> None:
     torch.testing.assert_close(together, 2 * operator.forward(left) - operator.forward(right))
 
 
+def test_its_norm_is_the_largest_gain() -> None:
+    like = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
+    assert squared_norm(Downsampling(3, (12, 12)), like) == pytest.approx(1.05 / 9, rel=1e-6)
+    assert squared_norm(Within(torch.zeros(())), like) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_transform_is_numpy_s_and_its_own_inverse(shape: tuple[int, int]) -> None:
+    image, axes = torch.randn(2, 3, *shape, dtype=torch.complex128), (-2, -1)
+    shifted = np.fft.ifftshift(image.numpy(), axes=axes)
+    expected = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=axes)
+    np.testing.assert_allclose(fft2c(image).numpy(), expected, atol=1e-12)
+    torch.testing.assert_close(ifft2c(fft2c(image)), image)
+
+
 def test_all_samples_and_normalised_coils_give_the_image_back() -> None:
     shape = (12, 9)
     image = torch.randn(2, 1, *shape, dtype=torch.float64)
     operator = MaskedFourier(torch.ones(shape, dtype=torch.float64), _coils(shape))
-    maps = operator.sensitivities.abs().square().sum(dim=1)
-    torch.testing.assert_close(maps, torch.ones_like(maps), rtol=1e-6, atol=1e-6)
     back = operator.adjoint(operator.forward(image))
     torch.testing.assert_close(back, image, rtol=1e-5, atol=1e-5)
 
 
-def test_blur_and_downsampling_keep_the_mean() -> None:
+def test_no_blur_is_identity_and_neither_blur_nor_downsampling_moves_the_mean() -> None:
     image = torch.rand(1, 1, 12, 9, dtype=torch.float64)
+    torch.testing.assert_close(GaussianBlur(0.0, (12, 9)).forward(image), image)
     for operator in (GaussianBlur(2.0, (12, 9)), Downsampling(3, (12, 9))):
         assert operator.forward(image).mean() == pytest.approx(float(image.mean()))
-
-
-def test_no_blur_is_identity() -> None:
-    image = torch.rand(1, 1, 7, 9)
-    torch.testing.assert_close(GaussianBlur(0.0, (7, 9)).forward(image), image)
-
-
-def test_noise_has_its_deviation_in_both_parts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = complex_noise(torch.zeros(40000, dtype=torch.complex128), 0.3, generator)
-    assert noise.real.std() == pytest.approx(0.3, rel=0.02)
-    assert noise.imag.std() == pytest.approx(0.3, rel=0.02)
-
-
-def test_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="sensitivities"):
-        MaskedFourier(torch.ones(4, 4), torch.ones(2, 4, 5))
-    with pytest.raises(ValueError, match="mask"):
-        MaskedFourier(torch.ones(4, 4)).forward(torch.ones(1, 1, 4, 5))
-    with pytest.raises(ValueError, match="factor"):
-        Downsampling(3, (8, 9))
 
 
 def test_a_slice_is_measured_with_its_own_phase() -> None:
@@ -129,3 +122,26 @@ def test_the_phase_of_an_object_has_its_size() -> None:
     assert 1.4 < float(phase.max()) <= 1.5
     assert float(phase.min()) >= -0.75
     assert float((phase[1:] - phase[:-1]).abs().max()) < 0.1  # smooth: the centre can show it
+
+
+@pytest.mark.parametrize("kind", ["variable_density", "equispaced"])
+def test_the_seed_decides_a_mask(kind: str) -> None:
+    first, again, other = (cartesian_mask((64, 64), 3, 0.08, kind, seed) for seed in (1, 1, 4))  # type: ignore[arg-type]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert cartesian_mask((5, 7), 1, kind=kind).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MaskedFourier(torch.ones(4, 4), torch.ones(2, 4, 5)), "sensitivities"),
+        (lambda: MaskedFourier(torch.ones(4, 4)).forward(torch.ones(1, 1, 4, 5)), "mask"),
+        (lambda: Downsampling(3, (8, 9)), "factor"),
+        (lambda: cartesian_mask((64, 64), 0.5), "acceleration"),
+        (lambda: cartesian_mask((64, 64), 8, 0.5), "centre_fraction"),
+        (lambda: cartesian_mask((64, 64), 4, 0.0), "centre_fraction"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.sources.celeba import decode
-from pipeline.analysis.anomaly.detection import best_dice, detect
-from pipeline.analysis.anomaly.inserted import Lesion, insert, sensitivity, share, threshold_at
-from pipeline.analysis.anomaly.maps import one_sided, slice_maps
 from pipeline.analysis.geometry import intensity_unit, regular_choice
+from pipeline.analysis.inserted import Lesion, insert, sensitivity, share, threshold_at
+from pipeline.analysis.maps import detect, deviations, one_sided
 from pipeline.evaluation.samples import coarse, nearest
 from pipeline.losses.base import Scale
 from pipeline.losses.law import GaussianLaw
@@ -66,9 +65,9 @@ class Half:
 
 
 def test_a_residual_is_the_image_less_what_was_expected_in_deviations() -> None:
-    maps = slice_maps(Half(), torch.full((3, 1, 6, 8), 0.2), 2, lambda _, __: None)
-    torch.testing.assert_close(maps.residual, torch.full((3, 1, 6, 8), -0.3))
-    torch.testing.assert_close(maps.whitened, torch.full((3, 1, 6, 8), -3.0))
+    maps = deviations(Half(), torch.full((3, 1, 6, 8), 0.2))
+    torch.testing.assert_close(maps["residual"], torch.full((3, 1, 6, 8), -0.3))
+    torch.testing.assert_close(maps["whitened"], torch.full((3, 1, 6, 8), -3.0))
 
 
 def test_a_threshold_leaves_one_piece_in_two_slices_and_corners_touch() -> None:
@@ -90,10 +89,11 @@ def test_the_best_dice_by_hand() -> None:
     """Thresholds take 1, 2, 4 or 5 voxels with 1, 1, 2 or 2 of both lesions' voxels."""
     score = np.array([5.0, 4.0, 3.0, 3.0, 1.0])
     lesion = np.array([True, False, True, False, False])
-    assert best_dice(score, lesion) == (pytest.approx(2 / 3), 5.0)
-    assert detect(score, lesion).auroc == pytest.approx((3 + 1.5) / 6)
-    lesion = np.array([True, False, True, True, False])
-    assert best_dice(score, lesion) == (pytest.approx(6 / 7), 3.0)
+    found = detect(score, lesion)
+    assert (found.best_dice, found.threshold) == (pytest.approx(2 / 3), 5.0)
+    assert found.auroc == pytest.approx((3 + 1.5) / 6)
+    found = detect(score, np.array([True, False, True, True, False]))
+    assert (found.best_dice, found.threshold) == (pytest.approx(6 / 7), 3.0)
 
 
 def test_coarse_images_are_means_and_distances_root_mean_squares() -> None:

@@ -5,18 +5,20 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
+from pipeline.analysis.baselines import gradient
 from pipeline.analysis.geometry import finer_affine, stack_affine
-from pipeline.analysis.inverse.fourier import fft2c, ifft2c
-from pipeline.analysis.inverse.masks import cartesian_mask, centre_columns, sampled_centre
-from pipeline.analysis.inverse.operators import (
+from pipeline.analysis.operators import (
     Downsampling,
     GaussianBlur,
     MaskedFourier,
+    cartesian_mask,
+    centre_columns,
     complex_noise,
+    fft2c,
+    ifft2c,
+    sampled_centre,
 )
-from pipeline.analysis.inverse.problem import covered
-from pipeline.analysis.inverse.restore import degradation
-from pipeline.analysis.inverse.total_variation import gradient
+from pipeline.analysis.problems import covered, degradation
 from pipeline.blur.kernel_loss import kernel_width
 
 SHAPES = [(24, 30), (31, 24), (25, 33)]

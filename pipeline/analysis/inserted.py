@@ -28,7 +28,7 @@ class Lesion:
 
     @property
     def side(self) -> Literal["dark", "bright"]:
-        """On which side of what was there it stands out."""
+        """The side of what was there on which it stands out."""
         return "dark" if self.contrast < 0 else "bright"
 
 
@@ -42,11 +42,10 @@ def share(shape: tuple[int, int], centre: tuple[int, int], diameter: float) -> n
     around = np.arange(-reach, reach + 1)
     fine = (around[:, None] + offsets).reshape(-1)
     inside = fine[:, None] ** 2 + fine**2 <= (diameter / 2) ** 2
-    disc = inside.reshape(len(around), FINE, len(around), FINE).mean(axis=(1, 3))
-    found = np.zeros((shape[0] + 2 * reach, shape[1] + 2 * reach))
-    row, column = centre
-    found[row : row + len(around), column : column + len(around)] = disc
-    return found[reach:-reach, reach:-reach]
+    covered = np.zeros((shape[0] + 2 * reach, shape[1] + 2 * reach))
+    rows, columns = (slice(c, c + len(around)) for c in centre)
+    covered[rows, columns] = inside.reshape(len(around), FINE, -1, FINE).mean(axis=(1, 3))
+    return covered[reach:-reach, reach:-reach]
 
 
 def place(image: np.ndarray, diameter: float, random: np.random.Generator) -> tuple[int, int]:
@@ -104,13 +103,13 @@ def threshold_at(maps: Tensor, brain: Tensor, false_positives: float) -> float:
     values = torch.where(brain, maps, 0)[:, 0].numpy()
     inside = values[brain[:, 0].numpy()]
     shares = 1 - np.geomspace(0.5, 0.5 / max(len(inside), 2), THRESHOLDS)
-    found = math.inf
-    for threshold in np.unique(np.quantile(inside, np.append(shares, 1.0)))[::-1]:
-        pieces = sum(ndimage.label(image > threshold, EIGHT)[1] for image in values)
+    threshold = math.inf
+    for lower in np.unique(np.quantile(inside, np.append(shares, 1.0)))[::-1]:
+        pieces = sum(ndimage.label(image > lower, EIGHT)[1] for image in values)
         if pieces > false_positives * len(values):
             break
-        found = float(threshold)
-    return found
+        threshold = float(lower)
+    return threshold
 
 
 def sensitivity(maps: Tensor, where: Tensor, threshold: float) -> float:

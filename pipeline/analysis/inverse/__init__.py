@@ -1,1 +1,0 @@
-"""Inverse problems y = A x + noise under a decoder prior: reconstruction and restoration."""

@@ -101,14 +101,19 @@ def write_store(
     channels: int = 1,
     plane: str = "axial",
     side: int = SIDE,
+    dimmed: str = "",
 ) -> Store:
-    """A prepared store of one subject per item of `splits`, written by the store's own writer."""
+    """A prepared store of one subject per item of `splits`, written by the store's own writer.
+
+    dimmed: a split whose images have 0.8 of their intensity.
+    """
     generator = np.random.default_rng(seed)
     path = work / "stores" / name
     entries = []
     for index, split in enumerate(splits):
         subject = f"{prefix}{index:02d}"
-        shard = write_shard(path, subject, blobs(slices, channels, generator, side))
+        images = blobs(slices, channels, generator, side) * (0.8 if split == dimmed else 1)
+        shard = write_shard(path, subject, images)
         entries.append(
             SubjectEntry(
                 subject=subject,

@@ -23,7 +23,7 @@ from data_prep import (
 )
 from pipeline.commands.given import check_given
 from pipeline.config import Config
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Failed, InputError, Stopped
 from pipeline.parsing import config_of, config_parser, load_config, options_parser, parsed
 
 USAGE = """usage: {program} COMMAND --config CONFIG.yaml [--run RUN] [--key value …]
@@ -226,7 +226,8 @@ REFUSALS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryEr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 2 bad input, 4 done but output was lost, 128 + N stopped by signal N.
+    0 done, 2 bad input, 3 a training that came to nothing, 4 done but output was lost, 128 + N
+    stopped by signal N.
     """
     steady_output()
     return complete(_main(argv))
@@ -261,6 +262,9 @@ def _main(argv: Sequence[str] | None) -> int:
             raise
         print(f"error: {one_line(error)}: {way_out}", file=sys.stderr)
         return 2
+    except Failed as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 3
     except Stopped as error:
         print(f"{error}, state saved: the same command continues from there", file=sys.stderr)
         return 128 + error.number

@@ -4,7 +4,11 @@ import signal
 
 from data_prep import InputError
 
-__all__ = ["InputError", "Stopped"]
+__all__ = ["Failed", "InputError", "Stopped"]
+
+
+class Failed(Exception):
+    """A training that came to nothing (exit code 3)."""
 
 
 class Stopped(Exception):

@@ -59,8 +59,9 @@ class Encoder(nn.Module):
         both = self.heads[number](torch.cat([state, features[side]], dim=1))
         mean, log_variance = at_least_single(both).chunk(2, dim=1)
         mean = mean + at_least_single(self.linear[number](features[side]))
-        # exp() of an early outlier would otherwise overflow; the range holds any useful posterior.
-        return mean, log_variance.clamp(-12.0, 6.0)
+        # exp() of an early outlier would otherwise overflow; the range holds any useful posterior,
+        # which is hardly wider than its prior.
+        return mean, log_variance.clamp(-12.0, 2.0)
 
 
 def _posterior_head(width: int, channels: int) -> nn.Sequential:

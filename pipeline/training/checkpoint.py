@@ -62,6 +62,9 @@ class TrainingState(StepState):
     """Sums of metrics over these images."""
     seconds: float = 0.0
     finished: bool = False
+    setbacks: list[str] = field(default_factory=list)
+    """Where the training ran away and went back to an earlier checkpoint, in words; every one
+    halved the learning rate."""
     best: dict[str, Any] = field(default_factory=dict)
     """Step and PSNR of the best checkpoint so far."""
     controller: dict[str, Any] = field(default_factory=dict)
@@ -175,6 +178,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     if paths:
         raise InputError(f"no checkpoint in {folder} can be read: train anew with --restart true")
     return None
+
+
+def steps_kept(folder: Path) -> list[int]:
+    """Steps whose checkpoints were written to their end, in order."""
+    return [_step(path) for path in _paths(folder)]
 
 
 def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:

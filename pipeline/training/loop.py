@@ -1,5 +1,6 @@
 """The training loop: epochs, schedule, validation, checkpoints, tracking."""
 
+import logging
 import math
 import time
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from pipeline.data.augmentation import apply, draw
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.distributed import Processes
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Failed, InputError, Stopped
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 from pipeline.tracking.names import epoch_name
@@ -25,21 +26,34 @@ from pipeline.training.checkpoint import (
     BEST,
     Checkpoint,
     TrainingState,
+    load_checkpoint,
     mark_best,
     path_of,
     remove_old,
     save_checkpoint,
+    steps_kept,
 )
+from pipeline.training.divergence import Diverged, Watch
 from pipeline.training.objective import Objective, build_objective
 from pipeline.training.rate import RateController
 from pipeline.training.signals import StopSignals
 from pipeline.training.step import TrainingStep, part_of
 from pipeline.training.summary import rates, summary
 
+log = logging.getLogger(__name__)
+
+# A training goes back so often, each time at half the learning rate, before it is given up.
+MOST_SETBACKS = 3
+# After so many steps reconstructions that are no better than the mean slice are no early stage.
+LONG_ENOUGH = 500
+WAY_OUT = (
+    "train anew, --restart true, with a lower training.learning_rate, another training.seed or "
+    "other model.levels"
+)
 NO_BEST = {"step": -1, "psnr": -math.inf}
 # Attributes of a Trainer that a checkpoint keeps under the same names: where the run is.
 PLACE = (
-    "step", "epoch", "batch", "images", "sums", "seconds", "best", "kernel_history",
+    "step", "epoch", "batch", "images", "sums", "seconds", "best", "kernel_history", "setbacks",
 )  # fmt: skip
 
 
@@ -105,6 +119,8 @@ class Trainer:
         self.best: dict[str, Any] = dict(NO_BEST)
         self.resumed = self.finished = False
         self.kernel_history: dict[int, Tensor] = {}
+        self.setbacks: list[str] = []
+        self.watch = Watch(math.prod(store.image_shape))
 
     def _sampler(self) -> EpochSampler:
         settings, processes = self.config.training, self.processes
@@ -133,7 +149,8 @@ class Trainer:
         """Train to the end, logging to `tracker`. Returns the last epoch's metrics.
 
         signals: of a block that the caller has entered, so that none is missed before.
-        Raises Stopped, its state saved, where a signal asked for it.
+        Raises Stopped, its state saved, where a signal asked for it, and Failed where the run ran
+        away more than MOST_SETBACKS times or ends no better than the mean slice.
         """
         self.tracker = tracker
         self.start = time.monotonic() - self.seconds
@@ -144,8 +161,29 @@ class Trainer:
         noted = nullcontext(signals) if signals else StopSignals()
         with noted as self.signals, Reporter(self.processes.main) as self.reporter:
             while not self.finished:
-                metrics = self._epoch()
+                try:
+                    metrics = self._epoch()
+                except Diverged as error:
+                    self._go_back(error)
         return metrics
+
+    def _go_back(self, error: Diverged) -> None:
+        """To the checkpoint before the last, as illness begins unseen, at half the learning rate.
+
+        Raises Failed where that was done MOST_SETBACKS times already.
+        """
+        rate = self.config.training.learning_rate * 0.5 ** len(self.setbacks)
+        where = f"step {self.step}, learning rate {rate:g}: {error}"
+        if len(self.setbacks) >= MOST_SETBACKS:
+            times = len(self.setbacks) + 1
+            raise Failed(f"the training ran away {times} times (at {where}): {WAY_OUT}") from error
+        folder, setbacks = self.folder / "checkpoints", self.setbacks
+        step = self.processes.from_main(steps_kept(folder)[-2:][0] if self.processes.main else None)
+        self.resume(load_checkpoint(path_of(folder, step)))
+        self.setbacks = [*setbacks, f"{where}; went back to step {step} at half the rate"]
+        log.warning("the training ran away at %s", self.setbacks[-1])
+        self.tracker.tags({"setbacks": "; ".join(self.setbacks)})
+        self._save()
 
     def _epoch(self) -> dict[str, float]:
         """One epoch, or what is left of it, and what follows it. Returns its metrics."""
@@ -158,11 +196,14 @@ class Trainer:
             metrics |= self._validate()
         if self.finished or self.epoch % settings.figure_every == 0:
             self._picture()
+        if self.finished:
+            self._refuse_the_mean(metrics)
         self._agree()
         tracked = {epoch_name(key): value for key, value in metrics.items()}
         self.tracker.metrics(tracked, self.epoch)
         best = self._is_best(metrics)
-        if self.finished or best or self.asked or self.epoch % settings.checkpoint_every == 0:
+        due = self.epoch % settings.checkpoint_every == 0 and not self.watch.far
+        if self.finished or best or self.asked or due:
             self._save(best)
         self._report(metrics)
         if self.asked and not self.finished:
@@ -184,7 +225,7 @@ class Trainer:
             if self.asked:
                 self._save()
                 raise Stopped(self.asked)
-            if minutes and self.seconds - self.saved_at > 60 * minutes:
+            if minutes and not self.watch.far and self.seconds - self.saved_at > 60 * minutes:
                 self._save()
 
     def _train_on(self, images: Tensor) -> None:
@@ -196,6 +237,8 @@ class Trainer:
             self.controller.reweight(self.objective.pull_ratio(images[:piece], noise[:piece]))
         beta = self.controller.beta * self._rate_factor()
         found = self.steps(images, noise, beta=beta, warm_up=self.warm_up)
+        if found:
+            self.watch.step(found["rate"], found["distortion"], self.warm_up)
         self.step += 1
         self.batch += 1
         size = self.sampler.batch_size
@@ -265,9 +308,9 @@ class Trainer:
         return self.batch == 0 and self.epoch == self.config.likelihood.warmup_epochs > 0
 
     def _learning_rate_factor(self) -> float:
-        """Linear warm-up, then cosine decay to zero."""
+        """Linear warm-up, then cosine decay to zero; half of it after each setback."""
         warm = min((self.step + 1) / max(self.config.training.lr_warmup_steps, 1), 1.0)
-        return warm * 0.5 * (1 + math.cos(math.pi * self._progress()))
+        return warm * 0.5 * (1 + math.cos(math.pi * self._progress())) * 0.5 ** len(self.setbacks)
 
     def _rate_factor(self) -> float:
         """Linear warm-up of the rate's weight."""
@@ -282,10 +325,21 @@ class Trainer:
         )
         return {f"validation_{name}": value for name, value in found.items()}
 
+    def _refuse_the_mean(self, metrics: dict[str, float]) -> None:
+        """Raise Failed where a run would end, after a fair number of steps, with a mean image."""
+        mean = self.monitor.psnr_of_the_mean() if self.monitor else -math.inf
+        psnr = metrics.get("validation_psnr", math.inf)
+        if self.processes.from_main(self.step >= LONG_ENOUGH and psnr <= mean):
+            raise Failed(
+                f"the training learned nothing: at {psnr:.1f} dB reconstructions are no better "
+                f"than the mean slice ({mean:.1f} dB): {WAY_OUT}"
+            )
+
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether these are the best scores since the warm-up, of weights that are sound."""
         psnr = metrics.get("validation_psnr", math.nan)
         sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0
+        sound &= self.watch.far == 0
         best = sound and self.epoch > self._warm_up_end and psnr > self.best["psnr"]
         if best:
             self.best = {"step": self.step, "psnr": psnr}

@@ -13,6 +13,7 @@ from .data.slices import SliceDataset as SliceDataset
 from .data.slices import open_store as open_store
 from .decoder_package.package import DecoderPackage as DecoderPackage
 from .errors import InputError as InputError
+from .evaluation.differences import paired_differences as paired_differences
 from .losses.config import LikelihoodConfig as LikelihoodConfig
 from .losses.registry import build_term as build_term
 from .metrics.fidelity import psnr as psnr

@@ -33,7 +33,6 @@ commands:
   evaluate    score a trained run on subjects it has not seen       -> WORK/runs/RUN/evaluation
               --reconstructions: those of another method            -> WORK/scores/NAME
   compare     train and score every reconstruction term at one rate -> WORK/comparisons/RUN
-  calibration draw the calibration of scored runs side by side      -> WORK/calibration.png
   export      write a run's decoder package, and register it        -> WORK/packages/RUN
   reconstruct undersampled or degraded images under a decoder       -> WORK/reconstructions
   anomaly     map where a volume is not what a decoder expects      -> WORK/anomaly/IMAGE
@@ -172,7 +171,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 MODULES: dict[str, str] = {
     "export": "pipeline.commands.export",
     "anomaly": "pipeline.analysis.anomaly",
-    "calibration": "pipeline.commands.calibration",
     "reconstruct": "pipeline.analysis.reconstruct",
     "lesions": "pipeline.analysis.lesions",
     "ui": "pipeline.commands.ui",
@@ -182,7 +180,6 @@ MODULES: dict[str, str] = {
 EXAMPLES: dict[str, str] = {
     "export": "--run demo --onnx true",
     "anomaly": "--package demo --image volume.nii.gz",
-    "calibration": "--runs blur=demo,gaussian=demo-gaussian",
     "reconstruct": "--package demo --store demo --acceleration 4",
     "lesions": "--package demo --store demo",
     "evaluate": "--reconstructions model.pt2 --store demo",

@@ -1,36 +1,75 @@
-"""What a comparison looks like: the same slices under every term, and the trade between scores."""
+"""Figures of a comparison: scores, paired differences, the same slices, calibration."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from matplotlib.axes import Axes
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipeline.comparison.leaderboard import Row
-from pipeline.figures import COLOURS, bare, image_grid
+from pipeline.comparison.plan import at_rate
+from pipeline.evaluation import calibration_figures
+from pipeline.figures import COLOURS, bare, image_grid, legend_below
+from pipeline.metrics.catalogue import RECONSTRUCTION
 
-# The marker changes with each turn of the colours.
-MARKERS = ("o", "s", "^")
+MARKERS = "os^"  # changes with each turn of the colours
+LABELS = {metric.key: metric.heading for metric in RECONSTRUCTION}
+# Scores against the rate that was spent; last the trade of distortion and perception (Blau,
+# Michaeli, CVPR 2018).
+PANELS = (("rate", "psnr"), ("rate", "lpips_alex"), ("rate", "kid_vgg16"), ("psnr", "lpips_alex"))
+DIFFERENCES = ("psnr", "ssim", "lpips_alex", "high_frequency_ratio")
+
+
+def scores(runs: pd.DataFrame, title: str) -> Figure:
+    """Scores against rate and against each other, a line per term; bars: spread between seeds."""
+    panels = [(x, y) for x, y in PANELS if {x, y} <= set(runs.dropna(axis=1))]
+    figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
+    for axes, (x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, term in enumerate(dict.fromkeys(runs["term"])):
+            line = runs[runs["term"] == term].groupby("rate_target")[[x, y]]
+            mean, spread = line.mean().sort_values(x), line.std().fillna(0.0)
+            spread = spread.loc[mean.index]
+            axes.errorbar(
+                mean[x], mean[y], xerr=spread[x], yerr=spread[y], label=term, ms=6, lw=1.2,
+                capsize=2, color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
+            )  # fmt: skip
+        axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
+        axes.grid(alpha=0.25)
+        last = axes
+    legend_below(figure, last)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def differences(table: pd.DataFrame, title: str) -> Figure:
+    """Paired differences with their intervals, a line per term and rate, a panel per metric."""
+    shown = [key for key in DIFFERENCES if key in set(table["metric"])]
+    first = table[table["metric"] == shown[0]]
+    names = first["term"] + " − " + first["reference"] + ", " + first["rate_target"].map(at_rate)
+    size = (1.6 + 2.7 * len(shown), 1.3 + 0.32 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axes, key in zip(panels, shown, strict=True):
+        rows = table[table["metric"] == key]
+        ends = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        bars = np.nan_to_num(np.array(ends))
+        axes.errorbar(rows["mean"], range(len(rows)), xerr=bars, fmt="o", color=COLOURS[1])
+        axes.axvline(0.0, color="0.25", ls=":", lw=1.5)
+        axes.set_xlabel(LABELS[key].rstrip(" →↑↓1"))
+    panels[0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def side_by_side(
     images: Tensor, reconstructed: Mapping[str, Tensor], subjects: Sequence[str], title: str
 ) -> Figure:
-    """Originals above, then a row per term, the same slices in every row.
-
-    Args:
-        images: (N,C,H,W) in [0,1].
-        reconstructed: label of the row to (N,C,H,W).
-        subjects: N labels of the columns.
-        title: of the figure.
-
-    Raises:
-        ValueError: from `image_grid`, or shapes that differ.
-    """
+    """Originals above, then a row per term: (N,C,H,W) in [0,1] each, N subjects as columns."""
     rows = {"original": images, **reconstructed}
-    if any(values.shape != images.shape for values in rows.values()):
-        raise ValueError(f"all rows must be {tuple(images.shape)}")
     count, _, height, width = images.shape
     figure = Figure(
         figsize=(1.9 + 1.3 * count, 0.9 + 1.3 * height / width * len(rows)), layout="compressed"
@@ -48,67 +87,18 @@ def side_by_side(
     return figure
 
 
-def perception_distortion(rows: Sequence[Row], key: str, label: str, title: str) -> Figure:
-    """PSNR against a perceptual score, a point per term with its spread between seeds.
+def calibration(evaluations: Mapping[str, Path], title: str) -> Figure | None:
+    """The calibration of scored runs side by side; None where no run has a law.
 
-    Blau, Michaeli, The Perception-Distortion Tradeoff, CVPR 2018. rows: of one rate.
+    Args:
+        evaluations: a run's name in the figure to the folder of its evaluation.
+        title: names the store and the split.
     """
-    figure = Figure(figsize=(8.0, 5.2), layout="constrained")
-    axes = figure.subplots()
-    for index, row in enumerate(rows):
-        colour, marker = _look(index)
-        axes.errorbar(
-            row.mean("psnr"), row.mean(key), xerr=_bar(row, "psnr"), yerr=_bar(row, key),
-            color=colour, marker=marker, ms=7, lw=1.2, capsize=2, ls="",
-            label=row.name + ("" if row.settled else " †"),
-        )  # fmt: skip
-    axes.set_xlabel("PSNR (dB), higher is better")
-    axes.set_ylabel(f"{label}, lower is better")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.annotate(
-        "better", xy=(0.98, 0.02), xytext=(0.86, 0.14), xycoords="axes fraction", fontsize=9,
-        color="0.4", arrowprops={"arrowstyle": "->", "color": "0.4"},
-    )  # fmt: skip
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def rate_distortion(rows: Sequence[Row], keys: Mapping[str, str], title: str) -> Figure:
-    """Scores against the rate that was really spent, a line per term.
-
-    rows: of several rates; keys: metric to the axis's label. Bars: spread between seeds.
-    """
-    figure = Figure(figsize=(2.2 + 4.6 * len(keys), 4.8), layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, len(keys), squeeze=False)[0]
-    names = list(dict.fromkeys(row.name for row in rows))
-    for panel, (key, label) in zip(panels, keys.items(), strict=True):
-        for index, name in enumerate(names):
-            line = sorted((r for r in rows if r.name == name), key=lambda r: r.mean("rate"))
-            colour, marker = _look(index)
-            panel.errorbar(
-                [row.mean("rate") for row in line],
-                [row.mean(key) for row in line],
-                xerr=_bars(line, "rate"),
-                yerr=_bars(line, key),
-                color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name,
-            )  # fmt: skip
-        panel.set_xlabel("rate (nats)")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.25)
-    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def _look(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
-
-
-def _bar(row: Row, key: str) -> float:
-    spread = row.spread(key)
-    return 0.0 if math.isnan(spread) else spread
-
-
-def _bars(rows: Sequence[Row], key: str) -> list[float]:
-    return [_bar(row, key) for row in rows]
+    files = {name: folder / "calibration.json" for name, folder in evaluations.items()}
+    laws = {
+        f"{name}, {law}": curves
+        for name, path in files.items()
+        if path.exists()
+        for law, curves in json.loads(path.read_text("utf-8")).items()
+    }
+    return calibration_figures.calibration(laws, title) if laws else None

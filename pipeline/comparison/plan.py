@@ -1,12 +1,10 @@
 """Which runs a comparison consists of."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from data_prep import available_cores
 from pipeline.blur.form import Form
-from pipeline.comparison.leaderboard import at_rate
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.losses.base import Shape
@@ -22,19 +20,24 @@ DEFAULT = (*TERMS, "blur:positive_definite")
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: a row's name, the rate it is held at in nats, its seed, and its configuration.
+    """One run: its term as it was asked for, the rate that it is held at in nats, and its seed.
 
     rate 0: none is held, β stays training.beta.
     """
 
-    row: str
+    term: str
     rate: float
     seed: int
     run: str
     config: Config
 
     def __str__(self) -> str:
-        return f"{self.row}, {at_rate(self.rate)}, seed {self.seed}"
+        return f"{self.term}, {at_rate(self.rate)}, seed {self.seed}"
+
+
+def at_rate(target: float) -> str:
+    """What was held, in words: a rate in nats, or β for 0."""
+    return f"{target:g} nats" if target else "fixed β"
 
 
 def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
@@ -63,46 +66,29 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
             f"likelihood.warmup_epochs {config.likelihood.warmup_epochs} leaves nothing of "
             f"training.epochs {config.training.epochs} to compare: no term would be trained"
         )
-    rows: dict[str, LikelihoodConfig] = {}
-    absent: dict[str, str] = {}
-    for row in settings.terms or DEFAULT:
-        likelihood = _likelihood(config.likelihood, row)
-        try:
-            build_term(likelihood, image_shape)
-        except (InputError, ValueError) as error:
-            if settings.terms:
-                raise InputError(str(error)) from error
-            absent[row] = str(error)
-        else:
-            if likelihood not in rows.values():  # blur, and blur in the form that it has anyway
-                rows[row] = likelihood
-    jobs = jobs_at_once(config)
-    threads = config.training.threads or max(1, available_cores() // jobs)
-    entries = [
-        Entry(
-            row,
-            float(rate or 0.0),
-            seed,
-            f"{name}-{row.replace(':', '_')}-r{rate:g}-s{seed}",
-            replace(
-                config,
-                likelihood=likelihood,
-                # By steps, never by the clock, which slow terms would lose against.
-                training=replace(
-                    config.training,
-                    rate_target=rate or None,
-                    seed=seed,
-                    threads=threads,
-                    max_minutes=0.0,
-                ),
-                # The best checkpoint is the best by PSNR, which some terms are made for.
-                evaluation=replace(config.evaluation, checkpoint="last"),
-            ),
-        )
-        for seed in config.compare.seeds
-        for rate in rates
-        for row, likelihood in rows.items()
-    ]
+    terms, absent = _terms(config, image_shape)
+    threads = config.training.threads or max(1, available_cores() // jobs_at_once(config))
+    entries = []
+    for seed in config.compare.seeds:
+        for rate in rates:
+            # By steps, never by the clock, which slow terms would lose against.
+            training = replace(
+                config.training,
+                rate_target=rate or None,
+                seed=seed,
+                threads=threads,
+                max_minutes=0.0,
+            )
+            for term, likelihood in terms.items():
+                run = f"{name}-{term.replace(':', '_')}-r{rate:g}-s{seed}"
+                settled = replace(
+                    config,
+                    likelihood=likelihood,
+                    training=training,
+                    # The best checkpoint is the best by PSNR, which some terms are made for.
+                    evaluation=replace(config.evaluation, checkpoint="last"),
+                )
+                entries.append(Entry(term, float(rate or 0.0), seed, run, settled))
     if len({entry.run for entry in entries}) < len(entries):
         raise InputError(
             f"compare.terms, seeds or rate_targets name something twice: {list(settings.terms)}, "
@@ -111,28 +97,40 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
     return entries, absent
 
 
-def _likelihood(likelihood: LikelihoodConfig, row: str) -> LikelihoodConfig:
-    """The section for a row: a term's name, blur's form may follow a colon."""
-    term, colon, form = row.partition(":")
-    forms: Sequence[str] = get_args(Form)
-    if term not in TERMS or (colon and (term != "blur" or form not in forms)):
-        raise InputError(
-            f"compare.terms must be of {', '.join(TERMS)}, "
-            f"{', '.join(f'blur:{form}' for form in forms)}, not {row!r}"
-        )
-    likelihood = replace(likelihood, term=term)
-    return replace(likelihood, form=form) if form else likelihood  # type: ignore[arg-type]
+def _terms(
+    config: Config, image_shape: Shape
+) -> tuple[dict[str, LikelihoodConfig], dict[str, str]]:
+    """The section `likelihood` of each term; and of those that can't be built here, the reason."""
+    named: dict[str, LikelihoodConfig] = {}
+    absent: dict[str, str] = {}
+    for name in config.compare.terms or DEFAULT:
+        term, colon, form = name.partition(":")
+        forms = get_args(Form)
+        if term not in TERMS or (colon and (term != "blur" or form not in forms)):
+            blurs = ", ".join(f"blur:{form}" for form in forms)
+            raise InputError(f"compare.terms must be of {', '.join(TERMS)}, {blurs}, not {name!r}")
+        likelihood = replace(config.likelihood, term=term)
+        if form:
+            likelihood = replace(likelihood, form=form)  # type: ignore[arg-type]
+        try:
+            build_term(likelihood, image_shape)
+        except (InputError, ValueError) as error:
+            if config.compare.terms:
+                raise InputError(str(error)) from error
+            absent[name] = str(error)
+        else:
+            if likelihood not in named.values():  # blur, and blur in the form that it has anyway
+                named[name] = likelihood
+    return named, absent
 
 
 def quick(config: Config) -> Config:
     """One seed and a few hundred steps: a trial of the whole, whose scores mean little."""
-    training = config.training
+    training, likelihood = config.training, config.likelihood
     return replace(
         config,
         compare=replace(config.compare, seeds=config.compare.seeds[:1]),
-        likelihood=replace(
-            config.likelihood, warmup_epochs=min(QUICK_WARMUP, config.likelihood.warmup_epochs)
-        ),
+        likelihood=replace(likelihood, warmup_epochs=min(QUICK_WARMUP, likelihood.warmup_epochs)),
         training=replace(
             training,
             epochs=min(QUICK_EPOCHS, training.epochs),

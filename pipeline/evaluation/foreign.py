@@ -32,8 +32,8 @@ SUFFIXES = (".nii.gz", ".nii", ".npy")
 # Rounding of a program's own scaling to [0,1].
 SLACK = 1e-3
 
-Pair = tuple[str, Tensor, Tensor]
-"""A subject's name, its images and their reconstructions, (n,C,H,W) in [0,1]."""
+Pair = tuple[dict[str, str], Tensor, Tensor]
+"""A subject's labels, its images and their reconstructions, (n,C,H,W) in [0,1]."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,14 @@ def score(
     first = next(pairs)  # a mistake in it shows before networks are loaded
     tally = Tally(load_networks(settings))
     with Reporter() as reporter:
-        for number, (subject, images, reconstructions) in enumerate(chain([first], pairs), 1):
+        for number, (labels, images, reconstructions) in enumerate(chain([first], pairs), 1):
             if (images == images[..., :1, :1]).all():
-                raise InputError(f"the originals of {subject} are black, or flat: leave it out")
+                raise InputError(
+                    f"the originals of {labels['subject']} are black, or flat: leave it out"
+                )
             batches = (x.split(settings.batch_size) for x in (images, reconstructions))
             parts = [tally.slice_scores(*batch) for batch in zip(*batches, strict=True)]
-            tally.add({"subject": subject}, mean_of(parts), images, reconstructions)
+            tally.add(labels, mean_of(parts), images, reconstructions)
             reporter.update(number / count, f"subject {number}/{count}")
     of = "another program" + (" (simulated people)" if simulated else "")
     return Evaluation(
@@ -163,7 +165,8 @@ def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:
             if size is not None and images.shape[1:] != size:
                 raise InputError(f"{path} holds images of another size than the files before it")
             size = images.shape[1:]
-            yield name, _in_range(images, path), _in_range(reconstructions, made[name])
+            labels = {"subject": name, "family": name}
+            yield labels, _in_range(images, path), _in_range(reconstructions, made[name])
 
     return pairs(), len(originals), False
 
@@ -236,7 +239,8 @@ def _of_program(path: Path, options: Options) -> tuple[Iterator[Pair], int, bool
         for number, entry in enumerate(entries):
             images = data.of_subject(number, options.max_slices)
             made = [_through(program, path, batch) for batch in images.split(options.batch_size)]
-            yield entry.subject, images, _in_range(torch.cat(made), path)
+            labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
+            yield labels, images, _in_range(torch.cat(made), path)
 
     return pairs(), len(entries), store.simulated
 

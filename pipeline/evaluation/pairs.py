@@ -94,7 +94,7 @@ class Tally:
         """Add a subject's row and return it, which may get more scores.
 
         Args:
-            labels: the subject's name and what else is of LABELS.
+            labels: the subject's name, its family, and what else is of LABELS.
             scores: those that were taken slice by slice.
             images: (n,C,H,W), all slices of the subject, on the CPU.
             made: their reconstructions, of the same shape.
@@ -127,9 +127,9 @@ class Tally:
     def metrics(self, seed: int) -> dict[str, Interval]:
         """Means over families with their intervals, and the distances between sets of images.
 
-        families: how many there are; subjects of unknown family are one each. seed: of subsets.
+        families: how many there are. seed: of subsets.
         """
-        families = [str(row.get("family") or row["subject"]) for row in self.rows]
+        families = [row["family"] for row in self.rows]
         scored = [key for key in self.rows[0] if key not in LABELS]
         values = {key: np.array([row[key] for row in self.rows]) for key in scored}
         metrics = aggregate(values, families)

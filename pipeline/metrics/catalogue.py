@@ -188,22 +188,3 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
 }
 """The scores that people read, by what they are of; metrics.json has more."""
 HEADLINE = tuple(metric for group in GROUPS.values() for metric in group if metric.headline)
-
-
-def loss(metric: Metric, value: float, data: float = math.nan) -> float:
-    """A score as a number that is smaller where the score is better.
-
-    Args:
-        metric: says which way is better.
-        value: the score.
-        data: the blur effect of the data, where the metric is best at it.
-    """
-    if metric.better == "up":
-        return -value
-    if metric.better == "one":
-        return abs(value - 1)
-    if metric.better == "ninety":
-        return abs(value - 0.9)
-    if metric.better == "data":
-        return abs(value - data)
-    return value

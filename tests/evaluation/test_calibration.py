@@ -1,13 +1,9 @@
 """Laws of calibration: residuals drawn from the likelihood are as it says, others are not."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from pipeline.__main__ import main
 from pipeline.blur.likelihood import sample_residual
 from pipeline.blur.spectrum import precision, transfer_function
 from pipeline.evaluation.calibration import (
@@ -185,23 +181,3 @@ def test_runs_are_drawn_side_by_side() -> None:
     assert all(axes.get_tightbbox().y0 >= top and axes.get_legend() is None for axes in figure.axes)
     for axes in figure.axes:
         assert axes.yaxis.label.get_window_extent().height <= axes.get_window_extent().height
-
-
-def test_runs_are_drawn_by_the_command_and_a_missing_one_is_told(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    residual, weights = drawn()
-    _, curves = measured(images(), residual, weights, 0.2)
-    path = work / "runs/one/evaluation/calibration.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"blur": mean_curves([curves])}))
-    path.parents[1].joinpath("config.yaml").write_text("data: {store: tiny}")
-    assert main(["calibration", "--runs", "blur=one,one"]) == 0
-    assert (work / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    for runs in ("two", ","):
-        assert main(["calibration", "--runs", runs]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-    for damaged in ("{}", "[]", "null", '{"blur": {}}', '{"blur": {"variance": 1'):
-        path.write_text(damaged)
-        assert main(["calibration", "--runs", "one"]) == 2
-        assert "calibration.json" in capsys.readouterr().err

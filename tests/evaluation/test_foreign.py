@@ -1,6 +1,7 @@
 """Somebody else's reconstructions are scored as ours are, and what can't be scored is told."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.data.slices import SliceDataset
+from pipeline.metrics.statistics import over_families
 
 
 def _save(path: Path, values: np.ndarray) -> None:
@@ -96,16 +98,21 @@ def _program(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def test_a_program_is_given_a_stores_images(tiny_store: Store, tmp_path: Path) -> None:
+def test_a_program_is_given_a_stores_images_whose_siblings_are_one_family(
+    tmp_path: Path, store_writer: Callable[..., Store]
+) -> None:
+    store = store_writer(tmp_path, splits=["test"] * 3, families=["a", "b", "b"], slices=2)
     program = _program(Darker(), tmp_path / "darker.pt2")
-    metrics = _scored("--reconstructions", program, "--store", tiny_store.path,
+    metrics = _scored("--reconstructions", program, "--store", store.path,
                       "--output", tmp_path / "out")  # fmt: skip
-    data = SliceDataset(tiny_store, tiny_store.subjects("test"))
+    assert metrics["families"]["mean"] == 2
+    data = SliceDataset(store, store.subjects("test"))
     errors = [
         -10 * torch.log10((0.1 * data.of_subject(k)).square().mean(dim=(1, 2, 3))).mean().item()
         for k in range(len(data.subjects))
     ]
-    assert metrics["psnr"]["mean"] == pytest.approx(np.mean(errors), abs=0.01)
+    expected = over_families(np.array(errors), ["a", "b", "b"])
+    assert metrics["psnr"] == pytest.approx(expected, abs=0.05)
 
 
 def test_what_does_not_fit_is_one_line(

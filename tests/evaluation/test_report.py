@@ -59,7 +59,7 @@ def test_an_empty_surround_makes_no_slice_the_best_but_of_photographs(image_set:
     clean[0, :, :2, :2], clean[1] = 0.5, 0.5
     made = clean + (clean > 0) * torch.tensor([0.2, 0.1])[:, None, None, None]
     tally = Tally(Networks(), image_set)
-    tally.add({"subject": "s"}, {}, clean, made, [0, 1])
+    tally.add({"subject": "s", "family": "f"}, {}, clean, made, [0, 1])
     [best], [worst] = tally.best, tally.worst
     assert (best.place, worst.place) == ((0, 1) if image_set else (1, 0))
     assert best.psnr == pytest.approx(-20 * math.log10(0.2 / 8 if image_set else 0.1), abs=1e-3)

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
+from data_prep.common.console import complete, steady_output
+from data_prep.common.errors import InputError
+from data_prep.common.files import find_folder, work_folder
+from data_prep.common.invocation import program
+from data_prep.common.layers import read_layers
+from data_prep.common.switches import switch_keys, switched
+from data_prep.common.wording import absent_package, one_line
 from data_prep.config import PLAIN_NAME, PrepareConfig
-from data_prep.console import complete, steady_output
-from data_prep.errors import InputError
-from data_prep.files import find_folder, work_folder
-from data_prep.invocation import program
-from data_prep.layers import read_layers
-from data_prep.switches import switch_keys, switched
-from data_prep.wording import absent_package, one_line
 
 # Sections of the same file that belong to the other package; passed over, never checked here.
 OTHER_SECTIONS = (

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.progress import progress
+from data_prep.common.progress import progress
 from data_prep.report import writing as report
 from data_prep.store import (
     MANIFEST,

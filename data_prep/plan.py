@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_prep.common.wording import quantity
 from data_prep.config import CHECKS_VERSION, PrepareConfig, pixel_keys
 from data_prep.flags import ASSUMED_ORIENTATION, code_of
 from data_prep.sources.source import Item, Outcome
 from data_prep.store import CHECKS, OWN_DIGEST, Quarantined, Store, SubjectEntry
 from data_prep.volume.plausibility import doubts, expectations
-from data_prep.wording import quantity
 
 # Reasons that may be gone the next time though no file changed: such subjects are tried again.
 PASSING = {"unreadable", "no_permission", "unexpected", "worker_died"}

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from data_prep.common.errors import InputError
+from data_prep.common.files import atomic_file, locked
+from data_prep.common.progress import print_line, progress
+from data_prep.common.wording import quantity
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
-from data_prep.files import atomic_file, locked
 from data_prep.plan import make_plan
-from data_prep.progress import print_line, progress
 from data_prep.report import writing as report
 from data_prep.same_scan import as_families
 from data_prep.sources import celeba, cifar10, volumes
@@ -33,7 +34,6 @@ from data_prep.store import (
     write_manifest,
 )
 from data_prep.summary import Prepared, counted, summary
-from data_prep.wording import quantity
 
 __all__ = ["Prepared", "list_work", "prepare", "summary"]
 

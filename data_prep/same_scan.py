@@ -7,10 +7,10 @@ that was compressed again, or whose header alone differs, gives the same pixels.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from data_prep.common.names import joined
 from data_prep.config import SplitConfig
 from data_prep.entries import SubjectEntry
 from data_prep.flags import SAME_SCAN
-from data_prep.names import joined
 from data_prep.sources.source import Outcome
 from data_prep.split import split_of
 

@@ -22,6 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.errors import InputError
+from data_prep.common.files import atomic_file, sha256_of
+from data_prep.common.invocation import command
+from data_prep.common.names import shard_name
 from data_prep.config import (
     CHECKS_VERSION,
     CohortConfig,
@@ -30,10 +34,6 @@ from data_prep.config import (
     where_keys,
 )
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
-from data_prep.errors import InputError
-from data_prep.files import atomic_file, sha256_of
-from data_prep.invocation import command
-from data_prep.names import shard_name
 from data_prep.split import SPLITS
 
 __all__ = [

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.common.wording import quantity
 from data_prep.flags import FORMS_DISAGREE, SAME_SCAN, code_of, words_of
 from data_prep.report.writing import FOLDER, PAGE
 from data_prep.same_scan import described
 from data_prep.split import SPLITS
 from data_prep.store import MANIFEST, Store
-from data_prep.wording import quantity
 
 # Of a set's quarantined images; half of a download would fill the screen.
 SHOWN_IMAGES = 20

@@ -3,16 +3,16 @@
 from collections import Counter
 from pathlib import Path
 
-from data_prep.errors import InputError
-from data_prep.mlflow_connection import (
+from data_prep.common.errors import InputError
+from data_prep.common.mlflow_connection import (
     NOTE,
     flat_keys,
     mlflow_address,
     mlflow_client,
     mlflow_reason,
 )
-from data_prep.provenance import code_version
-from data_prep.redaction import shown_address
+from data_prep.common.provenance import code_version
+from data_prep.common.redaction import shown_address
 from data_prep.report.writing import FOLDER, PAGE, TABLE
 from data_prep.split import SPLITS
 from data_prep.store import Store

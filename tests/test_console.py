@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.console import steady_output
+from data_prep.common.console import steady_output
 from data_prep.store import Store
 
 ROOT = Path(__file__).parents[1]
 PRINTS = """
 import sys
-from data_prep.console import steady_output
+from data_prep.common.console import steady_output
 steady_output()
 print("\\u03b2 1.00 \\u00b2 \\u2013 M\\u00fcller \\udcff", flush=True)
 print("\\u00d7", file=sys.stderr)
@@ -83,8 +83,8 @@ def test_nor_does_a_closed_output(tmp_path: Path) -> None:
 
 
 BAR = """
-from data_prep.console import steady_output
-from data_prep.progress import Reporter
+from data_prep.common.console import steady_output
+from data_prep.common.progress import Reporter
 steady_output()
 with Reporter() as reporter:
     for n in range(3):

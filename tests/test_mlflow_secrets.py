@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import mlflow_connection
-from data_prep.mlflow_connection import PATIENCE, impatient, mlflow_reason, quieten_mlflow
-from data_prep.redaction import shown_address, without_secrets
+from data_prep.common import mlflow_connection
+from data_prep.common.mlflow_connection import PATIENCE, impatient, mlflow_reason, quieten_mlflow
+from data_prep.common.redaction import shown_address, without_secrets
 from data_prep.store import Store
 from pipeline.__main__ import main
 
@@ -104,7 +104,7 @@ def test_so_does_a_preparation_whose_store_is_there_and_soon(
     nobody: str, work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from data_prep import tracking
-    from data_prep.errors import InputError
+    from data_prep.common.errors import InputError
 
     store = Store(work / "stores/x", {"name": "x"}, (), ())
     work.mkdir()

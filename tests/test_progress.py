@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from data_prep import progress
-from data_prep.progress import Reporter
+from data_prep.common import progress
+from data_prep.common.progress import Reporter
 from pipeline.training.summary import summary
 
 METRICS = {"distortion": -5000.0, "rate": 321.0, "kernel_loss": 9.5, "images_per_second": 240.0}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.spreadsheet import FORMULA, csv_line, safe_cell
+from data_prep.common.spreadsheet import FORMULA, csv_line, safe_cell
 from pipeline.files import csv_text
 
 BAD = ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1+1", "+-1", "=cmd|' /C calc'!A0", "-"]

@@ -7,8 +7,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
+from data_prep.common.errors import InputError
 from data_prep.config import TRANSFORM_VERSION
-from data_prep.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

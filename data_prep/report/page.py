@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from data_prep.common.pages import data_uri, page_templates
 from data_prep.config import PrepareConfig, where_keys
-from data_prep.pages import data_uri, page_templates
 from data_prep.report.quality import (
     BINS,
     FEWEST,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_prep.common.errors import InputError
+from data_prep.common.files import expanded
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
-from data_prep.files import expanded
 from data_prep.sources.source import Item, Job, Outcome, Source
 
 Value = TypeVar("Value")

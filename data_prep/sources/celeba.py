@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.errors import InputError, VolumeError
 from data_prep.config import CELEBA_SHAPE, PLAIN_NAME, PrepareConfig
-from data_prep.errors import InputError, VolumeError
 from data_prep.sources import blocks
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.split import SPLITS

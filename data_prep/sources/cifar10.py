@@ -1,6 +1,6 @@
 """CIFAR-10 from its python batches: 32 x 32 colour images of ten classes (Krizhevsky 2009).
 
-A batch is a pickle, and a pickle can run code: it is read as arrays alone (data_prep.unpickling).
+A batch is a pickle, and a pickle can run code: it is read as arrays alone (common.unpickling).
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.errors import InputError
+from data_prep.common.unpickling import read_arrays
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
 from data_prep.sources import blocks
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import SubjectEntry, write_shard
-from data_prep.unpickling import read_arrays
 
 FOLDER = "cifar-10-batches-py"
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"

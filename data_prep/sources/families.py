@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.common.errors import InputError
+from data_prep.common.names import is_unknown, same
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
-from data_prep.names import is_unknown, same
 
 # A family of more than this many subjects, and this share of all, is no family but a code.
 LARGE, LARGE_SHARE = 10, 0.2

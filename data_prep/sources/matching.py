@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data_prep.errors import InputError
-from data_prep.names import as_text
+from data_prep.common.errors import InputError
+from data_prep.common.names import as_text
 
 KEYS = ("{subject}", "{session}")
 KEY = re.compile(r"(\{subject\}|\{session\})")

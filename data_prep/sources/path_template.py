@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import InputError
+from data_prep.common.files import expanded
+from data_prep.common.names import as_path, joined, printable, same
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
-from data_prep.files import expanded
-from data_prep.names import as_path, joined, printable, same
 from data_prep.sources import freesurfer
 from data_prep.sources.families import Families, read_families
 from data_prep.sources.matching import Match, search

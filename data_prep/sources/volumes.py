@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import InputError, VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError, VolumeError
 from data_prep.sources import path_template
 from data_prep.sources.path_template import Subject
 from data_prep.sources.simulated import cohort

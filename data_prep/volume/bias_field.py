@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from data_prep.errors import InputError
+from data_prep.common.errors import InputError
 
 
 def require_n4() -> None:

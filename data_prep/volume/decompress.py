@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
-from data_prep.errors import VolumeError
+from data_prep.common.errors import VolumeError
 
 isal_zlib: Any = None
 with contextlib.suppress(ImportError):  # where the extra is not installed

@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from data_prep.errors import VolumeError
+from data_prep.common.errors import VolumeError
 from data_prep.flags import ASSUMED_ORIENTATION, FORMS_DISAGREE, UNITS, flag
 
 # Voxels beyond these are a broken header (often metres or micrometres, and nothing says so). The

@@ -16,8 +16,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.errors import VolumeError
 from data_prep.flags import BLACK_SLICES, flag
 from data_prep.volume.mask_shape import MaskShape, mask_shape
 

@@ -26,8 +26,8 @@ from monai.transforms import (
     Transform,
 )
 
+from data_prep.common.errors import InputError, VolumeError
 from data_prep.config import Plane, PrepareConfig
-from data_prep.errors import InputError, VolumeError
 from data_prep.flags import words_of
 from data_prep.volume.bias_field import n4_corrected
 from data_prep.volume.brain import brain_of_image, brain_of_mask

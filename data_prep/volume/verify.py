@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.errors import VolumeError
+from data_prep.common.errors import VolumeError
 from data_prep.volume.decompress import GZIP_MAGIC, BrokenOff, Hash, pieces
 from data_prep.volume.headers import (
     HEADER_BYTES,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig, SplitConfig
-from data_prep.errors import VolumeError
 from data_prep.preparation import prepare
 from data_prep.report.quality import measure, robust_scores
 from data_prep.split import split_of, uniform

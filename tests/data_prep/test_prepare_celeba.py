@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from data_prep.__main__ import main
-from data_prep.errors import VolumeError
+from data_prep.common.errors import VolumeError
 from data_prep.sources.celeba import decode
 from data_prep.store import Store
 

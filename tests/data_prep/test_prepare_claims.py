@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
+from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.errors import VolumeError
 from data_prep.flags import ASSUMED_ORIENTATION, UNITS, code_of
 from data_prep.sources.path_template import Subject
 from data_prep.store import Store

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from data_prep.common.errors import InputError
 from data_prep.config import CohortConfig, PrepareConfig
-from data_prep.errors import InputError
 from data_prep.preparation import prepare, summary
 from data_prep.sources.simulated.cohort import family_head, traits_of
 from data_prep.sources.simulated.deformation import jacobian, refine, safe_exponential, smooth_noise

@@ -12,7 +12,7 @@ from test_prepare_stage import configured
 from test_prepare_survival import content
 
 from data_prep.__main__ import main
-from data_prep.errors import InputError
+from data_prep.common.errors import InputError
 from data_prep.executors import dask_cluster as dask_executor
 from data_prep.sources.source import Job
 

@@ -13,8 +13,8 @@ from scipy.ndimage import label, map_coordinates
 from scipy.spatial.transform import Rotation
 from small_volumes import brain, write_nifti
 
+from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.errors import VolumeError
 from data_prep.preparation import prepare
 from data_prep.volume.bias_field import n4_corrected
 from data_prep.volume.loading import Volume, canonical, load_volume

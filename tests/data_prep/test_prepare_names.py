@@ -11,9 +11,9 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured, run_and_list
 
 from data_prep.__main__ import main
+from data_prep.common.errors import InputError
+from data_prep.common.names import as_path, as_text, printable, shard_name
 from data_prep.config import PLAIN_NAME, PrepareConfig
-from data_prep.errors import InputError
-from data_prep.names import as_path, as_text, printable, shard_name
 from data_prep.sources import matching
 from data_prep.sources.path_template import discover
 from data_prep.store import Store

@@ -14,9 +14,9 @@ from test_prepare_stage import configured, run_and_list
 
 from data_prep import quantity
 from data_prep.__main__ import main
+from data_prep.common.errors import InputError
+from data_prep.common.names import joined
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
-from data_prep.names import joined
 from data_prep.sources.path_template import Discovered, discover
 
 FREESURFER = "{subject}/mri/brain.mgz"

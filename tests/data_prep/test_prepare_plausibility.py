@@ -9,8 +9,8 @@ from adult_heads import affine, head, real, save
 from test_prepare_stage import configured
 
 from data_prep.__main__ import configuration, main
+from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.errors import VolumeError
 from data_prep.flags import BACKGROUND, MASK_VALUES, code_of
 from data_prep.store import OWN_DIGEST, Store
 from data_prep.volume.loading import Volume, load_volume

@@ -15,7 +15,7 @@ from fragile_worker import double
 from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 
 from data_prep.__main__ import main
-from data_prep.errors import InputError, VolumeError
+from data_prep.common.errors import InputError, VolumeError
 from data_prep.executors.local import Processes
 from data_prep.store import Store, write_shard
 from data_prep.volume import transforms

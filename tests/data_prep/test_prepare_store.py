@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from small_volumes import write_cohort
 
+from data_prep.common.files import atomic_file
 from data_prep.config import PrepareConfig
-from data_prep.files import atomic_file
 from data_prep.preparation import prepare
 from data_prep.store import Store, StoreError
 from data_prep.volume.loading import load_volume

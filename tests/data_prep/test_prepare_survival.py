@@ -16,7 +16,7 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
-from data_prep.files import locked
+from data_prep.common.files import locked
 from data_prep.integrity import problems
 from data_prep.store import Store
 

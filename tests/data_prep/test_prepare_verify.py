@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_volumes import brain, write_nifti
 
-from data_prep.errors import VolumeError
+from data_prep.common.errors import VolumeError
 from data_prep.flags import FORMS_DISAGREE
 from data_prep.volume import decompress, verify
 from data_prep.volume.verify import read_verified

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep import code_version, shown_address
-from data_prep.provenance import ROOT
+from data_prep.common.provenance import ROOT
 from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.scores import headline_names
 from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES

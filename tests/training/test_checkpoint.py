@@ -173,7 +173,7 @@ def test_a_failing_write_leaves_the_previous_checkpoint(
     def failing(number: int) -> None:
         raise error
 
-    monkeypatch.setattr("data_prep.files.os.fsync", failing)
+    monkeypatch.setattr("data_prep.common.files.os.fsync", failing)
     with pytest.raises((InputError, KeyboardInterrupt)):
         _save(tmp_path, 2)
     found = latest_checkpoint(tmp_path)

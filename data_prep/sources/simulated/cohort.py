@@ -11,11 +11,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from data_prep.common.errors import InputError
+from data_prep.common.files import atomic_file
+from data_prep.common.progress import progress
 from data_prep.config import PrepareConfig
-from data_prep.errors import InputError
 from data_prep.executors.local import executor_for
-from data_prep.files import atomic_file
-from data_prep.progress import progress
 from data_prep.sources import path_template
 from data_prep.sources.simulated.marking import DESCRIPTION
 from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from data_prep.errors import InputError
+from data_prep.common.errors import InputError
 
 FILES = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 

@@ -24,7 +24,9 @@ def page_templates(package: str) -> "Environment":
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("data_prep.pages", "")]),
+        loader=ChoiceLoader(
+            [PackageLoader(package, ""), PackageLoader("data_prep.common.pages", "")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import locked
-from data_prep.redaction import shown_address, without_secrets
+from data_prep.common.files import locked
+from data_prep.common.redaction import shown_address, without_secrets
 
 # While a connection is made: that nobody is there is known in seconds. Variables that the user has
 # set win. Later requests have MLflow's own patience, minutes, which a server's restart may take.

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.errors import InputError
+from data_prep.common.errors import InputError
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

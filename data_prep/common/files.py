@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from data_prep.errors import InputError
+from data_prep.common.errors import InputError
 
 # What a network file system without locks answers: better to work without locks than not at all.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)

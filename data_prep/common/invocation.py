@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 CONSOLE_SCRIPTS = ("sharp-vae", "sharp-vae-prepare")
-MAKEFILE = Path(__file__).parents[1] / "Makefile"
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
 def uses_make() -> bool:

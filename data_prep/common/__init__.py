@@ -1,0 +1,1 @@
+"""Furniture of both packages: files, errors, progress, MLflow, pages."""

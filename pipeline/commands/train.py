@@ -18,6 +18,7 @@ from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.files import locked_run, run_folder, work_folder, write_text
 from pipeline.fits.fits import FOLDER, fit, read_fits, write_fits
+from pipeline.metrics.statistics import few_calibrated
 from pipeline.tracking.runs import NoTracker, track
 from pipeline.training.checkpoint import (
     Checkpoint,
@@ -151,7 +152,10 @@ def _fit(config: Config, folder: Path, store: Store, device: torch.device) -> No
     with suppress(InputError):  # not there, or damaged
         if read_fits(folder, checkpoint.digest, vae).digest:
             return
-    write_fits(folder, checkpoint.digest, fit(vae, config, store))
+    fits = fit(vae, config, store)
+    write_fits(folder, checkpoint.digest, fits)
+    if fits.law is not None and (note := few_calibrated(fits.families)):
+        print(f"note: {note}")
 
 
 def _latest(folder: Path, processes: Processes) -> Checkpoint | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.metrics.catalogue import GROUPS, HEADLINE, Metric
-from pipeline.metrics.statistics import Interval, few
+from pipeline.metrics.statistics import Interval, few, few_calibrated
 from pipeline.tracking.names import score_name
 from pipeline.tracking.notes import table as markdown
 
@@ -42,9 +42,13 @@ def _score(metric: Metric, metrics: Metrics) -> Score:
 
 
 def warning_of(metrics: Metrics) -> str:
-    """What must be said of the intervals of few families; empty where there is nothing to say."""
-    count = metrics.get("families", {}).get("mean")
-    return few(int(count)) if count else ""
+    """What must be said of intervals over few families and of a law that few calibrated, or ""."""
+    said = []
+    if count := metrics.get("families", {}).get("mean"):
+        said.append(few(int(count)))
+    if (count := metrics.get("calibration_families", {}).get("mean")) is not None:
+        said.append(few_calibrated(int(count)))
+    return "; ".join(filter(None, said))
 
 
 def table(metrics: Metrics) -> str:

@@ -1,14 +1,14 @@
 """Fitting the law of the residuals to a trained model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.data.slices import SliceDataset, Store, SubjectEntry
-from pipeline.losses.residual import ResidualLaw
+from pipeline.data.slices import SliceDataset, Store, evenly_spread
+from pipeline.losses.residual import ResidualLaw, at_edge
 from pipeline.models.vae import VAE
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
@@ -18,39 +18,106 @@ LEARNING_RATE = 5e-3
 CLIP = 1.0
 # The share of residuals that the factors put within their intervals.
 LEVEL = 0.9
-# Slices that law and factor are fitted to, each: pixels of more are all alike.
+# Folds of families, a law without each.
+FOLDS = 2
+# Slices that law and factors are fitted to: pixels of more are all alike.
 MOST_SLICES = 1024
+# A factor of fewer pixels than this is not known well: one for all pixels takes its place.
+FEWEST = 1000
 
 
 def fit_residual(vae: VAE, config: Config, store: Store, reporter: Reporter) -> ResidualLaw:
     """The law of the residuals of subjects outside the training: it must be right for them.
 
-    Fitted to three fifths of the validation families, its factors the others'. If there is one
-    family, it serves both; if there is none, training subjects do, whose residuals are smaller.
-    All reconstructions decode the posterior's mean. By the seed.
+    Fitted to all validation families; training subjects serve where there are none, whose residuals
+    are smaller. Its two factors are cross-conformal (Vovk, Annals of Mathematics and Artificial
+    Intelligence 2015): families are dealt to FOLDS folds, a law is fitted without each fold, and
+    `factors_of` looks at residuals under the law that has not seen them. A single family serves
+    for both. All reconstructions decode the posterior's mean. By the seed.
     """
     device = next(vae.parameters()).device
     settings, seed = config.likelihood, config.training.seed
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        law = ResidualLaw(vae.image_shape, settings.residual_floor).to(device)
-    law.to(memory_format=torch.channels_last)
-    fitted_to, others = halves(store.subjects("validation") or store.subjects("train"))
-    images, reconstructions = _pairs(vae, SliceDataset(store, fitted_to), device)
+    data = SliceDataset(store, store.subjects("validation") or store.subjects("train"))
+    images, reconstructions, families = _pairs(vae, data, device)
+    count = int(families.max()) + 1
+    folds = min(FOLDS, count)
     flip = config.data.flip and store.plane != "sagittal"
+    done, total = 0, settings.residual_steps * (1 + folds * (folds > 1)) + 1
 
-    def drawn(step: int) -> tuple[Tensor, Tensor]:
-        random = generator(seed, Stream.RESIDUAL, step)
-        chosen = torch.randint(len(images), (BATCH,), generator=random)
-        image, reconstruction = images[chosen].to(device), reconstructions[chosen].to(device)
-        if flip and torch.rand((), generator=random) < 0.5:
-            image, reconstruction = image.flip(-1), reconstruction.flip(-1)
-        reporter.update((step + 1) / (settings.residual_steps + 1), "law of the residuals")
-        return image - reconstruction, reconstruction
+    def fitted(rows: Tensor) -> ResidualLaw:
+        def drawn(step: int) -> tuple[Tensor, Tensor]:
+            nonlocal done
+            random = generator(seed, Stream.RESIDUAL, step)
+            chosen = rows[torch.randint(len(rows), (BATCH,), generator=random)]
+            image, reconstruction = images[chosen].to(device), reconstructions[chosen].to(device)
+            if flip and torch.rand((), generator=random) < 0.5:
+                image, reconstruction = image.flip(-1), reconstruction.flip(-1)
+            done += 1
+            reporter.update(done / total, "law of the residuals")
+            return image - reconstruction, reconstruction
 
-    learn(law, drawn, settings.residual_steps)
-    _calibrate(law, *_pairs(vae, SliceDataset(store, others), device), device)
-    return law.eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            law = ResidualLaw(vae.image_shape, settings.residual_floor).to(device)
+        learn(law.to(memory_format=torch.channels_last), drawn, settings.residual_steps)
+        return law.eval().requires_grad_(False)
+
+    law = fitted(torch.arange(len(images)))
+    needed = []
+    for fold in range(folds):
+        held = families % folds == fold
+        unseen = law if folds == 1 else fitted((~held).nonzero()[:, 0])
+        for family in families[held].unique():
+            rows = families == family
+            needed.append(_needed(unseen, images[rows], reconstructions[rows], device))
+    law.factors.copy_(factors_of(needed, LEVEL))
+    return law
+
+
+@torch.no_grad()
+def _needed(
+    law: ResidualLaw, images: Tensor, reconstructions: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The least factors of brain pixels whose intervals hold the residual: within, at the edge."""
+    within, edge = [], []
+    for image, reconstruction in zip(
+        images.split(BATCH), reconstructions.split(BATCH), strict=True
+    ):
+        image, reconstruction = image.to(device), reconstruction.to(device)
+        least = law.least_factors(reconstruction, image - reconstruction, LEVEL)
+        brain = (image > 0).any(dim=1, keepdim=True).expand_as(image)
+        rim = at_edge(reconstruction).expand_as(image)
+        within.append(least[brain & ~rim].cpu())
+        edge.append(least[brain & rim].cpu())
+    return torch.cat(within), torch.cat(edge)
+
+
+def factors_of(needed: Sequence[tuple[Tensor, Tensor]], level: float) -> Tensor:
+    """The factors (2,) with which a share `level` of pixels lies within its interval.
+
+    The share is a mean over families, each of the same weight however many pixels it has, as the
+    next subject will be of another family (pooling of distribution functions: Dunn, Wasserman,
+    Ramdas, Distribution-free prediction sets for two-layer hierarchical models, JASA 2023). Within
+    and at the edge apart (Mondrian: Vovk et al. 2003); of too few pixels of either, all have one
+    factor. At least 0.1; 1 where there is no pixel.
+
+    Args:
+        needed: of each family, the least factors of pixels within and at the edge.
+        level: between 0 and 1.
+    """
+    groups = [[part for part in column if len(part)] for column in zip(*needed, strict=True)]
+    if min(sum(map(len, group)) for group in groups) < FEWEST:
+        groups = [[both for pair in needed if len(both := torch.cat(pair))]] * 2
+    factors = torch.ones(2)
+    for place, group in enumerate(groups):
+        if not group:
+            continue
+        values, order = torch.cat(group).sort()
+        weights = torch.cat([torch.full((len(part),), 1 / len(part)).double() for part in group])
+        share = weights[order].cumsum(0) / len(group)
+        first = int(torch.searchsorted(share, level))
+        factors[place] = values[min(first, len(values) - 1)].clamp_min(0.1)
+    return factors
 
 
 def learn(law: ResidualLaw, drawn: Callable[[int], tuple[Tensor, Tensor]], steps: int) -> None:
@@ -70,36 +137,20 @@ def learn(law: ResidualLaw, drawn: Callable[[int], tuple[Tensor, Tensor]], steps
         law.follow(residual, found.deviation.detach())
 
 
-def halves(subjects: list[SubjectEntry]) -> tuple[list[SubjectEntry], list[SubjectEntry]]:
-    """Three fifths of the families, and the others; all twice if there is one family."""
-    families = list(dict.fromkeys(entry.family for entry in subjects))
-    first = set(families[: max(1, min(math.ceil(0.6 * len(families)), len(families) - 1))])
-    one = [entry for entry in subjects if entry.family in first]
-    return one, [entry for entry in subjects if entry.family not in first] or one
-
-
 @torch.no_grad()
-def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Slices, evenly spread, and their reconstructions, on the CPU: (n,C,H,W) each."""
-    wanted = torch.linspace(0, len(data) - 1, min(len(data), MOST_SLICES)).round().long()
+def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Slices, evenly spread, their reconstructions, (n,C,H,W) each, and families' numbers (n,)."""
+    wanted = torch.tensor(evenly_spread(len(data), MOST_SLICES))
     images, reconstructions = [], []
     for part in wanted.split(BATCH):
         image = data.__getitems__(part.tolist())
         given = image.to(device).contiguous(memory_format=torch.channels_last)
         images.append(image)
         reconstructions.append(vae.infer(given).reconstruction.cpu().contiguous())
-    return torch.cat(images), torch.cat(reconstructions)
-
-
-@torch.no_grad()
-def _calibrate(
-    law: ResidualLaw, images: Tensor, reconstructions: Tensor, device: torch.device
-) -> None:
-    """The factors with which brains are covered as promised."""
-    brain = (images > 0).any(dim=1, keepdim=True).expand_as(images)
-    if brain.any():
-        law.cpu().calibrate(reconstructions, images - reconstructions, brain, LEVEL)
-        law.to(device)
+    names = [data.subjects[subject].family for subject in data.subject_of[wanted]]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    families = torch.tensor([numbers[name] for name in names])
+    return torch.cat(images), torch.cat(reconstructions), families
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -38,8 +38,9 @@ class LikelihoodConfig:
     residual_floor: float = 1 / 255
     """Least standard deviation of that law, intensity: without one its density has no bound where
     images are constant. Bounds under the law depend on it."""
-    residual_steps: int = 200
-    """Steps of that fit, batches of 16 validation slices."""
+    residual_steps: int = 100
+    """Steps of that fit, batches of 16 validation slices; and of two more, of half the families
+    each, which calibrate it."""
     vgg_weights: str = field(default="", metadata={"where": True})
     """VGG16 weights of the vgg term (torchvision's state dict); "" = look in the usual places."""
 

@@ -27,9 +27,6 @@ MOMENTUM = 0.95
 LEAST_POWER = 1e-6
 # A pixel is at the edge where its neighbourhood of so many pixels has one darker than this.
 EDGE_PIXELS, SURROUND = 5, 0.1
-# A factor of fewer pixels than this is not known well: one for all pixels takes its place.
-FEWEST = 1000
-BATCH = 16
 
 
 class ResidualLaw(nn.Module):
@@ -40,7 +37,7 @@ class ResidualLaw(nn.Module):
     steps of 1/max(H,W) cycles/pixel), so scaled that C has a diagonal of ones: s is the standard
     deviation of a pixel's residual. f is one of two factors, of pixels within and at the edge: a
     pixel at a head's edge is nearly right or far off, and its residual no Gaussian's. They are 1
-    until `calibrate`.
+    until they are calibrated (`fits.residual`).
 
     Without the floor the density is unbounded where images are constant, as the surround of a head
     is: every bound under this law must say it.
@@ -101,33 +98,10 @@ class ResidualLaw(nn.Module):
         """The law of the residuals of reconstructions."""
         return GaussianLaw(self.deviation(reconstruction), self.precision)
 
-    @torch.no_grad()
-    def calibrate(
-        self, reconstruction: Images, residual: Images, chosen: Mask, level: float
-    ) -> None:
-        """Set the factors with which a share `level` of residuals lies within their intervals.
-
-        The images are of subjects that the law was not fitted to. Split conformal (Vovk et al.
-        2005; Lei et al. 2018), within and at the edge apart (Mondrian: Vovk et al. 2003): each
-        pixel has the least factor whose interval holds it, and the ⌈(n+1)·level⌉-th of n is taken,
-        at least 0.1. Of too few pixels at or off the edge, all have one factor.
-
-        Args:
-            reconstruction: x̂.
-            residual: x − x̂.
-            chosen: the pixels that count.
-            level: between 0 and 1.
-        """
+    def least_factors(self, reconstruction: Images, residual: Images, level: float) -> Images:
+        """The least factor of each pixel whose interval of `level` holds the residual x − x̂."""
         quantile = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
-        unscaled = torch.cat([self.unscaled(part) for part in reconstruction.split(BATCH)])
-        least = (residual.abs() / quantile - self.floor) / unscaled
-        edge = at_edge(reconstruction).expand_as(least)
-        groups = [least[chosen & ~edge], least[chosen & edge]]
-        if min(map(len, groups)) < FEWEST:
-            groups = [least[chosen]] * 2
-        for number, group in enumerate(groups):
-            place = min(math.ceil((len(group) + 1) * level), len(group))
-            self.factors[number] = group.kthvalue(place).values.clamp_min(0.1)
+        return (residual.abs() / quantile - self.floor) / self.unscaled(reconstruction)
 
 
 def at_edge(images: Images) -> Mask:

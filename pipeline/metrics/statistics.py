@@ -15,6 +15,9 @@ Interval = dict[str, float | None]
 
 # Below so many families an interval is as uncertain as the deviation it is made of.
 FEW_FAMILIES = 8
+# Below so many the coverage of a law that was calibrated on them is off by more than .05 or so on
+# others, where families differ by a fifth.
+FEW_CALIBRATED = 5
 
 
 def family_means(values: NDArray[np.floating], families: Sequence[str]) -> NDArray[np.float64]:
@@ -126,3 +129,16 @@ def few(families: int) -> str:
     if families == 1:
         return "one family: no interval can be given"
     return f"only {families} families: intervals are wide and depend on who they are"
+
+
+def few_calibrated(families: int) -> str:
+    """What must be said of a law that was calibrated on so few families; empty of enough."""
+    if families >= FEW_CALIBRATED:
+        return ""
+    if families == 0:
+        return (
+            "no validation family calibrated the fitted law, but training subjects did: on "
+            "others it is overconfident"
+        )
+    named = "one family" if families == 1 else f"{families} families"
+    return f"only {named} calibrated the fitted law: its coverage of others may be off by .05"

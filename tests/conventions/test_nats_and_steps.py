@@ -10,6 +10,7 @@ from torch import Tensor, distributions
 
 from pipeline.config import TrainingConfig
 from pipeline.evaluation.evaluate import model_scores
+from pipeline.fits.residual import factors_of
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import GaussianLaw, LaplaceLaw
 from pipeline.losses.residual import ResidualLaw
@@ -175,23 +176,23 @@ def test_too_many_nats_make_the_rate_dearer() -> None:
     assert RateController(beta=0.7).update(1e6) == 0.7
 
 
-def test_a_factor_holds_the_share_that_split_conformal_asks_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of n residuals the ⌈(n + 1)·0.9⌉-th smallest: the 10th of 10, 19th of 20, 90th of 99."""
-    quantile = stats.norm.ppf(0.95)
-    for count, place in [(10, 10), (20, 19), (99, 90), (8, 8)]:
-        law = ResidualLaw((1, 8, 16), 0.01)
-        monkeypatch.setattr(law, "unscaled", lambda images: torch.full_like(images, 0.5))
-        sizes = torch.arange(1, count + 1, dtype=torch.float32)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        signs = torch.tensor([1.0, -1.0]).repeat(count)[:count]
-        residual = torch.full((128,), 1e6)
-        residual[:count] = (signs * sizes)[order]
-        chosen = (residual < 1e6).view(1, 1, 8, 16)
-        law.calibrate(torch.full((1, 1, 8, 16), 0.5), residual.view(1, 1, 8, 16), chosen, 0.9)
-        expected = (place / quantile - 0.01) / 0.5
-        assert law.factors.tolist() == pytest.approx([expected] * 2, rel=1e-6)
+def test_a_pixel_needs_the_factor_at_which_its_interval_ends_at_its_residual() -> None:
+    law = ResidualLaw((1, 8, 16), 0.01)
+    reconstruction = torch.rand(2, 1, 8, 16)
+    residual = 0.1 * torch.randn(reconstruction.shape)
+    with torch.no_grad():
+        needed = law.least_factors(reconstruction, residual, 0.9)
+        reached = stats.norm.ppf(0.95) * (0.01 + needed * law.unscaled(reconstruction))
+    torch.testing.assert_close(reached, residual.abs())
+
+
+def test_a_factor_is_the_least_that_holds_its_share() -> None:
+    """Of n pixels of one family the ⌈0.9·n⌉-th smallest; families weigh the same."""
+    for count, place in [(10, 9), (20, 18), (99, 90), (8, 8)]:
+        sizes = torch.randperm(count) + 1.0
+        assert factors_of([(sizes, sizes[:0])], 0.9).tolist() == [place, place]
+    many, few = torch.linspace(0, 1, 1001), torch.linspace(2, 3, 11)
+    assert factors_of([(many, many[:0]), (few, few[:0])], 0.9)[0].item() == pytest.approx(2.8)
 
 
 def test_the_fitted_law_s_deviation_is_floor_and_factor_times_the_network_s() -> None:

@@ -141,6 +141,20 @@ def test_draws_of_the_latent_only_widen_the_interval() -> None:
     assert (spread.posterior_width >= spread.half_width).all()
 
 
+def test_the_latent_s_part_of_a_variance_is_known_to_half_of_itself() -> None:
+    """Of 8 draws: √(2/8) for Gaussians, where one draw would give √2."""
+    model, pictures = objective("gaussian"), images(4)
+    found = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        spread = expected_spread(model, pictures, generator)[1]["term"]
+        assert spread.posterior_width is not None
+        found.append((spread.posterior_width / spread.half_width).square() - 1)
+    variances = torch.stack(found).double()
+    uncertain = (variances.std(dim=0) / variances.mean(dim=0)).mean().item()
+    assert 0.35 < uncertain < 0.7
+
+
 def test_the_crps_of_a_right_law_is_lower_than_that_of_a_wrong_one() -> None:
     residual, weights = drawn()
     scores = {s: measured(images(), residual, weights, s)[0]["crps"] for s in (0.1, 0.2, 0.4)}

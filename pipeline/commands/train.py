@@ -88,7 +88,7 @@ def _train(config: Config, run: str, restart: bool, store: Store, processes: Pro
     refuse_copies(store)
     monitor = None
     if processes.main:
-        from pipeline.evaluation.monitor import ValidationMonitor  # slow to import
+        from pipeline.training.monitor import ValidationMonitor  # slow to import
 
         monitor = ValidationMonitor(store, processes.device)
     trainer = Trainer(config, store, folder, monitor, processes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
-from pipeline.data.slices import SliceDataset, evenly_spread, open_store
+from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.figures import SHOWN_SUBJECTS, pair_figures
 from pipeline.evaluation.networks import load_networks
@@ -33,7 +33,7 @@ SUFFIXES = (".nii.gz", ".nii", ".npy")
 SLACK = 1e-3
 
 Pair = tuple[dict[str, str], Tensor, Tensor]
-"""A subject's labels, its images and their reconstructions, (n,C,H,W) in [0,1]."""
+"""Names of a subject and its family, its images, their reconstructions, (n,C,H,W) in [0,1]."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ class Options:
         store: a prepared store, whose images the program is given.
         split: subjects of the store: test, validation, or all.
         max_slices: most slices scored per subject, evenly thinned; 0 = all.
-        batch_size: slices at once.
-        seed: of KID's subsets.
         lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
         lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
         download: whether they may be downloaded where none are found.
@@ -59,8 +57,6 @@ class Options:
     store: str = ""
     split: Literal["test", "validation", "all"] = "test"
     max_slices: int = 0
-    batch_size: int = 64
-    seed: int = 0
     lpips_alex_weights: str = ""
     lpips_vgg_weights: str = ""
     download: bool = False
@@ -72,20 +68,24 @@ class Options:
     @property
     def settings(self) -> EvaluationConfig:
         """The settings that decide a score, as in the evaluation of a run."""
-        names = ("split", "max_slices", "batch_size", "seed", "lpips_alex_weights",
-                 "lpips_vgg_weights", "download")  # fmt: skip
-        return EvaluationConfig(**{name: getattr(self, name) for name in names})
+        given = asdict(self)
+        shared = given.keys() & asdict(EvaluationConfig()).keys() - {"store"}
+        return EvaluationConfig(**{name: given[name] for name in shared})
 
 
 def run(options: Options) -> None:
     """The command. Raises InputError where pairs do not fit each other, or a program its images."""
-    source = Path(options.reconstructions)
-    if source.is_dir():
-        if options.store:
-            raise InputError("a folder has originals of its own: leave --store out")
-        pairs, count, simulated = _of_folder(source)
+    source, store = Path(options.reconstructions), None
+    if not source.is_dir():
+        if not options.store:
+            raise InputError(f"{source} is no folder: a program needs --store STORE, whose images "
+                             "it reconstructs")  # fmt: skip
+        store = open_store(options.store, work_folder())
+        pairs, count = _of_program(source, store, options)
+    elif options.store:
+        raise InputError("a folder has originals of its own: leave --store out")
     else:
-        pairs, count, simulated = _of_program(source, options)
+        pairs, count = _of_folder(source)
     name = source.name.partition(".")[0]
     folder = Path(options.output or work_folder() / "scores" / name)
     writable(folder)
@@ -94,13 +94,14 @@ def run(options: Options) -> None:
             f"{folder} holds {strange[0]}, and results replace what is there: give --output a new "
             "folder"
         )
+    simulated = store is not None and store.simulated
     evaluation = score(pairs, count, options.settings, simulated)
     given = {k: v for k, v in asdict(options).items() if v != getattr(Options, k, None)}
     about = About(
         title=name,
         kind="scores of another program's reconstructions",
         what="Reconstructions from elsewhere",
-        of=f" of store {options.store}, split {options.split}" if options.store else "",
+        of=f" of store {options.store}, split {options.split}" if store else "",
         simulated=simulated,
         commands=[shell_line("evaluate", given)],
     )
@@ -111,7 +112,7 @@ def run(options: Options) -> None:
 
 @torch.no_grad()
 def score(
-    pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool = False
+    pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool
 ) -> Evaluation:
     """The table of `evaluate` but for what needs a model: rate, bound, calibration, samples.
 
@@ -124,14 +125,14 @@ def score(
     first = next(pairs)  # a mistake in it shows before networks are loaded
     tally = Tally(load_networks(settings))
     with Reporter() as reporter:
-        for number, (labels, images, reconstructions) in enumerate(chain([first], pairs), 1):
+        for number, (labels, images, made) in enumerate(chain([first], pairs), 1):
             if (images == images[..., :1, :1]).all():
                 raise InputError(
                     f"the originals of {labels['subject']} are black, or flat: leave it out"
                 )
-            batches = (x.split(settings.batch_size) for x in (images, reconstructions))
-            parts = [tally.slice_scores(*batch) for batch in zip(*batches, strict=True)]
-            tally.add(labels, mean_of(parts), images, reconstructions)
+            batches = zip(*(x.split(settings.batch_size) for x in (images, made)), strict=True)
+            parts = [tally.slice_scores(*batch) for batch in batches]
+            tally.add(labels, mean_of(parts), images, made)
             reporter.update(number / count, f"subject {number}/{count}")
     of = "another program" + (" (simulated people)" if simulated else "")
     return Evaluation(
@@ -145,13 +146,12 @@ def score(
     )
 
 
-def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:
+def _of_folder(folder: Path) -> tuple[Iterator[Pair], int]:
     """Pairs of files, all names checked before the first is read."""
     originals, made = (_files(folder / part) for part in ("originals", "reconstructions"))
-    if originals.keys() != made.keys():
-        alone = sorted(originals.keys() ^ made.keys())[0]
-        where = "originals" if alone in originals else "reconstructions"
-        raise InputError(f"{alone} is in {folder / where} alone: each file needs its pair")
+    if alone := sorted(originals.keys() ^ made.keys()):
+        path = (originals | made)[alone[0]]
+        raise InputError(f"{path} has no file of its name in the other folder: each needs its pair")
 
     def pairs() -> Iterator[Pair]:
         size = None
@@ -162,53 +162,48 @@ def _of_folder(folder: Path) -> tuple[Iterator[Pair], int, bool]:
                     f"{path} is {_shape(images)}, {made[name]} {_shape(reconstructions)}: a pair "
                     "must have one shape"
                 )
-            if size is not None and images.shape[1:] != size:
+            if images.shape[1:] != (size := size or images.shape[1:]):
                 raise InputError(f"{path} holds images of another size than the files before it")
-            size = images.shape[1:]
             labels = {"subject": name, "family": name}
             yield labels, _in_range(images, path), _in_range(reconstructions, made[name])
 
-    return pairs(), len(originals), False
+    return pairs(), len(originals)
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Files by name without suffix. Raises InputError where there are none, or two of a name."""
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: put originals and reconstructions in two "
-                         "folders of those names")  # fmt: skip
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-        if suffix is None:
-            continue
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
         name = path.name.removesuffix(suffix)
-        if name in found:
-            raise InputError(f"{found[name]} and {path} have one name: keep one of them")
-        found[name] = path
-    if not found:
-        raise InputError(f"{folder} holds no {', '.join(SUFFIXES)}")
-    return found
+        if suffix and name in files:
+            raise InputError(f"{files[name]} and {path} have one name: keep one of them")
+        if suffix:
+            files[name] = path
+    if not files:
+        raise InputError(f"no {', '.join(SUFFIXES)} in {folder}: put originals and reconstructions "
+                         "in two folders of those names")  # fmt: skip
+    return files
 
 
 def _slices(path: Path) -> Tensor:
     """A file's slices (n,C,H,W): of (H,W), (n,H,W) or (n,C,H,W) in .npy, (X,Y,Z) in NIfTI."""
-    found = read_array(path)
-    if path.name.endswith(".npy"):
-        if found.ndim in (2, 3):
-            found = found.reshape(-1, 1, *found.shape[-2:])
-    elif found.ndim == 3:
-        found = found.transpose(2, 0, 1)[:, None]
-    if found.ndim != 4 or not found.size or found.shape[1] not in (1, 3):
+    values = read_array(path)
+    if path.name.endswith(".npy") and values.ndim in (2, 3):
+        values = values.reshape(-1, 1, *values.shape[-2:])
+    elif not path.name.endswith(".npy") and values.ndim == 3:
+        values = values.transpose(2, 0, 1)[:, None]
+    if values.ndim != 4 or not values.size or values.shape[1] not in (1, 3):
         raise InputError(f"{path} must hold slices (n,H,W) or (n,C,H,W), C 1 or 3, or a volume "
-                         f"(X,Y,Z) in NIfTI, not {found.shape}")  # fmt: skip
-    if not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all():
+                         f"(X,Y,Z) in NIfTI, not {values.shape}")  # fmt: skip
+    if not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
         raise InputError(f"{path} must hold finite floating-point numbers, in [0,1]")
-    return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _in_range(images: Tensor, source: object) -> Tensor:
+def _in_range(images: Tensor, source: Path) -> Tensor:
     low, high = (value.item() for value in images.aminmax())
-    if low < -SLACK or high > 1 + SLACK:
+    if not (low >= -SLACK and high <= 1 + SLACK):
         raise InputError(
             f"{source} holds values from {low:.3g} to {high:.3g}: scale originals and "
             "reconstructions alike, to [0,1]"
@@ -216,51 +211,42 @@ def _in_range(images: Tensor, source: object) -> Tensor:
     return images.clamp(0, 1)
 
 
-def _of_program(path: Path, options: Options) -> tuple[Iterator[Pair], int, bool]:
-    if not options.store:
-        raise InputError(f"{path} is no folder: a program needs --store STORE, whose images it "
-                         "reconstructs")  # fmt: skip
-    store = open_store(options.store, work_folder())
+def _of_program(path: Path, store: Store, options: Options) -> tuple[Iterator[Pair], int]:
     entries = store.subjects(options.split)
     if not entries:
         raise InputError(f"store {store.name} has no subjects in split {options.split}")
-    if not path.is_file():
-        raise InputError(f"there is no program at {path}")
-    none = f"{path} is no torch.export program: save one with torch.export.save"
-    if not zipfile.is_zipfile(path):  # torch prints warnings about such files
-        raise InputError(none)
     try:
+        if not zipfile.is_zipfile(path):  # torch prints warnings about such files
+            raise ValueError
         program = torch.export.load(path).module()
     except Exception as error:  # whatever torch raises for another kind of archive
+        none = f"{path} is no torch.export program: save one with torch.export.save"
         raise InputError(none) from error
     data = SliceDataset(store, entries)
+
+    def through(images: Tensor) -> Tensor:
+        try:
+            made = program(images)
+        except Exception as error:  # whatever a program raises for an input that it can't take
+            line = (str(error).strip().splitlines() or [""])[0][:120]
+            raise InputError(
+                f"{path} can't take images {tuple(images.shape)} ({type(error).__name__}: {line}): "
+                "export it with a dynamic batch, for images of the store's size"
+            ) from error
+        if not isinstance(made, Tensor) or made.shape != images.shape:
+            got = _shape(made) if isinstance(made, Tensor) else type(made).__name__
+            raise InputError(f"{path} gives {got} for images {tuple(images.shape)}: it must give "
+                             "images of their shape")  # fmt: skip
+        return made.float()
 
     def pairs() -> Iterator[Pair]:
         for number, entry in enumerate(entries):
             images = data.of_subject(number, options.max_slices)
-            made = [_through(program, path, batch) for batch in images.split(options.batch_size)]
+            made = [through(batch) for batch in images.split(options.settings.batch_size)]
             labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
             yield labels, images, _in_range(torch.cat(made), path)
 
-    return pairs(), len(entries), store.simulated
-
-
-def _through(program: torch.nn.Module, path: Path, images: Tensor) -> Tensor:
-    try:
-        found = program(images)
-    except Exception as error:  # whatever a program raises for an input that it can't take
-        line = (str(error).strip().splitlines() or [""])[0][:120]
-        raise InputError(
-            f"{path} can't take images {tuple(images.shape)} ({type(error).__name__}: {line}): "
-            "export it with a dynamic batch, for images of the store's size"
-        ) from error
-    if not isinstance(found, Tensor) or found.shape != images.shape:
-        got = _shape(found) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"{path} gives {got} for images {tuple(images.shape)}: it must give "
-                         "images of their shape")  # fmt: skip
-    if not found.isfinite().all():
-        raise InputError(f"{path} gives values that are not finite")
-    return found.float()
+    return pairs(), len(entries)
 
 
 def _shape(images: Tensor) -> str:

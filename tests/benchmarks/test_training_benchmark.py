@@ -29,10 +29,10 @@ from pipeline.config import Config
 from pipeline.data.slices import SliceDataset
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.evaluation.monitor import ValidationMonitor
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.models.vae import VAE
+from pipeline.training.monitor import ValidationMonitor
 
 CPU = torch.device("cpu")
 LEVELS = (Level(4, 2), Level(8, 1))

@@ -17,11 +17,11 @@ from pipeline.commands.train import missed
 from pipeline.config import TrainingConfig
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
-from pipeline.evaluation.monitor import ValidationMonitor
 from pipeline.models.config import Level
 from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer, load_objective
+from pipeline.training.monitor import ValidationMonitor
 from pipeline.training.objective import Objective
 from pipeline.training.summary import levels_of, rates, summary
 

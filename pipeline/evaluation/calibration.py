@@ -12,7 +12,7 @@ what happens in the brain. All reconstructions decode the posterior's mean.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,23 +49,19 @@ def keys(law: str, names: Sequence[str] = EVERY + GAUSSIAN_ONLY) -> list[str]:
     return [prefix + name for name in names]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """What a law expected of some residuals, (B,C,H,W) each.
+Spread = dict[str, Tensor]
+"""What a law expected of some residuals, (B,C,H,W) each.
 
-    half_width: of the pixel's 90% interval, intensity; probability: of a smaller residual; crps:
-    intensity. Of Gaussians alone: posterior_width, half_width with the reconstruction's own
-    variance over draws of the latent added; whitened residual, standard deviations.
-    """
+half_width: of the pixel's 90% interval, intensity; probability: of a smaller residual; crps:
+intensity. Of Gaussians alone: posterior_width, half_width with the reconstruction's own variance
+over draws of the latent added; whitened: the whitened residual, standard deviations.
+"""
+Curves = dict[str, Any]
+"""One subject's distributions under one law, for the figure; NaN where a subject has none.
 
-    half_width: Tensor
-    probability: Tensor
-    crps: Tensor
-    posterior_width: Tensor | None = None
-    whitened: Tensor | None = None
-
-
-Spreads = Mapping[str, Spread]
+pit (20,) shares in the brain; coverage and crps by region; of Gaussians alone: variance (n_bins,)
+of the whitened residual per radial frequency, whitened_pit (20,), region_variance.
+"""
 
 
 def missing(objective: Objective, term: str, lawless: str = "") -> dict[str, str]:
@@ -129,12 +125,12 @@ def expected_spread(
 def spread_of(law: Law, residual: Tensor, variance: Tensor) -> Spread:
     """What a law expected of residuals (B,C,H,W); variance: of the reconstruction, of them."""
     width = law.half_width(LEVEL, residual.shape)
-    found = (width, law.cdf(residual), law.crps(residual))
-    if not isinstance(law, GaussianLaw):
-        return Spread(*found)
-    deviation = law.standard_deviation(residual.shape)
-    wider = width * (1 + variance / deviation.square()).sqrt()
-    return Spread(*found, wider, law.whiten(residual))
+    spread = {"half_width": width, "probability": law.cdf(residual), "crps": law.crps(residual)}
+    if isinstance(law, GaussianLaw):
+        deviation = law.standard_deviation(residual.shape)
+        spread["posterior_width"] = width * (1 + variance / deviation.square()).sqrt()
+        spread["whitened"] = law.whiten(residual)
+    return spread
 
 
 def regions(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,24 +154,8 @@ def regions(images: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-@dataclass(frozen=True)
-class Curves:
-    """One subject's distributions under one law, for the figure; NaN where a subject has none.
-
-    pit (20,) shares in the brain; coverage and crps by region; of Gaussians alone: variance
-    (n_bins,) of the whitened residual per radial frequency, whitened_pit (20,), region_variance.
-    """
-
-    coverage: dict[str, float]
-    crps: dict[str, float]
-    pit: np.ndarray
-    variance: np.ndarray | None = None
-    whitened_pit: np.ndarray | None = None
-    region_variance: dict[str, float] | None = None
-
-
 def of_subject(
-    images: Tensor, batches: Sequence[tuple[Tensor, Spreads]]
+    images: Tensor, batches: Sequence[tuple[Tensor, Mapping[str, Spread]]]
 ) -> tuple[dict[str, float], dict[str, Curves]]:
     """`measure` of one subject under every law.
 
@@ -191,15 +171,9 @@ def of_subject(
     curves = {}
     for law in batches[0][1]:
         parts = [spreads[law] for _, spreads in batches]
-        joined = Spread(
-            *(
-                None if getattr(parts[0], name) is None
-                else torch.cat([getattr(part, name) for part in parts]).cpu()
-                for name in ("half_width", "probability", "crps", "posterior_width", "whitened")
-            )  # type: ignore[arg-type]
-        )  # fmt: skip
-        found, curves[law] = measure(images, residual, joined)
-        row |= dict(zip(keys(law, list(found)), found.values(), strict=True))
+        spread = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        measured, curves[law] = measure(images, residual, spread)
+        row |= dict(zip(keys(law, list(measured)), measured.values(), strict=True))
     return row, curves
 
 
@@ -219,41 +193,36 @@ def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str,
         for name, mask in regions(images.numpy()).items()
     }
     brain = parts["brain"]
+
+    def by_region(values: Tensor) -> dict[str, float]:
+        return {name: values[parts[name]].mean().item() for name in REGIONS}  # NaN if empty
+
     size = residual.double().abs()
-    covered = (size <= spread.half_width).double()
-    crps, pit = spread.crps.double(), _histogram(spread.probability, brain)
+    covered = (size <= spread["half_width"]).double()
+    crps, pit = spread["crps"].double(), _histogram(spread["probability"], brain)
     row = {
-        "coverage_90": _mean(covered, brain),
+        "coverage_90": covered[brain].mean().item(),
         "coverage_90_image": covered.mean().item(),
-        "crps": _mean(crps, brain),
+        "crps": crps[brain].mean().item(),
         "pit_distance": float(np.abs(pit - 1 / BINS).sum() / 2),
     }
-    coverage, score = (
-        {name: _mean(values, parts[name]) for name in REGIONS} for values in (covered, crps)
-    )
-    if spread.whitened is None or spread.posterior_width is None:
-        return row, Curves(coverage, score, pit)
-    white = spread.whitened.double()
-    variance = radial_variance(white).mean(dim=0).numpy()
-    row |= {
-        "coverage_90_posterior": _mean((size <= spread.posterior_width).double(), brain),
-        "whitened_variance": white.square().mean().item(),
-        "whitened_variance_brain": _mean(white.square(), brain),
-        "spectrum_error": float(np.abs(np.log(variance.clip(1e-12))).mean()),
-    }
-    return row, Curves(
-        coverage,
-        score,
-        pit,
-        variance,
-        _histogram(torch.special.ndtr(white), brain),
-        {name: _mean(white.square(), parts[name]) for name in REGIONS},
-    )
-
-
-def _mean(values: Tensor, mask: Tensor) -> float:
-    """NaN for an empty mask."""
-    return values[mask].mean().item()
+    curves: Curves = {"pit": pit, "coverage": by_region(covered), "crps": by_region(crps)}
+    if "whitened" in spread:
+        white = spread["whitened"].double()
+        variance = radial_variance(white).mean(dim=0).numpy()
+        wider = (size <= spread["posterior_width"]).double()
+        row |= {
+            "coverage_90_posterior": wider[brain].mean().item(),
+            "whitened_variance": white.square().mean().item(),
+            "whitened_variance_brain": white.square()[brain].mean().item(),
+            "spectrum_error": float(np.abs(np.log(variance.clip(1e-12))).mean()),
+        }
+        curves |= {
+            "variance": variance,
+            "whitened_pit": _histogram(torch.special.ndtr(white), brain),
+            "region_variance": by_region(white.square()),
+        }
+    return row, curves
 
 
 def _histogram(probability: Tensor, mask: Tensor) -> np.ndarray:
@@ -262,17 +231,15 @@ def _histogram(probability: Tensor, mask: Tensor) -> np.ndarray:
     return counts / max(counts.sum(), 1)
 
 
-def mean_curves(curves: Sequence[Curves]) -> dict[str, object]:
+def mean_curves(curves: Sequence[Curves]) -> Curves:
     """The mean over subjects, ready for calibration.json, without regions that no subject has."""
-    found: dict[str, object] = {}
-    for key in ("variance", "pit", "whitened_pit"):
-        if getattr(curves[0], key) is not None:
-            found[key] = np.mean([getattr(c, key) for c in curves], axis=0).tolist()
-    for key in ("coverage", "crps", "region_variance"):
-        if getattr(curves[0], key) is None:
-            continue
-        values = {name: [getattr(c, key)[name] for c in curves] for name in REGIONS}
-        found[key] = {
-            name: float(np.nanmean(v)) for name, v in values.items() if not np.isnan(v).all()
-        }
-    return found
+    mean: Curves = {}
+    for key, first in curves[0].items():
+        if isinstance(first, dict):
+            values = {name: [subject[key][name] for subject in curves] for name in REGIONS}
+            mean[key] = {
+                name: float(np.nanmean(v)) for name, v in values.items() if not np.isnan(v).all()
+            }
+        else:
+            mean[key] = np.mean([subject[key] for subject in curves], axis=0).tolist()
+    return mean

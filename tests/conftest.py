@@ -48,7 +48,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def oasis() -> Path:
     """The real OASIS volumes in the HCP layout."""
     if not OASIS.is_dir():

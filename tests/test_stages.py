@@ -27,7 +27,7 @@ from pipeline.config import Config, EvaluationConfig
 from pipeline.data.config import DataConfig
 from pipeline.evaluation import networks, record, report
 from pipeline.evaluation.calibration import FITTED, keys
-from pipeline.metrics.catalogue import HEADLINE
+from pipeline.metrics.catalogue import HEADLINE, MEMORISATION
 from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.tracking.names import score_name
 from pipeline.tracking.runs import NoTracker
@@ -59,20 +59,22 @@ fits/prior.safetensors
 fits/residual.safetensors
 """
 COUNTS = {"families", "calibration_families"}
+COPIES = {metric.key for metric in MEMORISATION} | {"sample_families"}
 # The design's keys that need no weights.
 KEYS = {
     "psnr", "ssim", "blur_effect", "blur_effect_data", "high_frequency_ratio", "spectrum_error",
     "rate", *COUNTS, "elbo_bits_per_dim",
     "sample_blur_effect", "sample_high_frequency_ratio",
     "sample_spectrum_error", "gradient_magnitude_ratio", "sample_gradient_magnitude_ratio",
-    "kernel_width", "sample_novelty", "elbo_bits_per_dim_fitted", *keys("blur"), *keys(FITTED),
+    "kernel_width", "floor_psnr", "floor_ssim", "elbo_bits_per_dim_fitted",
+    *keys("blur"), *keys(FITTED), *COPIES,
 }  # fmt: skip
 SETS = {
     "kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16", "sample_kid_coarse",
     "training_kid_coarse",
 }  # fmt: skip
 FID = {"fid", "sample_fid"}
-WEIGHTED = {"lpips_alex", "lpips_vgg", *SETS}
+WEIGHTED = {"lpips_alex", "lpips_vgg", "floor_lpips_alex", "floor_lpips_vgg", *SETS}
 CONFIG: dict[str, Any] = {
     "prepare": {"size": 32},
     "model": {
@@ -196,7 +198,7 @@ def test_the_metrics_are_those_of_the_design(trained: Trained) -> None:
     assert set(metrics) - FID == KEYS | (WEIGHTED if _has_weights() else set())
     for key, interval in metrics.items():
         assert list(interval) == ["mean", "low", "high"]
-        if key in {"sample_novelty", *COUNTS} | SETS | FID:
+        if key in (COUNTS | COPIES | SETS | FID) - {"sample_membership_control"}:
             assert interval["low"] is None and interval["high"] is None
         else:
             assert interval["low"] <= interval["mean"] <= interval["high"]
@@ -211,7 +213,7 @@ def test_the_table_has_a_row_for_each_test_subject_and_the_metrics_are_its_means
         ("p04", "test", "6"), ("p05", "test", "6"),
     ]  # fmt: skip
     for key, interval in _metrics(trained.run / "evaluation").items():
-        if key not in {"sample_blur_effect", "sample_novelty", *COUNTS, *SETS, *FID}:
+        if key not in {"sample_blur_effect", *COUNTS, *COPIES, *SETS, *FID}:
             mean = sum(float(row[key]) for row in rows) / len(rows)
             assert mean == pytest.approx(interval["mean"])
 
@@ -221,7 +223,8 @@ def test_what_is_printed_is_the_table_and_where_to_look_next(trained: Trained) -
     lines = trained.scored.splitlines()
     (psnr,) = (line for line in lines if line.startswith("  PSNR, dB"))
     values = (f"{metrics['psnr'][part]:.2f}" for part in ("mean", "low", "high"))
-    assert psnr.split()[2:] == ["↑", *("{} [{}, {}]".format(*values)).split()]
+    floor = f"{metrics['floor_psnr']['mean']:.2f}"
+    assert psnr.split()[2:] == ["↑", *("{} [{}, {}]".format(*values)).split(), floor]
     report = trained.run / "evaluation/report.html"
     assert [line.split(":", 1)[0] for line in lines[-3:]] == ["report", "all runs", "for your code"]
     assert str(report) in lines[-3] and "ui" in lines[-2] and "export" in lines[-1]
@@ -549,7 +552,7 @@ def test_the_training_run_shows_the_headline_scores_and_leads_to_the_evaluation(
     metrics = _metrics(trained.run / "evaluation")
     keys = [metric.key for metric in HEADLINE if metric.key in metrics]
     headline = {score_name(key): metrics[key]["mean"] for key in keys}
-    assert "test/psnr" in headline and "samples/novelty" in headline
+    assert "test/psnr" in headline and "samples/flagged" in headline
     assert {k: parent.data.metrics[k] for k in headline} == pytest.approx(headline)
     assert parent.data.tags["evaluation_run"] == run.info.run_id
     assert f"runs/{run.info.run_id}?workflowType=machine_learning)" in parent.data.tags[NOTE]
@@ -667,7 +670,7 @@ def test_a_gaussian_run_of_colour_images_passes_the_same_way(
     _run(work, "evaluate", "--run", "tiny")
     run = work / "runs/tiny"
     assert not (run / "evaluation/figures/kernels.png").exists()
-    assert set(_metrics(run / "evaluation")) == KEYS - {"kernel_width"}
+    assert set(_metrics(run / "evaluation")) == KEYS - COPIES - {"kernel_width"}
 
 
 def test_every_decisive_key_is_compared() -> None:

@@ -18,6 +18,7 @@ from pipeline.decoder_package.metadata import UNSAID, hashed_subjects
 from pipeline.decoder_package.reading import read_metadata
 from pipeline.errors import InputError
 from pipeline.evaluation.record import trained_store
+from pipeline.evaluation.scores import below_floor
 from pipeline.files import existing_run, work_folder
 from pipeline.fits.fits import fits_digest, read_fits
 from pipeline.losses.config import LikelihoodConfig
@@ -83,6 +84,9 @@ def run(options: Options) -> None:
         print(f"decoder package of run {options.run}: {folder}")
     else:
         print(f"package {folder} is up to date: nothing to do")
+    if below_floor((package.metadata["evaluation"] or {}).get("metrics", {})):
+        print("warning: this decoder has learned nothing: its reconstructions are no better than "
+              "the mean slice")  # fmt: skip
     if options.register and tracking.enabled:
         print("registering it in MLflow", flush=True)
         experiment = options.experiment or tracking.experiment

@@ -16,8 +16,9 @@ from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.errors import InputError
 from pipeline.evaluation import calibration, calibration_figures, figures, scores
+from pipeline.evaluation.memorisation import KEYS, memorisation
 from pipeline.evaluation.networks import Networks, load_networks
-from pipeline.evaluation.pairs import Pair, Tally, mean_of
+from pipeline.evaluation.pairs import Pair, Tally, floor_of, mean_of
 from pipeline.evaluation.record import (
     REPORT,
     evaluation_folder,
@@ -57,6 +58,7 @@ ELSEWHERE = {
 }
 # Slices of the data beside the prior's samples, and subjects of the figure of errors.
 SHOWN_SLICES, SHOWN_ERRORS = 24, 4
+NO_STORE = "the store it was trained on is not here"
 CHOSEN_BY = "these subjects chose the checkpoint: their scores are not those of unseen subjects"
 LOOK = """\
 - *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
@@ -139,6 +141,7 @@ def evaluate(
     draws = torch.Generator(run.device).manual_seed(settings.seed)
     data, tally = SliceDataset(store, entries), Tally(networks, store.image_set)
     samples = PriorSamples(decode_prior(run, generator))
+    mean = None if run.training is None else run.training.images.mean(0).to(run.device)
     averaged: list[Tensor] = []
     curves: dict[str, list[calibration.Curves]] = {}
     with Reporter() as reporter:
@@ -168,21 +171,23 @@ def evaluate(
                 _places(entry, settings.max_slices),
             )
             row |= samples.beside(images, tally.powers[-1][0])
+            if mean is not None:
+                row |= floor_of(images.to(run.device), mean, networks)
             averaged.append(coarse(images))
             for law, curve in of_laws.items():
                 curves.setdefault(law, []).append(curve)
+        reporter.update(1.0, "nearest slices of samples")
+        copies, uncompared = memorised(run, samples.images, store.plane)
     metrics = tally.metrics(settings.seed)
     metrics["sample_blur_effect"] = interval(sharpness.blur_effect(samples.images).numpy())
-    metrics |= sample_scores(
+    metrics |= copies | sample_scores(
         coarse(samples.images),
         torch.cat(averaged),
-        None if run.training is None else coarse(run.training),
+        None if run.training is None else coarse(run.training.images),
         networks.distances.get("lpips_vgg"),
         run.device,
         settings.seed,
     )
-    if run.fitted is not None:
-        metrics["calibration_families"] = single(run.families)
     if run.fitted is not None:
         metrics["calibration_families"] = single(run.families)
     names = {"term": run.config.likelihood.term, calibration.FITTED: "fitted law"}
@@ -193,7 +198,7 @@ def evaluate(
         metrics,
         tally.rows,
         _figures(run, store, tally, samples, data_slices, laws),
-        networks.absent | absent_metrics(run),
+        networks.absent | uncompared | absent_metrics(run),
         [tally.shown[n] for n in evenly_spread(len(tally.shown), figures.SHOWN_SUBJECTS)],
         tally.best,
         tally.worst,
@@ -210,6 +215,19 @@ def decode_prior(run: TrainedRun, generator: torch.Generator) -> Tensor:
     drawn = vae.prior_latents if run.prior is None else run.prior.sample
     latents = drawn(settings.samples, generator)
     return torch.cat([vae.decode(z) for z in latents.split(settings.batch_size)]).cpu()
+
+
+def memorised(
+    run: TrainedRun, samples: Tensor, plane: str
+) -> tuple[dict[str, Interval], dict[str, str]]:
+    """Scores of whether samples are copies; or why there are none, by metric."""
+    if run.training is None or run.held_out is None:
+        return {}, dict.fromkeys(KEYS, NO_STORE)
+    if min(run.training.count, run.held_out.count) < 2:
+        return {}, dict.fromkeys(KEYS, "they need two families trained on and two held out")
+    data, seed = run.config.data, run.config.evaluation.seed
+    flip = data.flip and plane != "sagittal"
+    return memorisation(samples, run.training, run.held_out, data.augmentation, flip, seed), {}
 
 
 def model_scores(
@@ -250,8 +268,8 @@ def absent_metrics(run: TrainedRun) -> dict[str, str]:
     objective, term = run.objective, run.config.likelihood.term
     absent = calibration.missing(objective, term, run.lawless)
     if run.training is None:
-        reason = "the store it was trained on is not here"
-        absent |= dict.fromkeys(("sample_novelty", "training_kid_coarse"), reason)
+        floors = ("floor_psnr", "floor_ssim", "floor_lpips_alex", "floor_lpips_vgg")
+        absent |= dict.fromkeys((*floors, "training_kid_coarse"), NO_STORE)
     if not objective.term.density:
         absent["elbo_bits_per_dim"] = f"{term} is not a density"
     elif not objective.term.has_scale:
@@ -323,6 +341,8 @@ def log_evaluation(
     split, metrics, absent = config.evaluation.split, evaluation.metrics, evaluation.absent
     if config.evaluation.other_people:
         tracker.tags({"other_people": FILES_CHECKED})
+    if scores.below_floor(metrics):
+        tracker.tags({"learned": "nothing: reconstructions are no better than the mean slice"})
     tracker.dataset(store.name, store.digest, store.path, "evaluation")
     for name in evaluation.figures:
         tracker.file(folder / "figures" / name, "figures")

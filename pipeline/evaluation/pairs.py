@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.slices import evenly_spread
 from pipeline.evaluation.networks import Networks
 from pipeline.metrics import sharpness
 from pipeline.metrics.distribution import ImageSets, Kind
 from pipeline.metrics.fidelity import brain_psnr, psnr, ssim
 from pipeline.metrics.statistics import Interval, aggregate, single
 
+# Slices of a subject that the floor is measured on.
+FLOOR_SLICES = 8
 # Columns of the table that are no scores.
 LABELS = ("subject", "family", "split", "slices")
 # Of the best slices and of the worst, each of another subject.
@@ -41,6 +44,18 @@ def mean_of(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         key: float(torch.cat([batch[key] for batch in batches]).double().mean())
         for key in batches[0]
     }
+
+
+def floor_of(images: Tensor, mean: Tensor, networks: Networks) -> dict[str, float]:
+    """Scores of the mean slice (C,H,W) in place of reconstructions of images (n,C,H,W).
+
+    A run that is not above them has learned nothing.
+    """
+    some = images[evenly_spread(len(images), FLOOR_SLICES)]
+    same = mean.expand_as(some).contiguous()
+    found = {"floor_psnr": psnr(some, same), "floor_ssim": ssim(some, same)}
+    found |= {f"floor_{key}": distance(some, same) for key, distance in networks.distances.items()}
+    return mean_of([found])
 
 
 @dataclass

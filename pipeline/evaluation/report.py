@@ -21,10 +21,9 @@ from pipeline.config import Config
 from pipeline.data.slices import Store
 from pipeline.evaluation.pairs import Pair
 from pipeline.evaluation.record import REPORT
-from pipeline.evaluation.scores import groups_of, scores_of, warning_of
+from pipeline.evaluation.scores import groups_of, headline_of, notes_of
 from pipeline.figures import image_grid, write_figure
 from pipeline.files import csv_text, run_folder, swapped_in, write_json, write_text
-from pipeline.metrics.catalogue import HEADLINE
 from pipeline.metrics.statistics import Interval
 
 # Images of fewer pixels are shown enlarged, each pixel as a square: smoothing would hide blur.
@@ -164,9 +163,10 @@ def report(folder: Path, evaluation: Evaluation, about: About) -> str:
         lead=f"{about.what}, scored on {slices} of {quantity(len(rows), noun)}{about.of}.",
         beside=people.replace("subjects", "images") if about.image_set else f"slices of {people}",
         parts=[*parts, ("scores", "All scores"), ("repeat", "To repeat it")],
-        warning=warning_of(metrics).capitalize(),
-        headline=scores_of(metrics, HEADLINE),
+        notes=notes_of(metrics),
+        headline=headline_of(metrics),
         groups=groups,
+        floors=any(one.floor for _, scores in groups for one in scores),
         more=len(metrics) - sum(len(scores) for _, scores in groups),
         reasons=reasons,
         small=max(evaluation.pairs[0].image.shape[-2:]) < SMALL_SIDE,

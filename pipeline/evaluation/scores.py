@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metrics.catalogue import GROUPS, HEADLINE, Metric
-from pipeline.metrics.statistics import Interval, few, few_calibrated
+from pipeline.metrics.catalogue import CALIBRATION, GROUPS, HEADLINE, Metric
+from pipeline.metrics.statistics import FEW_FAMILIES, Interval, few, few_calibrated
 from pipeline.tracking.names import score_name
 from pipeline.tracking.notes import table as markdown
 
@@ -13,12 +13,16 @@ Metrics = Mapping[str, Interval]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric and its value as text; interval and data are empty where there is none."""
+    """A metric and its value as text; interval, data and floor are empty where there is none.
+
+    floor: the score of the mean slice in place of every reconstruction.
+    """
 
     metric: Metric
     mean: str
     interval: str
     data: str
+    floor: str
 
 
 def scores_of(metrics: Metrics, group: Sequence[Metric]) -> list[Score]:
@@ -38,41 +42,67 @@ def _score(metric: Metric, metrics: Metrics) -> Score:
     data = "" if metric.data is None else f"{metric.data}".removesuffix(".0")
     if isinstance(metric.data, str):  # another metric's value
         data = metric.shown(metrics[metric.data]["mean"]) if metric.data in metrics else ""
-    return Score(metric, metric.shown(mean), interval, data)
+    floor = metrics.get(f"floor_{metric.key}")
+    lowest = "" if floor is None else metric.shown(floor["mean"])
+    return Score(metric, metric.shown(mean), interval, data, lowest)
 
 
-def warning_of(metrics: Metrics) -> str:
-    """What must be said of intervals over few families and of a law that few calibrated, or ""."""
-    said = []
-    if count := metrics.get("families", {}).get("mean"):
-        said.append(few(int(count)))
-    if (count := metrics.get("calibration_families", {}).get("mean")) is not None:
-        said.append(few_calibrated(int(count)))
-    return "; ".join(filter(None, said))
+def headline_of(metrics: Metrics) -> list[Score]:
+    """The scores of a report's tiles: none of calibration where nothing was learned."""
+    left_out = CALIBRATION if below_floor(metrics) else ()
+    return scores_of(metrics, [metric for metric in HEADLINE if metric not in left_out])
+
+
+def notes_of(metrics: Metrics) -> list[str]:
+    """Notes beside the scores: a run that learned nothing, few families."""
+    means = {key: found["mean"] for key, found in metrics.items()}
+    notes = []
+    if below_floor(metrics):
+        notes.append(
+            f"reconstructions ({means['psnr']:.1f} dB) are no better than the mean slice "
+            f"({means['floor_psnr']:.1f} dB): nothing was learned"
+        )
+    if count := means.get("families"):
+        notes.append(few(int(count)))
+    if (count := means.get("calibration_families")) is not None:
+        notes.append(few_calibrated(int(count)))
+    if (count := means.get("sample_families")) and count < FEW_FAMILIES:
+        notes.append(
+            f"samples were compared with {count:.0f} families: with so few no test can show privacy"
+        )
+    return [text for text in notes if text]
+
+
+def below_floor(metrics: Metrics) -> bool:
+    """Whether the mean slice would be as good a reconstruction of every slice, by PSNR."""
+    score, floor = (metrics.get(key, {}).get("mean") for key in ("psnr", "floor_psnr"))
+    return score is not None and floor is not None and score <= floor
 
 
 def table(metrics: Metrics) -> str:
-    """The scores that people read, aligned: name and unit, arrow, mean, interval, the data's own.
+    """The scores that people read, aligned: name, arrow, mean, interval, the data's own, floor.
 
-    Metrics without a place in the catalogue are counted in the last line.
+    Metrics without a place in the catalogue are counted in a line of their own; notes follow.
     """
-    rows = [("", "better", "mean", "95% interval", "data")]
-    for name, scores in groups_of(metrics):
-        rows.append((name, "", "", "", ""))
+    groups = groups_of(metrics)
+    floor = "floor" * any(s.floor for _, scores in groups for s in scores)
+    rows = [("", "better", "mean", "95% interval", "data", floor)]
+    for name, scores in groups:
+        rows.append((name, "", "", "", "", ""))
         rows += [
-            (f"  {s.metric.label}", s.metric.arrow, s.mean, s.interval, s.data) for s in scores
+            (f"  {s.metric.label}", s.metric.arrow, s.mean, s.interval, s.data, s.floor)
+            for s in scores
         ]
     shown = [row for row in rows if any(row[1:])]  # a group's name may be longer than its column
-    widths = [max(len(row[column]) for row in shown) for column in range(5)]
-    a, b, c, d, e = widths
+    widths = [max(len(row[column]) for row in shown) for column in range(6)]
+    a, b, c, d, e, f = widths
     lines = [
-        f"{name:<{a}}  {arrow:<{b}}  {mean:>{c}}  {interval:>{d}}  {data:>{e}}".rstrip()
-        for name, arrow, mean, interval, data in rows
+        f"{name:<{a}}  {arrow:<{b}}  {mean:>{c}}  {interval:>{d}}  {data:>{e}}  {low:>{f}}".rstrip()
+        for name, arrow, mean, interval, data, low in rows
     ]
-    if more := len(metrics) - sum(len(scores) for _, scores in groups_of(metrics)):
+    if more := len(metrics) - sum(len(scores) for _, scores in groups):
         lines.append(f"and {more} more in metrics.json")
-    if warning := warning_of(metrics):
-        lines.append(f"note: {warning}")
+    lines += [f"note: {text}" for text in notes_of(metrics)]
     return "\n".join(lines)
 
 
@@ -112,8 +142,7 @@ def note(metrics: Metrics, absent: Mapping[str, str]) -> str:
         for s in scores_of(metrics, HEADLINE)
     ]
     parts = [markdown(["score", "mean", "95% interval"], rows)]
-    if warning := warning_of(metrics):
-        parts.append(f"{warning.capitalize()}.")
+    parts += [f"Note: {text}." for text in notes_of(metrics)]
     if absent:
         parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
     return "\n\n".join(parts)

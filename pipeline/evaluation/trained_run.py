@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.other_people import WAY_OUT
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
+from pipeline.evaluation.memorisation import Slices
 from pipeline.evaluation.record import trained_store
 from pipeline.fits.fits import read_fits
 from pipeline.losses.residual import ResidualLaw
@@ -19,7 +19,7 @@ from pipeline.training.checkpoint import Checkpoint, TrainingState
 from pipeline.training.loop import load_objective
 from pipeline.training.objective import Objective
 
-MOST_TRAINING = 4096
+MOST_TRAINING, MOST_HELD_OUT = 4096, 1024
 # Whom a run may not be scored on; the validation subjects of its own store are, as such.
 SEEN = {
     "train": "were trained on by this run",
@@ -33,8 +33,8 @@ class TrainedRun:
 
     objective: averaged weights, in evaluation mode; state: the checkpoint's; prior: what samples
     are drawn from in place of N(0,I); fitted: the law of the residuals; families: how many
-    calibrated it; lawless: why there is no fitted law; training: slices (n,C,H,W) that it was
-    trained on, which samples are compared with.
+    calibrated it; lawless: why there is no fitted law; training: slices that it was trained on,
+    and held_out: others of the same store, both to compare samples with.
     """
 
     objective: Objective
@@ -44,7 +44,8 @@ class TrainedRun:
     fitted: ResidualLaw | None = None
     families: int = 0
     lawless: str = ""
-    training: Tensor | None = None
+    training: Slices | None = None
+    held_out: Slices | None = None
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +80,8 @@ def load_trained_run(
         law,
         fits.families,
         lawless,
-        training_slices(trained) if trained else None,
+        slices_of(trained, MOST_TRAINING, "train") if trained else None,
+        slices_of(trained, MOST_HELD_OUT, "validation", "test") if trained else None,
     )
 
 
@@ -105,10 +107,16 @@ def of_role(
     return names
 
 
-def training_slices(store: Store) -> Tensor:
-    """Slices that were trained on, at most 4,096, evenly spread: (n,C,H,W)."""
-    data = SliceDataset(store, store.subjects("train"))
-    return data.__getitems__(evenly_spread(len(data), MOST_TRAINING))
+def slices_of(store: Store, most: int, *splits: str) -> Slices:
+    """Slices of some splits, at most so many, evenly spread; a photograph is its own family."""
+    data = SliceDataset(store, [entry for split in splits for entry in store.subjects(split)])
+    chosen = evenly_spread(len(data), most)
+    names = [data.subjects[subject].family for subject in data.subject_of[chosen]]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    families = torch.tensor([numbers[name] for name in names])
+    return Slices(
+        data.__getitems__(chosen), torch.arange(len(chosen)) if store.image_set else families
+    )
 
 
 def subjects_to_score(

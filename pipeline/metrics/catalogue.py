@@ -129,11 +129,6 @@ SAMPLES = (
         "distance of the anatomy alone, without texture", "training_kid_coarse", headline=True,
     ),
     Metric(
-        "sample_novelty", "novelty", "one", 2, "",
-        "distance to the nearest training slice over that of unseen subjects; 0 is a copy", 1.0,
-        headline=True,
-    ),
-    Metric(
         "sample_high_frequency_ratio", "high frequencies", "one", 3, "",
         "power of fine detail over that of the data; below 1 is blur", 1.0,
     ),
@@ -148,6 +143,33 @@ SAMPLES = (
     Metric(
         "sample_spectrum_error", "spectrum error", "down", 3, "",
         "mean distance of the power spectra, in nats, over all frequencies", 0.0,
+    ),
+)  # fmt: skip
+MEMORISATION = (
+    Metric(
+        "sample_nearest", "nearest trained on", "one", 2, "",
+        "distance to subjects trained on over that to unseen ones; below 1 nearer, 0 copies", 1.0,
+    ),
+    Metric(
+        "sample_copies", "copies", "down", 3, "",
+        "share of samples three times nearer to one subject trained on than to the next", 0.0,
+    ),
+    Metric(
+        "sample_flagged", "flagged as deformed copies", "down", 3, "",
+        "share of samples nearer to who was trained on than 95% of unseen slices are", 0.05,
+        headline=True,
+    ),
+    Metric(
+        "sample_copies_found", "planted copies flagged", "up", 3, "",
+        "the same of deformed training slices: how many copies this test finds", 1.0,
+    ),
+    Metric(
+        "sample_membership", "membership attack", "down", 3, "",
+        "chance that a slice trained on is nearer to a sample than an unseen one is", 0.5,
+    ),
+    Metric(
+        "sample_membership_control", "its range by chance", "", 3, "",
+        "the same attack between those trained on; the range of 95% of draws",
     ),
 )  # fmt: skip
 DENSITY = (
@@ -184,6 +206,7 @@ CALIBRATION = (
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Reconstructions": RECONSTRUCTION,
     "Samples from the prior": SAMPLES,
+    "Whether samples are copies": MEMORISATION,
     "Likelihood and calibration": (*DENSITY, *FITTED_DENSITY, *CALIBRATION),
 }
 """The scores that people read, by what they are of; metrics.json has more."""

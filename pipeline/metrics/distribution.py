@@ -1,19 +1,18 @@
 """How far apart two sets of images are: kernel and Fréchet distance of deep features.
 
-Both compare distributions, not pairs: reconstructions, or samples from the prior, with originals.
-With Inception features they are called KID and FID; with other features they have other names,
+Both compare distributions: reconstructions, or samples from the prior, with originals. With
+Inception features they are called KID and FID; with other features they have other names,
 because values under different networks can't be compared.
 """
 
 import logging
-import warnings
+from statistics import fmean
 from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipeline.metrics.statistics import Interval, single
 
@@ -62,39 +61,55 @@ def _check(data: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_distance(
-    data: Float[Tensor, "N d"], other: Float[Tensor, "M d"], seed: int = 0
+    data: Float[Tensor, "N d"], other: Float[Tensor, "M d"], seed: int = 0, paired: bool = False
 ) -> float:
     """Squared maximum mean discrepancy under (xᵀy/d + 1)³, unbiased, so it can be below 0.
 
-    Bińkowski, Sutherland, Arbel, Gretton, Demystifying MMD GANs, ICLR 2018, through torchmetrics.
-    Two sets of one size up to 1,000 are compared whole. Otherwise it is the mean of 100 subsets,
-    of 1,000 or of the smaller set's size, that depend on the seed and on the sets' sizes alone.
+    Bińkowski, Sutherland, Arbel, Gretton, Demystifying MMD GANs, ICLR 2018. Two sets of one size up
+    to 1,000 are compared whole. Otherwise it is the mean of 100 subsets, of 1,000 or of the smaller
+    set's size, that depend on the seed and on the sets' sizes alone.
 
     Args:
         data: features of originals.
         other: features of the images to compare.
         seed: of the subsets.
+        paired: whether other[i] belongs to data[i], as a reconstruction does. An image is not
+            independent of its own, and more like it than like others, so these pairs are left out:
+            with them a perfect reconstruction would be below 0, by more the fewer images there are.
 
     Returns:
-        A squared distance without unit; around 0 for two draws of one distribution.
+        A squared distance without unit; around 0 for two draws of one distribution, and 0 for a set
+        paired with itself.
 
     Raises:
-        ValueError: other shapes, fewer than 2 images, or features that are not finite.
+        ValueError: other shapes, fewer than 2 images, features that are not finite, or pairs of
+            sets of two sizes.
     """
     data, other = _check(data, other)
+    if paired and len(data) != len(other):
+        raise ValueError(f"pairs need sets of one size: {len(data)} and {len(other)}")
     size = min(len(data), len(other), SUBSET_SIZE)
-    whole = len(data) == len(other) == size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: so do we
-        metric = KernelInceptionDistance(
-            feature=_Given(data.shape[1]), subsets=1 if whole else SUBSETS, subset_size=size
-        )
-    metric.update(data, real=True)
-    metric.update(other, real=False)
-    # It draws from torch's own generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return metric.compute()[0].item()
+    if len(data) == len(other) == size:
+        return _discrepancy(data, other, paired)
+    random = torch.Generator().manual_seed(seed)
+    distances = []
+    for _ in range(SUBSETS):
+        left = torch.randperm(len(data), generator=random)[:size]
+        right = left if paired else torch.randperm(len(other), generator=random)[:size]
+        distances.append(_discrepancy(data[left], other[right], paired))
+    return fmean(distances)
+
+
+def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> float:
+    """Unbiased squared MMD of features (n,d), with the pairs' own terms left out if paired."""
+
+    def mean(a: Tensor, b: Tensor, apart: bool) -> Tensor:
+        values = (a @ b.T / a.shape[1] + 1) ** 3
+        if not apart:
+            return values.mean()
+        return (values.sum() - values.trace()) / (len(a) * (len(a) - 1))
+
+    return (mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, paired)).item()
 
 
 def frechet_distance(data: Float[Tensor, "N d"], other: Float[Tensor, "M d"]) -> float:
@@ -102,6 +117,8 @@ def frechet_distance(data: Float[Tensor, "N d"], other: Float[Tensor, "M d"]) ->
 
     Heusel et al. 2017 (see `inception`), through torchmetrics, in float64. Its expectation falls
     with the number of images, most where they are fewer than features: compare at equal numbers.
+    Pairs share what an image is by chance, so of reconstructions it is smaller than of as many
+    independent images, and 0 for perfect ones: compare it with other reconstructions alone.
 
     Args:
         data: features of originals.
@@ -152,7 +169,7 @@ class ImageSets:
                 value = None
                 if min(len(data), len(other)) >= 2:
                     value = (
-                        kernel_distance(data, other, seed)
+                        kernel_distance(data, other, seed, paired=kind == "reconstruction")
                         if metric == "kid"
                         else frechet_distance(data, other)
                     )

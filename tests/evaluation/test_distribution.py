@@ -1,4 +1,4 @@
-"""Laws of kernel and Fréchet distance, against numpy and scipy."""
+"""Laws of kernel and Fréchet distance, against torchmetrics and scipy."""
 
 import logging
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from data_prep.store import Store
 from pipeline.backbones import WeightsNotFound, probe
@@ -30,17 +31,19 @@ def _features(count: int, size: int = 12, seed: int = 0, shift: float = 0.0) -> 
     return 0.2 * (torch.randn(count, size, generator=generator) @ mixing).relu().double() + shift
 
 
-def _mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased squared MMD, pair by pair (Gretton et al. 2012, lemma 6)."""
+def _torchmetrics(x: torch.Tensor, y: torch.Tensor) -> float:
+    """KID of whole sets by torchmetrics, whose network gives back the features."""
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        return float(a @ b / len(a) + 1) ** 3
+    class Given(torch.nn.Module):
+        num_features = x.shape[1]
 
-    def within(z: np.ndarray) -> float:
-        pairs = [kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
-        return float(np.mean(pairs))
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features
 
-    return within(x) + within(y) - 2 * float(np.mean([kernel(a, b) for a in x for b in y]))
+    metric = KernelInceptionDistance(feature=Given(), subsets=1, subset_size=len(x))
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    return metric.compute()[0].item()
 
 
 def _frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -49,15 +52,42 @@ def _frechet(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(one + two - 2 * root))
 
 
-def test_kernel_distance_is_the_unbiased_mmd_of_whole_sets() -> None:
+def test_kernel_distance_of_whole_sets_is_torchmetrics() -> None:
     x, y = _features(15), _features(15, seed=1, shift=0.3)
-    assert kernel_distance(x, y) == pytest.approx(_mmd(x.numpy(), y.numpy()), rel=1e-10)
+    assert kernel_distance(x, y) == pytest.approx(_torchmetrics(x, y), rel=1e-10)
+
+
+@pytest.mark.parametrize("count", [2, 5, 40, 1000, 1100])
+def test_a_set_paired_with_itself_is_at_zero_at_every_size(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distribution, "SUBSETS", 3)
+    x = _features(count)
+    assert kernel_distance(x, x, paired=True) == pytest.approx(0.0, abs=1e-6)
+    if count < 100:  # what pairing is for
+        assert kernel_distance(x, x) < -1e-3
+
+
+def test_the_distance_of_pairs_does_not_depend_on_how_many_there_are() -> None:
+    """In the mean over many small sets as in one large set."""
+    x = _features(900)
+    y = 0.7 * x
+    whole = kernel_distance(x, y, paired=True)
+    small = [kernel_distance(*p, paired=True) for p in zip(x.split(20), y.split(20), strict=True)]
+    error = np.std(small) / len(small) ** 0.5
+    assert abs(np.mean(small) - whole) < 3 * error < 0.3 * whole
+
+
+def test_pairs_of_two_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one size"):
+        kernel_distance(_features(5), _features(6), paired=True)
 
 
 def test_kernel_distance_of_unequal_sets_is_near_that_of_all_images_and_repeats() -> None:
     x, y = _features(60), _features(150, seed=1, shift=0.5)
     found = kernel_distance(x, y)
-    assert found == pytest.approx(_mmd(x.numpy(), y.numpy()), rel=0.03)
+    whole = np.mean([_torchmetrics(x, part) for part in (y[:60], y[60:120], y[90:])])
+    assert found == pytest.approx(whole, rel=0.05)
     assert found == kernel_distance(x, y) != kernel_distance(x, y, seed=1)
 
 
@@ -187,6 +217,7 @@ def test_sets_are_scored_against_the_originals_and_few_images_are_warned_of_once
     assert list(scores) == ["kid_x", "fd_x", "sample_kid_x", "sample_fd_x"]
     for interval in scores.values():
         assert interval["low"] is None and interval["high"] is None
+    assert scores["kid_x"]["mean"] == kernel_distance(data, reconstruction, 3, paired=True)
     assert scores["fd_x"]["mean"] == frechet_distance(data, reconstruction)
     assert scores["sample_kid_x"]["mean"] == kernel_distance(data, sample[:6], 3)
     (record,) = caplog.records

@@ -12,10 +12,10 @@ from torch import Tensor
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pairs import KEPT, Pair, Tally
 from pipeline.evaluation.report import About
-from pipeline.evaluation.scores import table
+from pipeline.evaluation.scores import note, notes_of, table
 from pipeline.metrics.catalogue import GROUPS, HEADLINE
 from pipeline.metrics.fidelity import psnr
-from pipeline.metrics.statistics import Interval
+from pipeline.metrics.statistics import Interval, single
 
 HOSTILE = "<img src='http://example.org/x.png'><script>alert('x')</script>{{ 7 * 7 }}"
 METRICS = [metric for group in GROUPS.values() for metric in group]
@@ -159,3 +159,35 @@ def test_the_table_is_aligned_with_units_and_arrows() -> None:
         "  −ELBO, bits/dim   ↓           –",
         "and 1 more in metrics.json",
     ]
+
+
+def test_the_mean_slice_is_the_floor_beside_scores() -> None:
+    metrics: dict[str, Interval] = {
+        "psnr": single(25.4), "ssim": single(0.9), "rate": single(800.0),
+        "floor_psnr": single(16.03), "floor_ssim": single(0.41),
+    }  # fmt: skip
+    lines = table(metrics).splitlines()
+    assert [line.split()[-1] for line in lines[:5]] == [
+        "floor", "Reconstructions", "16.03", "0.410", "800",
+    ]  # fmt: skip
+    assert not notes_of(metrics)
+
+
+@pytest.mark.parametrize("psnr", [7.0, 16.0])
+def test_a_run_below_the_mean_slice_says_so_and_has_no_tile_of_calibration(
+    page_writer: Callable[..., str], psnr: float
+) -> None:
+    metrics = {metric.key: single(0.5) for metric in METRICS}
+    metrics |= {"psnr": single(psnr), "floor_psnr": single(16.0)}
+    (text,) = notes_of(metrics)
+    assert f"({psnr} dB) are no better than the mean slice (16.0 dB)" in text
+    assert f"note: {text}" in table(metrics) and text in note(metrics, {})
+    html = page_writer(metrics=metrics)
+    assert text.partition(" ")[2] in html.partition("<nav")[0]
+    cards = re.findall(r'<div class="card"><dt>(.*?) <i', html)
+    assert "PSNR" in cards and not [card for card in cards if "90%" in card]
+
+
+def test_few_families_show_no_privacy() -> None:
+    (text,) = notes_of({"sample_families": single(7.0)})
+    assert "7 families" in text and not notes_of({"sample_families": single(8.0)})

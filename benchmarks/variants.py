@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 
-from data_prep import work_folder
+from data_prep.common.files import work_folder
 
 # Metric -> its column, with the unit and which way is better, and decimals.
 COLUMNS = {

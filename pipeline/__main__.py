@@ -12,15 +12,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from data_prep import (
-    absent_package,
-    complete,
-    one_line,
-    program,
-    steady_output,
-    switch_keys,
-    switched,
-)
+from data_prep.common.console import complete, steady_output
+from data_prep.common.invocation import program
+from data_prep.common.switches import switch_keys, switched
+from data_prep.common.wording import absent_package, one_line
 from pipeline.commands.given import check_given
 from pipeline.config import Config
 from pipeline.errors import Failed, InputError, Stopped

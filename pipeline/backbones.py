@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import read_arrays
+from data_prep.common.unpickling import read_arrays
 
 Network = Literal["alex", "vgg"]
 State = dict[str, Tensor]

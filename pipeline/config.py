@@ -18,7 +18,7 @@ def work_keys(section: Any) -> frozenset[str]:
     """Fields of a section that say how the work is done, and decide nothing of what comes out.
 
     They bear the metadata {"decides": "nothing"}. Those that only say where files lie bear
-    {"where": True}: data_prep.where_keys.
+    {"where": True}: data_prep.config.where_keys.
     """
     return frozenset(f.name for f in fields(section) if f.metadata.get("decides") == "nothing")
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from data_prep import InputError
+from data_prep.common.errors import InputError
 
 __all__ = ["Failed", "InputError", "Stopped"]
 

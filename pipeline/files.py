@@ -13,10 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from data_prep import (
+from data_prep.common.files import (
     atomic_file,
-    command,
-    csv_line,
     find_folder,
     locked,
     sync_folder,
@@ -24,6 +22,8 @@ from data_prep import (
     writable,
     write_text,
 )
+from data_prep.common.invocation import command
+from data_prep.common.spreadsheet import csv_line
 from pipeline.errors import InputError
 
 __all__ = [

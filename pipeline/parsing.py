@@ -15,7 +15,9 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from data_prep import one_line, program, read_layers
+from data_prep.common.invocation import program
+from data_prep.common.layers import read_layers
+from data_prep.common.wording import one_line
 from pipeline.config import Config
 from pipeline.errors import InputError
 

@@ -1,5 +1,5 @@
 """Progress of long work: data_prep's."""
 
-from data_prep import Reporter
+from data_prep.common.progress import Reporter
 
 __all__ = ["Reporter"]

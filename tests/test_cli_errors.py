@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import command, run_option
 from data_prep.common import invocation
+from data_prep.common.invocation import command, run_option
 from data_prep.store import Store
 from pipeline.__main__ import COMMANDS, EXAMPLES, FOREIGN, HELP, MODULES, _parsed, main
 from pipeline.parsing import config_of, config_parser, options_parser

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import InputError, flat_keys, read_layers
 from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
+from data_prep.common.errors import InputError
+from data_prep.common.layers import read_layers
+from data_prep.common.mlflow_connection import flat_keys
 from pipeline.__main__ import main as pipeline
 from pipeline.commands.export import MACHINES_OWN
 from pipeline.commands.train import INDIFFERENT

@@ -18,7 +18,8 @@ import pytest
 import torch
 import yaml
 
-from data_prep import NOTE, code_version
+from data_prep.common.mlflow_connection import NOTE
+from data_prep.common.provenance import code_version
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound

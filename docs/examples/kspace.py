@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pipeline
-from data_prep import work_folder
+from data_prep.common.files import work_folder
 
 NOISE = 0.01
 

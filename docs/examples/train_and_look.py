@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pipeline
-from data_prep import work_folder
+from data_prep.common.files import work_folder
 from pipeline.__main__ import main as command
 
 

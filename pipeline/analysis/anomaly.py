@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep import Reporter
+from data_prep.common.progress import Reporter
 from pipeline.analysis import results
 from pipeline.analysis.options import AnomalyOptions as Options
 from pipeline.analysis.options import check_there

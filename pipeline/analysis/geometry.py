@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch import Tensor
 
-from data_prep import is_simulated
+from data_prep.sources.simulated.marking import is_simulated
 from pipeline.data.intensity import to_scanner
 from pipeline.data.slices import SubjectEntry
 from pipeline.data.volumes import read_values

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from data_prep import Reporter, quantity
+from data_prep.common.progress import Reporter
+from data_prep.common.wording import quantity
 from pipeline.analysis import results
 from pipeline.analysis.options import LesionsOptions as Options
 from pipeline.analysis.options import check_there

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep import Reporter, quantity
+from data_prep.common.progress import Reporter
+from data_prep.common.wording import quantity
 from pipeline.analysis import results
 from pipeline.analysis.options import ReconstructOptions as Options
 from pipeline.analysis.options import check_there

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep import code_version
+from data_prep.common.provenance import code_version
 from pipeline.analysis.options import PackageOptions
 from pipeline.errors import InputError
 from pipeline.files import locked, swapped_in, work_folder, writable, write_text

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import PrepareConfig, command, where_keys
+from data_prep import PrepareConfig
+from data_prep.common.invocation import command
+from data_prep.config import where_keys
 from pipeline.config import EvaluationConfig, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.decoder_package import DecoderPackage, describe, write

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep import command, copies, quantity, run_option, where_keys
+from data_prep.common.invocation import command, run_option
+from data_prep.common.wording import quantity
+from data_prep.config import where_keys
+from data_prep.same_scan import copies
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes

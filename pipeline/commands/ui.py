@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep import (
-    HIDDEN,
-    command,
+from data_prep.common.invocation import command
+from data_prep.common.mlflow_connection import (
     mlflow_address,
     mlflow_reason,
     open_mlflow,
     quieten_mlflow,
-    shown_address,
 )
+from data_prep.common.redaction import HIDDEN, shown_address
 from pipeline.commands import opening
 from pipeline.errors import InputError
 from pipeline.files import work_folder

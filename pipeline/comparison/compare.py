@@ -19,7 +19,10 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from data_prep import available_cores, code_version, data_uri, page_templates, run_option
+from data_prep.common.invocation import run_option
+from data_prep.common.pages import data_uri, page_templates
+from data_prep.common.provenance import code_version
+from data_prep.executors.local import available_cores
 from pipeline.commands.train import check_unchanged
 from pipeline.comparison import figures
 from pipeline.comparison.plan import Entry, at_rate, jobs_at_once, plan

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from data_prep import available_cores
+from data_prep.executors.local import available_cores
 from pipeline.blur.form import Form
 from pipeline.config import Config
 from pipeline.errors import InputError

@@ -11,7 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from data_prep import quieten_mlflow, steady_output
+from data_prep.common.console import steady_output
+from data_prep.common.mlflow_connection import quieten_mlflow
 from pipeline.errors import InputError, Stopped
 from pipeline.files import locked
 from pipeline.parsing import load_config

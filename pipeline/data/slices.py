@@ -12,7 +12,8 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_prep import Store, StoreError, SubjectEntry, find_folder
+from data_prep import Store, StoreError, SubjectEntry
+from data_prep.common.files import find_folder
 from pipeline.errors import InputError
 
 __all__ = ["SliceDataset", "Store", "SubjectEntry", "open_store"]

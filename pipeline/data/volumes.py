@@ -9,20 +9,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from data_prep import (
-    ANYWHERE,
-    MARK,
-    PLANES,
-    TRANSFORM_VERSION,
-    PrepareConfig,
-    Slices,
-    VolumeError,
-    is_simulated,
-    load_volume,
-    read_mask,
-    read_verified,
-    words_of,
-)
+from data_prep import PLANES, PrepareConfig, Slices, load_volume, read_mask, read_verified
+from data_prep.common.errors import VolumeError
+from data_prep.config import TRANSFORM_VERSION
+from data_prep.flags import words_of
+from data_prep.sources.simulated.marking import MARK, is_simulated
+from data_prep.volume.headers import ANYWHERE
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from data_prep import command
+from data_prep.common.invocation import command
 from pipeline.decoder_package.metadata import (
     FORMAT,
     INTENSITY_RANGE,

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep import command, flat_keys
+from data_prep.common.invocation import command
+from data_prep.common.mlflow_connection import flat_keys
 from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config
 from pipeline.data.other_people import FILES_CHECKED

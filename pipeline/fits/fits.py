@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from data_prep import command
+from data_prep.common.invocation import command
 from pipeline.config import Config
 from pipeline.data.slices import Store
 from pipeline.errors import InputError

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import (
-    command,
+from data_prep.common.invocation import command
+from data_prep.common.mlflow_connection import (
     mlflow_address,
     mlflow_reason,
     open_mlflow,
     quieten_mlflow,
-    shown_address,
 )
+from data_prep.common.redaction import shown_address
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.tracking.runs import TrackingConfig, active_run, connect, mlflow_failures

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import (
+from data_prep.common.mlflow_connection import (
     NOTE,
     flat_keys,
     mlflow_address,
     mlflow_client,
     mlflow_reason,
     quieten_mlflow,
-    shown_address,
 )
+from data_prep.common.redaction import shown_address
 from pipeline.errors import InputError, Stopped
 from pipeline.tracking.notes import with_section
 from pipeline.tracking.system import system_metrics

@@ -1,6 +1,7 @@
 """What MLflow says of a training run beside its curves: name, tags, description."""
 
-from data_prep import Store, code_version
+from data_prep import Store
+from data_prep.common.provenance import code_version
 from pipeline.config import Config
 from pipeline.models.config import describe_levels
 from pipeline.tracking.notes import table

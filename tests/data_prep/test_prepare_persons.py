@@ -12,10 +12,10 @@ from small_volumes import LAYOUT, brain, write_cohort
 from test_prepare_names import touch
 from test_prepare_stage import configured, run_and_list
 
-from data_prep import quantity
 from data_prep.__main__ import main
 from data_prep.common.errors import InputError
 from data_prep.common.names import joined
+from data_prep.common.wording import quantity
 from data_prep.config import PrepareConfig
 from data_prep.sources.path_template import Discovered, discover
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_prep import PrepareConfig, switch_keys, switched
+from data_prep import PrepareConfig
+from data_prep.common.switches import switch_keys, switched
 from pipeline.commands.export import Options
 from pipeline.config import Config
 

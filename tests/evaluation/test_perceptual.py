@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from data_prep import read_arrays
+from data_prep.common.unpickling import read_arrays
 from pipeline import backbones
 from pipeline.backbones import WeightsNotFound
 from pipeline.metrics import perceptual

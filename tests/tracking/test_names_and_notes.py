@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_prep import code_version, shown_address
-from data_prep.common.provenance import ROOT
+from data_prep.common.provenance import ROOT, code_version
+from data_prep.common.redaction import shown_address
 from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.scores import headline_names
 from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import mlflow_address, mlflow_client
+from data_prep.common.mlflow_connection import mlflow_address, mlflow_client
 from pipeline.tracking.system import system_metrics
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import mlflow_client
+from data_prep.common.mlflow_connection import mlflow_client
 from pipeline.__main__ import main
 from pipeline.commands import opening, ui
 

@@ -37,6 +37,7 @@ def paired_differences(
         InputError: a table can't be read, or the two have no subject in common.
 
     Example:
+        >>> import pandas as pd
         >>> rows = pd.DataFrame({"subject": list("abc"), "psnr": [30, 20, 25]})
         >>> other = rows.assign(psnr=[28, 19, 22])
         >>> paired_differences(rows, other).loc["psnr"].round(2).to_dict()

@@ -96,7 +96,7 @@ Plane = Literal["axial", "coronal", "sagittal"]
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares of families per split (they sum to 1), and a salt that draws another split."""
+    """Shares of families per split (they sum to 1), and what draws another split."""
 
     train: float = 0.7
     """Share of families to train on."""
@@ -106,6 +106,9 @@ class SplitConfig:
     """Share of families to score."""
     salt: str = ""
     """Any text; another one draws another split."""
+    fold: str = ""
+    """Cross-validation: `2/5` tests the second of five equal parts; train and validation share the
+    rest as their shares are to each other."""
 
     def __post_init__(self) -> None:
         shares = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -116,6 +119,26 @@ class SplitConfig:
             abs(total - 1) < 1e-6,
             f"prepare.split: train + validation + test must sum to 1, got {total:g}",
         )
+        number, folds = self.folds if re.fullmatch(r"\d+/\d+", self.fold) else (0, 0)
+        _require(
+            not self.fold or (1 <= number <= folds and folds >= 2 and self.test < 1),
+            f"prepare.split.fold must be a part of several, such as 2/5, got '{self.fold}'",
+        )
+
+    @property
+    def folds(self) -> tuple[int, int]:
+        """Which fold, from 1, of how many. Only where there are folds."""
+        number, folds = self.fold.split("/")
+        return int(number), int(folds)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of families by split."""
+        if not self.fold:
+            return {"train": self.train, "validation": self.validation, "test": self.test}
+        test = 1 / self.folds[1]
+        rest = (1 - test) / (self.train + self.validation)
+        return {"train": self.train * rest, "validation": self.validation * rest, "test": test}
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,7 @@ class PrepareConfig:
         lower_percentile: intensity percentile inside the brain that becomes 0.
         upper_percentile: intensity percentile inside the brain that becomes 1.
         n4: correct the bias field with N4 (needs the optional package SimpleITK; slow).
-        split: shares of train, validation and test.
+        split: shares of train, validation and test, or a fold.
         cohort: the simulated cohort.
         plausibility: what to expect of a brain, and what to do where it is otherwise.
         workers: worker processes; 0 means one per core; 1 means this process alone, which ends if
@@ -300,6 +323,8 @@ class PrepareConfig:
             and key.metadata["decides"] != "nothing"
             and not (key.metadata["rare"] and getattr(self, key.name) == default_of(key))
         }
+        if "split" in kept and not self.split.fold:  # as in stores from before there were folds
+            del kept["split"]["fold"]
         return kept | {"transform_version": TRANSFORM_VERSION}
 
     def pixel_keys(self) -> dict[str, Any]:

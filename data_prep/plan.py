@@ -27,8 +27,9 @@ SHOWN = 5
 class Plan:
     """What to do about each item, by its name in the store.
 
-    todo: why it is made (anew). kept: outcomes of an earlier run that still hold, families and
-    splits as they are now. gone: names that the store has and the source has no more.
+    todo: why it is made (anew). kept: outcomes of an earlier run that still hold, with
+    the families that they have now and no splits yet. gone: names that the store has and the
+    source has no more.
     """
 
     todo: dict[str, str]
@@ -88,7 +89,7 @@ def make_plan(store: Store | None, items: Sequence[Item], config: PrepareConfig)
         if why:
             todo[item.subject] = why
             continue
-        place = item.assignment(config)
+        place = item.assignment()
         kept[item.subject] = [
             replace(o, **place) if isinstance(o, SubjectEntry) else o for o in outcomes
         ]

@@ -1,10 +1,11 @@
 """The stage: discover, verify, transform, split, write."""
 
+import os
 import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,9 @@ __all__ = ["Prepared", "list_work", "prepare", "summary"]
 
 # What is done so far, while it is being done: an interrupted run goes on from here.
 PARTIAL = "manifest.partial.json"
+
+# The manifest of a store that is being changed: subjects keep the splits that it has.
+BEFORE = "manifest.before.json"
 SECONDS_BETWEEN_PARTIALS = 20.0
 
 
@@ -73,7 +77,8 @@ def prepare(
     with locked(lock, busy):
         if found.begin:
             found.begin(notify)
-        return _Preparation(folder, found, config, notify).bring_up_to_date()
+        splits = _splits(folder, config)
+        return _Preparation(folder, found, config, notify, splits).bring_up_to_date()
 
 
 def list_work(config: PrepareConfig, work: Path) -> list[str]:
@@ -97,6 +102,8 @@ class _Preparation:
     source: Source
     config: PrepareConfig
     notify: Callable[[str], None]
+    splits: Mapping[str, str]
+    """Splits that subjects have, and keep."""
 
     def bring_up_to_date(self) -> Prepared:
         before, finished = _existing(self.folder)
@@ -138,7 +145,8 @@ class _Preparation:
         there before, if that was finished."""
         # From here to the end there is no manifest.json: a store that is half old cannot be read.
         self._save(outcomes, PARTIAL)
-        sealed = (self.folder / MANIFEST).read_bytes() if whole else b""
+        if whole:
+            os.replace(self.folder / MANIFEST, self.folder / BEFORE)
         (self.folder / MANIFEST).unlink(missing_ok=True)
         report.remove(self.folder)
         saved = time.monotonic()
@@ -155,28 +163,29 @@ class _Preparation:
         shards = {o.shard for o in outcomes.values() if isinstance(o, SubjectEntry)}
         if not shards:
             if whole:  # no shard was written: a mistyped key must not cost the old ones
-                with atomic_file(self.folder / MANIFEST) as stream:
-                    stream.write(sealed)
+                os.replace(self.folder / BEFORE, self.folder / MANIFEST)
                 report.write_report(whole)
             (self.folder / PARTIAL).unlink()
             raise InputError(self._none_usable(outcomes))
         for file in (self.folder / "slices").glob("*.npy"):
             if f"slices/{file.name}" not in shards:
                 file.unlink()
-        self._save(self._joined(outcomes), MANIFEST)
+        self._save(outcomes, MANIFEST)
         (self.folder / PARTIAL).unlink()
+        (self.folder / BEFORE).unlink(missing_ok=True)
         store = Store.open(self.folder)
         report.write_report(store)
         return Prepared(store, len(jobs), True, _moved(whole, store))
 
     def _joined(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-        """The outcomes, subjects of one scan in one family; blocks of a set have their splits."""
+        """The outcomes, subjects of one scan in one family, each family in a split; blocks of a set
+        have theirs."""
         if self.source.plane == "image":
             return outcomes
-        return as_families(outcomes, self.config.split)
+        return as_families(outcomes, self.config.split, self.splits)
 
     def _save(self, outcomes: dict[str, Outcome], filename: str) -> None:
-        results = outcomes.values()
+        results = self._joined(outcomes).values()
         write_manifest(
             self.folder,
             name=self.config.name,
@@ -257,6 +266,17 @@ def _existing(folder: Path) -> tuple[Store | None, bool]:
     return None, False
 
 
+def _splits(folder: Path, config: PrepareConfig) -> dict[str, str]:
+    """Splits of the subjects of a store that was finished with the same `prepare.split`."""
+    for filename in (MANIFEST, BEFORE):
+        with suppress(StoreError):
+            store = Store.open(folder, filename, check_shards=False)
+            if store.manifest["configuration"].get("split") == config.recorded().get("split"):
+                return {entry.subject: entry.split for entry in store.entries}
+            return {}
+    return {}
+
+
 def _unchanged(store: Store, outcomes: dict[str, Outcome], config: PrepareConfig) -> bool:
     return (
         OWN_DIGEST in store.manifest
@@ -281,3 +301,4 @@ def _remove_unfinished(folder: Path, *, partial: bool) -> None:
     (folder / RUNNING).unlink(missing_ok=True)
     if partial:
         (folder / PARTIAL).unlink(missing_ok=True)
+        (folder / BEFORE).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from data_prep.config import SplitConfig
 from data_prep.entries import SubjectEntry
 from data_prep.flags import SAME_SCAN
 from data_prep.sources.source import Outcome
-from data_prep.split import split_of
+from data_prep.split import SPLITS, split_families
 
 
 def copies(entries: Iterable[SubjectEntry]) -> list[list[SubjectEntry]]:
@@ -31,28 +31,30 @@ def copies(entries: Iterable[SubjectEntry]) -> list[list[SubjectEntry]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def as_families(outcomes: Mapping[str, Outcome], split: SplitConfig) -> dict[str, Outcome]:
-    """The outcomes, by name, with the families of copies joined and the copies flagged.
+def as_families(
+    outcomes: Mapping[str, Outcome], config: SplitConfig, before: Mapping[str, str]
+) -> dict[str, Outcome]:
+    """The outcomes, by name, with families of copies joined, copies flagged, and splits decided.
 
-    The first name in order names the joined family, which decides the split of all its members.
+    before: splits that subjects have and keep. A family that was in two goes where one could have
+    been trained on: to train before validation before test.
     """
-    entries = [one for one in outcomes.values() if isinstance(one, SubjectEntry)]
-    groups = copies(entries)
+    entries = {name: one for name, one in outcomes.items() if isinstance(one, SubjectEntry)}
+    groups = copies(entries.values())
     copied = {entry.subject for group in groups for entry in group}
-    family = joined((one.family, group[0].family) for group in groups for one in group)
-
-    def placed(entry: SubjectEntry) -> SubjectEntry:
+    united = joined((entry.family, group[0].family) for group in groups for entry in group)
+    family = {name: united.get(entry.family, entry.family) for name, entry in entries.items()}
+    kept: dict[str, str] = {}
+    for split in reversed(SPLITS):
+        kept |= {family[name]: split for name in family if before.get(name) == split}
+    splits = split_families(family.values(), config, kept)
+    placed: dict[str, Outcome] = {}
+    for name, entry in entries.items():
         flags = [flag for flag in entry.flags if flag != SAME_SCAN]
-        flags += [SAME_SCAN] * (entry.subject in copied)
-        entry = replace(entry, flags=tuple(flags))
-        if name := family.get(entry.family):
-            entry = replace(entry, family=name, split=split_of(name, split))
-        return entry
-
-    return {
-        name: placed(one) if isinstance(one, SubjectEntry) else one
-        for name, one in outcomes.items()
-    }
+        flags += [SAME_SCAN] * (name in copied)
+        place = {"family": family[name], "split": splits[family[name]]}
+        placed[name] = replace(entry, **place, flags=tuple(flags))
+    return {**outcomes, **placed}
 
 
 def described(entries: Iterable[SubjectEntry], shown: int) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.wording import quantity
+from data_prep.config import SplitConfig
 from data_prep.flags import FORMS_DISAGREE, SAME_SCAN, code_of, words_of
 from data_prep.report.writing import FOLDER, PAGE
 from data_prep.same_scan import described
@@ -84,11 +85,11 @@ def _subject_lines(store: Store) -> list[str]:
             f"{split}: {quantity(len(entries), 'subject')} of {quantity(families, 'family')}, "
             f"{quantity(slices, 'slice')}"
         )
-        share = store.manifest["configuration"]["split"][split]
-        if len(entries) < FEW * share * len(store.entries):
+        share = SplitConfig(**store.manifest["configuration"]["split"]).shares[split]
+        if families < FEW * share * len({entry.family for entry in store.entries}):
             lines.append(
                 f"  {'few' if entries else 'none'}, where prepare.split asks for {share:.0%}: "
-                "another prepare.split.salt draws another split"
+                "subjects keep their split; another prepare.split.salt draws another split"
             )
     cropped = sum(entry.cropped for entry in store.entries)
     if cropped:

@@ -35,7 +35,7 @@ class Block:
     def subject(self) -> str:
         return blocks.block_name(self.split, self.rows[0])
 
-    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self) -> dict[str, Any]:
         return {"family": self.subject, "split": self.split}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def transform(job: Job) -> list[Outcome]:
             SubjectEntry(
                 **found,
                 **shard,
-                **block.assignment(config),
+                **block.assignment(),
                 source_sha256=digest.hexdigest(),
                 slice_indices=tuple(rows),
                 affine=blocks.IDENTITY,

@@ -55,7 +55,7 @@ class Block:
     def subject(self) -> str:
         return blocks.block_name(self.split, self.first)
 
-    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
+    def assignment(self) -> dict[str, Any]:
         return {"family": self.subject, "split": self.split}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def transform(job: Job) -> list[Outcome]:
         SubjectEntry(
             **found,
             **write_shard(job.store, block.subject, images, job.run),
-            **block.assignment(job.config),
+            **block.assignment(),
             source_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
             slice_indices=tuple(range(block.first, block.first + len(images))),
             affine=blocks.IDENTITY,

@@ -14,7 +14,6 @@ from data_prep.config import PrepareConfig
 from data_prep.sources import freesurfer
 from data_prep.sources.families import Families, read_families
 from data_prep.sources.matching import Match, search
-from data_prep.split import split_of
 from data_prep.volume.pairs import files_of
 
 # Of what is left out, by name; a dry run shows all.
@@ -42,9 +41,9 @@ class Subject:
     mask: str = ""
     closed: str = ""
 
-    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
-        """The entry's keys that can change without rewriting a pixel: family and split."""
-        return {"family": self.family, "split": split_of(self.family, config.split)}
+    def assignment(self) -> dict[str, Any]:
+        """The entry's family; its split is decided when all families are known."""
+        return {"family": self.family, "split": ""}
 
     def fingerprint(self) -> dict[str, Any]:
         """Names, sizes and times of the files: equal ones count as unchanged."""

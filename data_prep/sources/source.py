@@ -18,8 +18,8 @@ class Item(Protocol):
     def subject(self) -> str:
         """Its name in the store."""
 
-    def assignment(self, config: PrepareConfig) -> dict[str, Any]:
-        """The entry's keys that can change without rewriting a pixel: family and split."""
+    def assignment(self) -> dict[str, Any]:
+        """The entry's keys that can change without rewriting a pixel: family, and a set's split."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that an entry and a Quarantined share; equal ones count as unchanged."""

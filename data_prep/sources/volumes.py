@@ -91,7 +91,7 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
         SubjectEntry(
             **found,
             **shard,
-            **subject.assignment(config),
+            **subject.assignment(),
             source_sha256=image.meta["sha256"],
             slice_indices=slices.indices,
             affine=tuple(tuple(float(v) for v in row) for row in slices.affine),

@@ -1,7 +1,8 @@
-"""Nobody is in two splits, whatever the table, the seed and the order; and nobody moves."""
+"""Families of a table; and nobody who has a split moves."""
 
 import csv
 import io
+import json
 import random
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from small_volumes import LAYOUT, write_cohort
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
-from data_prep.config import PrepareConfig, SplitConfig
+from data_prep.config import PrepareConfig
+from data_prep.sources import volumes
 from data_prep.sources.path_template import discover
 from data_prep.store import Store
 
 # Families as people write them: codes, names, blanks (then everyone is a family of their own).
 FAMILIES = st.sampled_from(["", "a", "b", "52259_82122", "família", " a", "A", "0"])
 TABLES = st.lists(FAMILIES, min_size=2, max_size=12)
-SHARES = st.sampled_from([(0.7, 0.15, 0.15), (0.5, 0.5, 0.0), (0.2, 0.4, 0.4), (0.34, 0.33, 0.33)])
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
-def placed(
-    folder: Path, people: dict[str, str], shares: tuple[float, float, float], salt: str, order: int
-) -> dict[str, tuple[str, str]]:
-    """(family, split) of everybody, the table's rows shuffled."""
+@given(TABLES, st.integers(0, 99))
+@settings(max_examples=40)
+def test_families_are_the_table_s_whatever_its_order(
+    folder: Path, families: list[str], order: int
+) -> None:
+    people = {f"p{n:02}": family for n, family in enumerate(families)}
     for name in people:
         path = folder / LAYOUT.replace("{subject}", name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,75 +48,65 @@ def placed(
     csv.writer(text).writerows([("Subject", "Family_ID"), *rows])
     (folder / "subjects.csv").write_text(text.getvalue())
     config = PrepareConfig(
-        name="study",
-        source="hcp",
-        root=str(folder),
-        subjects_table="subjects.csv",
-        split=SplitConfig(*shares, salt),
+        name="study", source="hcp", root=str(folder), subjects_table="subjects.csv"
     )
-    found = [
-        item.assignment(config) | {"subject": item.subject} for item in discover(config).subjects
-    ]
-    assert [f["subject"] for f in found] == sorted(people)
-    return {f["subject"]: (f["family"], f["split"]) for f in found}
+    subjects = discover(config).subjects
+    assert [item.subject for item in subjects] == sorted(people)
+    assert {i.subject: i.family for i in subjects} == {
+        name: family.strip() or name for name, family in people.items()
+    }
 
 
-@given(TABLES, SHARES, st.text(max_size=3), st.integers(0, 99), st.integers(0, 11))
-@settings(max_examples=60)
-def test_no_family_is_in_two_splits_and_adding_people_moves_nobody(
-    folder: Path,
-    families: list[str],
-    shares: tuple[float, float, float],
-    salt: str,
-    order: int,
-    absent: int,
+def test_two_scans_of_one_person_are_one_family(oasis: Path) -> None:
+    """1023 and 1024 are second scans of 1003 and 1004."""
+    config = PrepareConfig(name="o", source="hcp", root=str(oasis), subjects_table="subjects.csv")
+    families = {item.subject: item.family for item in discover(config).subjects}
+    assert families["1003"] == families["1023"] != families["1004"] == families["1024"]
+
+
+def splits(work: Path) -> dict[str, str]:
+    return {entry.subject: entry.split for entry in Store.open(work / "stores/study").entries}
+
+
+def test_a_store_keeps_its_split_through_additions_removals_and_a_killed_run(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    people = {f"p{n:02}": family for n, family in enumerate(families)}
-    everybody = placed(folder, people, shares, salt, order)
-    splits: dict[str, set[str]] = {}
-    for name, (family, split) in everybody.items():
-        assert family == (people[name].strip() or name)
-        splits.setdefault(family, set()).add(split)
-    assert all(len(found) == 1 for found in splits.values())
-    fewer = dict(people)
-    del fewer[f"p{absent % len(people):02}"]
-    before = placed(folder, fewer, shares, salt, order + 1)
-    assert before == {name: everybody[name] for name in fewer}
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=8)
-def test_slices_of_one_scan_never_part(seed: int) -> None:
-    """Whatever the salt: one scan is one shard, which is in one split."""
-    folder = COHORT.parent
-    arguments = [*configured(folder, COHORT), f"--prepare.split.salt={seed}"]
+    """Whatever rule drew it: here one that put nearly all into test."""
+    root = write_cohort(tmp_path / "more", [str(n) for n in range(1, 7)])
+    arguments = configured(tmp_path, root)
     assert main(arguments) == 0
-    store = Store.open(WORK / "stores/study")
-    found = [e.subject for s in ("train", "validation", "test") for e in store.subjects(s)]
-    assert sorted(found) == sorted(set(found)) == ["1", "2", "3", "4"]
-    for entry in store.entries:
-        assert len(store.slices(entry)) == len(entry.slice_indices) > 1
+    fresh, old = splits(work), dict.fromkeys(map(str, range(1, 7)), "test") | {"3": "train"}
+    path = work / "stores/study/manifest.json"
+    manifest = json.loads(path.read_text())
+    for entry in manifest["subjects"]:
+        entry["split"] = old[entry["subject"]]
+    del manifest["manifest_sha256"]
+    path.write_text(json.dumps(manifest))
+    # Stopped while everything is made anew, with a subject that the store did not have.
+    write_cohort(root, ["7"])
+    done = iter(range(3))
+    write = volumes.write_shard
 
+    def stopped(*args: object) -> object:
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        return write(*args)  # type: ignore[arg-type]
 
-COHORT = WORK = Path()
-
-
-@pytest.fixture(autouse=True)
-def cohort(tmp_path: Path, work: Path) -> None:
-    global COHORT, WORK
-    COHORT, WORK = write_cohort(tmp_path / "raw", ["1", "2", "3", "4"]), work
-
-
-def test_two_scans_of_one_person_stay_together(oasis: Path, work: Path, tmp_path: Path) -> None:
-    """1023 and 1024 are second scans of 1003 and 1004: under every salt beside the first."""
-    for salt in range(40):
-        config = PrepareConfig(
-            name="oasis",
-            source="hcp",
-            root=str(oasis),
-            subjects_table="subjects.csv",
-            split=SplitConfig(salt=str(salt)),
-        )
-        splits = {i.subject: i.assignment(config)["split"] for i in discover(config).subjects}
-        assert splits["1003"] == splits["1023"]
-        assert splits["1004"] == splits["1024"]
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "write_shard", stopped)
+        assert main([*arguments, "--prepare.plane=coronal"]) == 130
+    assert main([*arguments, "--prepare.plane=coronal"]) == 0
+    assert splits(work) == old | {"7": "validation"}
+    for name in ("1", "3"):
+        (root / LAYOUT.replace("{subject}", name)).unlink()
+    assert main([*arguments, "--prepare.plane=coronal"]) == 0
+    assert splits(work) == {
+        n: s for n, s in (old | {"7": "validation"}).items() if n not in ("1", "3")
+    }
+    assert "none, where prepare.split asks for 70%: subjects keep" in capsys.readouterr().out
+    # Another share, salt or fold draws anew.
+    times = {p: p.stat().st_mtime_ns for p in path.parent.glob("slices/*")}
+    assert main([*arguments, "--prepare.plane=coronal", "--prepare.split.fold=1/5"]) == 0
+    assert list(splits(work).values()).count("test") == 1
+    assert {p: p.stat().st_mtime_ns for p in path.parent.glob("slices/*")} == times
+    assert sorted(fresh.values()).count("test") == 1

@@ -228,5 +228,5 @@ def test_copies_of_an_older_store_are_known_before_a_training(
     assert len(copies(leaky.entries)) == 1
     with pytest.raises(InputError, match=r"p00 \(train\) and twin \(test\) are one scan"):
         refuse_copies(leaky)
-    whole = as_families({e.subject: e for e in leaky.entries}, SplitConfig())
+    whole = as_families({e.subject: e for e in leaky.entries}, SplitConfig(), {"twin": "test"})
     assert whole["twin"].split == whole["p00"].split  # type: ignore[union-attr]

@@ -52,8 +52,9 @@ def as_families(
     for name, entry in entries.items():
         flags = [flag for flag in entry.flags if flag != SAME_SCAN]
         flags += [SAME_SCAN] * (name in copied)
-        place = {"family": family[name], "split": splits[family[name]]}
-        placed[name] = replace(entry, **place, flags=tuple(flags))
+        placed[name] = replace(
+            entry, family=family[name], split=splits[family[name]], flags=tuple(flags)
+        )
     return {**outcomes, **placed}
 
 

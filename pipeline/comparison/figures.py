@@ -65,23 +65,18 @@ def differences(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def side_by_side(
-    images: Tensor, reconstructed: Mapping[str, Tensor], subjects: Sequence[str], title: str
-) -> Figure:
-    """Originals above, then a row per term: (N,C,H,W) in [0,1] each, N subjects as columns."""
-    rows = {"original": images, **reconstructed}
-    count, _, height, width = images.shape
-    figure = Figure(
-        figsize=(1.9 + 1.3 * count, 0.9 + 1.3 * height / width * len(rows)), layout="compressed"
-    )
+def side_by_side(rows: Mapping[str, Tensor], subjects: Sequence[str], title: str) -> Figure:
+    """A row per label, originals or a term's reconstructions: (N,C,H,W) in [0,1], N subjects."""
+    count, _, height, width = next(iter(rows.values())).shape
+    size = (1.9 + 1.3 * count, 0.9 + 1.3 * height / width * len(rows))
+    figure = Figure(figsize=size, layout="compressed")
     axes = figure.subplots(len(rows), count, squeeze=False)
-    for row, (label, values) in enumerate(rows.items()):
+    for row, (label, images) in enumerate(rows.items()):
         for column in range(count):
             panel = axes[row, column]
-            panel.imshow(image_grid(values[column : column + 1]), interpolation="nearest")
+            panel.imshow(image_grid(images[column : column + 1]), interpolation="nearest")
             bare(panel)
-            if row == 0:
-                panel.set_title(subjects[column], fontsize=8)
+            panel.set_title(subjects[column] if row == 0 else "", fontsize=8)
         axes[row, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize=11)
     return figure

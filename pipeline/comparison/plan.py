@@ -1,5 +1,6 @@
-"""Which runs a comparison consists of."""
+"""The runs of a comparison: every term, rate and seed."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -43,14 +44,8 @@ def at_rate(target: float) -> str:
 def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
     """All runs of a comparison, seed by seed, and the terms that are left out, with the reasons.
 
-    Args:
-        config: its section `compare` names terms, rates and seeds.
-        name: of the comparison.
-        image_shape: (C,H,W) of the store.
-
-    Raises:
-        InputError: a term is unknown, or is named and can't judge such images; something is named
-            twice; or no rate is given.
+    name: of the comparison; image_shape: (C,H,W) of the store. Raises InputError where a term is
+    unknown, or is named and can't judge such images, something is named twice, or no rate is given.
     """
     settings = config.compare
     rates = settings.rate_targets or (config.training.rate_target,)
@@ -68,27 +63,19 @@ def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], di
         )
     terms, absent = _terms(config, image_shape)
     threads = config.training.threads or max(1, available_cores() // jobs_at_once(config))
+    config = replace(
+        config,
+        # By steps, never by the clock, which slow terms would lose against.
+        training=replace(config.training, threads=threads, max_minutes=0.0),
+        # The best checkpoint is the best by PSNR, which some terms are made for.
+        evaluation=replace(config.evaluation, checkpoint="last"),
+    )
     entries = []
-    for seed in config.compare.seeds:
-        for rate in rates:
-            # By steps, never by the clock, which slow terms would lose against.
-            training = replace(
-                config.training,
-                rate_target=rate or None,
-                seed=seed,
-                threads=threads,
-                max_minutes=0.0,
-            )
-            for term, likelihood in terms.items():
-                run = f"{name}-{term.replace(':', '_')}-r{rate:g}-s{seed}"
-                settled = replace(
-                    config,
-                    likelihood=likelihood,
-                    training=training,
-                    # The best checkpoint is the best by PSNR, which some terms are made for.
-                    evaluation=replace(config.evaluation, checkpoint="last"),
-                )
-                entries.append(Entry(term, float(rate or 0.0), seed, run, settled))
+    for seed, rate, term in itertools.product(config.compare.seeds, rates, terms):
+        training = replace(config.training, rate_target=rate or None, seed=seed)
+        own = replace(config, training=training, likelihood=terms[term])
+        run = f"{name}-{term.replace(':', '_')}-r{rate:g}-s{seed}"
+        entries.append(Entry(term, float(rate or 0.0), seed, run, own))
     if len({entry.run for entry in entries}) < len(entries):
         raise InputError(
             f"compare.terms, seeds or rate_targets name something twice: {list(settings.terms)}, "

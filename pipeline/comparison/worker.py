@@ -1,7 +1,7 @@
 """One run of a comparison: python -m pipeline.comparison.worker CONFIG RUN [--restart].
 
 Trained and scored in one process, as imports take longer than scoring a small run. It stops, its
-state saved, some time after its standard input has ended: no run outlives its comparison.
+state saved, soon after its standard input has ended: no run outlives its comparison.
 """
 
 import os
@@ -23,7 +23,7 @@ GRACE_SECONDS = 3.0
 
 
 def main(path: str, run: str, restart: bool) -> int:
-    """Train and score a run. Returns the exit code: 0 done, 2 bad input, 128 + N for signal N."""
+    """Returns the exit code: 0 done, 2 bad input, 128 + N for signal N."""
     steady_output()
     quieten_mlflow()
     threading.Thread(target=_follow, daemon=True).start()

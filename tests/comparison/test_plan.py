@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline.backbones import WeightsNotFound
 from pipeline.comparison.plan import DEFAULT, QUICK_EPOCHS, QUICK_STEPS, Entry, plan
@@ -11,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.losses import vgg
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS
+from pipeline.training.objective import build_objective
 
 SHAPE = (1, 64, 64)
 CHEAP = ("blur", "blur:positive_definite", "gaussian", "laplace", "watson_dft")
@@ -49,6 +51,16 @@ def test_runs_of_a_rate_and_seed_differ_in_term_and_form_alone() -> None:
         likelihood = replace(first.likelihood, term=term, form=form or "wiener")  # type: ignore[arg-type]
         training = replace(first.training, rate_target=entry.rate or None, seed=entry.seed)
         assert config == replace(first, likelihood=likelihood, training=training)
+
+
+def test_terms_of_a_seed_start_from_the_same_network() -> None:
+    entries = [entry for entry in _entries(_config()) if (entry.rate, entry.seed) == (0.0, 0)]
+    weights = []
+    for entry in entries:
+        torch.manual_seed(entry.seed)
+        weights.append(build_objective(entry.config, SHAPE).vae.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in weights[0].items())
 
 
 def test_all_terms_are_the_default_but_those_without_weights(

@@ -20,6 +20,7 @@ from measure import synchronise
 from peers import PROJECT, PROJECT_SHORT, Contestant, count, project_notes, reconstruct
 from torch import Tensor
 
+from data_prep.common.mlflow_runs import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler
@@ -28,7 +29,6 @@ from pipeline.errors import InputError
 from pipeline.metrics.fidelity import psnr
 from pipeline.metrics.sharpness import high_frequency_ratio
 from pipeline.randomness import Stream, generator
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 from pipeline.training.objective import Objective
 
@@ -274,7 +274,7 @@ def train_project(
     monitor = ScoringMonitor(scorer, run, 60 * training.max_minutes)
     trainer = monitor.trainer = Trainer(config, store, folder, monitor)
     run.parameters = count(trainer.objective)
-    trainer.fit(NoTracker())
+    trainer.fit(Tracker())
     run.images_per_second = run.steps * trainer.sampler.batch_size / run.seconds
     return run
 

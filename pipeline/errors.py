@@ -11,7 +11,7 @@ class Failed(Exception):
     """A training that came to nothing (exit code 3)."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # as KeyboardInterrupt is
     """A signal asked a run to stop, and its state is saved (exit code 128 + signal)."""
 
     def __init__(self, number: int) -> None:

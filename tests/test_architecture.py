@@ -123,10 +123,7 @@ def test_there_are_no_circles() -> None:
 
 MLFLOW = {
     "data_prep.common.mlflow_connection",
-    "data_prep.tracking",
-    "pipeline.commands.ui",
-    "pipeline.tracking.system",
-    "pipeline.tracking.runs",
+    "data_prep.common.mlflow_runs",
     "pipeline.tracking.registry",
     "pipeline.tracking.served_decoder",
 }

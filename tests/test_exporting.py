@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.common.mlflow_runs import track_run
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.commands.export import portable
@@ -26,7 +27,6 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.models.prior import LatentPrior
 from pipeline.tracking import served_decoder
-from pipeline.tracking.runs import TrackingConfig, connect
 from pipeline.training.checkpoint import (
     TrainingState,
     find_checkpoint,
@@ -325,7 +325,7 @@ def test_a_database_that_is_none_is_told_in_a_line(work: Path) -> None:
     with pytest.raises(InputError, match="can't be fetched from MLflow"):
         load(f"models:/{NAME}@mine")
     with pytest.raises(InputError, match="MLflow can't be used"):
-        connect(TrackingConfig(), work)
+        track_run("x", work, "x", instead="").__enter__()
 
 
 def test_what_can_not_be_exported_is_refused(

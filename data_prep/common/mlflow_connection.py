@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import InputError
 from data_prep.common.files import locked
 from data_prep.common.redaction import shown_address, without_secrets
 
@@ -62,6 +63,20 @@ def mlflow_reason(error: BaseException) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     line = next((line for line in lines if "Error" in line), lines[0]) or type(error).__name__
     return without_secrets(line)[:LONGEST_REASON]
+
+
+@contextlib.contextmanager
+def mlflow_errors(what: str, way_out: str) -> Iterator[None]:
+    """A block in which MLflow's errors are InputErrors: "what (reason): way_out"."""
+    quieten_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        # The cause may repeat a password.
+        raise InputError(f"{what} ({mlflow_reason(error)}): {way_out}") from None
 
 
 @contextlib.contextmanager

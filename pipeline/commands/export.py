@@ -25,7 +25,7 @@ from pipeline.files import existing_run, work_folder
 from pipeline.fits.fits import fits_digest, read_fits
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.registry import register
 from pipeline.tracking.runs import TrackingConfig
 from pipeline.training.checkpoint import Checkpoint, TrainingState, find_checkpoint
 from pipeline.training.step import part_of
@@ -92,10 +92,9 @@ def run(options: Options) -> None:
     if options.register and tracking.enabled:
         print("registering it in MLflow", flush=True)
         experiment = options.experiment or tracking.experiment
-        registry = Registry(replace(tracking, experiment=experiment), work_folder())
-        version, new = registry.add(folder, read_metadata(folder))
-        known = "" if new else " (registered already)"
-        print(f"MLflow: {registry.name}, version {version}{known}")
+        tracking = replace(tracking, experiment=experiment)
+        name, version, new = register(folder, read_metadata(folder), tracking, work_folder())
+        print(f"MLflow: {name}, version {version}{'' if new else ' (registered already)'}")
 
 
 def portable(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from data_prep.common.invocation import command, run_option
+from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.wording import quantity
 from data_prep.config import where_keys
 from data_prep.same_scan import copies
@@ -22,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.files import locked_run, run_folder, work_folder, write_text
 from pipeline.fits.fits import FOLDER, fit, read_fits, write_fits
 from pipeline.metrics.statistics import few_calibrated
-from pipeline.tracking.runs import NoTracker, track
+from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import (
     Checkpoint,
     TrainingState,
@@ -32,13 +33,9 @@ from pipeline.training.checkpoint import (
     path_of,
 )
 from pipeline.training.description import (
-    LOOK,
-    TRAINING,
-    run_facts,
-    run_figures,
     run_name,
+    run_note,
     run_tags,
-    what_to_look_at,
 )
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.signals import StopSignals
@@ -119,9 +116,6 @@ def _train(config: Config, run: str, restart: bool, store: Store, processes: Pro
             f"{parameters / 1e6:.2f} M parameters, on {processes}"
         )
         metrics = trainer.fit(tracker, signals)
-        facts = run_facts(config, store, run)
-        figures = run_figures(metrics, trainer.epoch, trainer.seconds)
-        tracker.note(TRAINING, f"{facts}\n\n{figures}")
     report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
     if found_rates := rates(metrics):
         report(f"  {found_rates}")
@@ -212,13 +206,12 @@ def _resolved(config: Config) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _describe(config: Config, store: Store, tracker: NoTracker, run: str) -> None:
+def _describe(config: Config, store: Store, tracker: Tracker, run: str) -> None:
     """Describe a new MLflow run: parameters, configuration, store, what to look at."""
     tracker.parameters(asdict(config))
     tracker.text(_resolved(config), "config.yaml")
     tracker.dataset(store.name, store.digest, store.path, "training")
-    tracker.note(TRAINING, run_facts(config, store, run))
-    tracker.note(LOOK, what_to_look_at(config))
+    tracker.note(run_note(config, store, run))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from typing import Literal
 from data_prep.common.invocation import command
 from data_prep.common.mlflow_connection import (
     mlflow_address,
-    mlflow_reason,
+    mlflow_errors,
     open_mlflow,
     quieten_mlflow,
 )
@@ -90,18 +90,14 @@ def page_of(uri: str, experiment: str) -> str:
 
     Raises InputError if MLflow can't be asked.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError  # of a file that is no database
-
-    try:
-        with open_mlflow(work_folder()) as client:
-            found = client.get_experiment_by_name(experiment)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise InputError(
-            f"MLflow can't be used at {shown_address(uri)} ({mlflow_reason(error)}): check "
-            "WORK and MLFLOW_TRACKING_URI"
-        ) from None  # the cause may repeat a password
-    return f"#/experiments/{found.experiment_id}/runs?{VIEW}" if found else f"#/experiments?{VIEW}"
+    with (
+        mlflow_errors(
+            f"MLflow can't be used at {shown_address(uri)}", "check WORK and MLFLOW_TRACKING_URI"
+        ),
+        open_mlflow(work_folder()) as client,
+    ):
+        known = client.get_experiment_by_name(experiment)
+    return f"#/experiments/{known.experiment_id}/runs?{VIEW}" if known else f"#/experiments?{VIEW}"
 
 
 def check_free(port: int) -> None:

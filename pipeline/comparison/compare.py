@@ -280,7 +280,7 @@ def _track(
         if parent.run_id is None:
             return
         write_text(memory, f"{parent.run_id}\n")
-        parent.note("Table", texts["table.md"])
+        parent.note(texts["table.md"])
         for file, text in texts.items():
             parent.text(text, file)
         for file in drawn:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_prep.common.invocation import command
 from data_prep.common.mlflow_connection import flat_keys
+from data_prep.common.mlflow_runs import Tracker
 from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config
 from pipeline.data.other_people import FILES_CHECKED
@@ -43,7 +44,7 @@ from pipeline.models.vae import Inference
 from pipeline.parsing import load_config
 from pipeline.progress import Reporter
 from pipeline.tracking.names import score_name
-from pipeline.tracking.runs import NoTracker, track
+from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.objective import Objective
@@ -331,7 +332,7 @@ def _error_bars(law: ResidualLaw, pairs: list[Pair], of: str, run: TrainedRun) -
 
 
 def log_evaluation(
-    tracker: NoTracker,
+    tracker: Tracker,
     evaluation: Evaluation,
     folder: Path,
     store: Store,
@@ -359,14 +360,9 @@ def log_evaluation(
     note, trained = scores.note(metrics, absent), tracker.parent
     note += f"\n\n{seen}." if seen else ""
     warning = f"{SIMULATED}\n\n" if store.simulated else ""
-    of_run = f"Of [this training run]({trained.link()}).\n\n" if trained.run_id else ""
-    tracker.note("Scores", f"{note}\n\n{warning}{of_run}{LOOK}")
-    if trained.run_id is None or tracker.run_id is None:
-        return
-    trained.latest(scores.headline_names(means, folder.name))
-    trained.tags({f"{folder.name}_run": tracker.run_id})
-    rest = f"The rest: [the evaluation]({tracker.link()})."
-    trained.note(f"Scores: {split} of {store.name}", f"{note}\n\n{rest}", first=True)
+    tracker.note(f"{note}\n\n{warning}{LOOK}")
+    trained.metrics(scores.headline_names(means, folder.name))
+    trained.tags({f"{folder.name}_run": str(tracker.run_id)})
 
 
 def with_run_config(config: Config, run_config: Config, given: Iterable[str]) -> Config:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.metrics.catalogue import CALIBRATION, GROUPS, HEADLINE, Metric
 from pipeline.metrics.statistics import FEW_FAMILIES, Interval, few, few_calibrated
 from pipeline.tracking.names import score_name
-from pipeline.tracking.notes import table as markdown
+from pipeline.tracking.names import table as markdown
 
 Metrics = Mapping[str, Interval]
 

@@ -1,9 +1,18 @@
-"""What metrics are called in MLflow: group/name, as its charts are grouped by what is before the /.
+"""Names and tables as MLflow shows them.
 
-The files of a run keep their plain keys; nothing but MLflow has these names.
+A metric is group/name there, as its charts are grouped by what is before the /. The files of a run
+keep their plain keys.
 """
 
+from collections.abc import Sequence
+
 TRAIN, VALIDATION, SAMPLES, CALIBRATION = "train", "validation", "samples", "calibration"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def epoch_name(key: str) -> str:

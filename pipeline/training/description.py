@@ -1,23 +1,22 @@
-"""What MLflow says of a training run beside its curves: name, tags, description."""
+"""A training run in MLflow, beside its curves: name, tags, description."""
 
 from data_prep import Store
 from data_prep.common.provenance import code_version
 from pipeline.config import Config
 from pipeline.models.config import describe_levels
-from pipeline.tracking.notes import table
 
 SIMULATED = "**The people of this store are simulated: scores on them tell nothing about brains.**"
-TRAINING, LOOK = "Training", "What to look at"
 
-# What an epoch's metrics are called in the description: words, decimals.
-FIGURES = {
-    "validation_psnr": ("PSNR of validation subjects, dB", 2),
-    "validation_high_frequency_ratio": ("their high frequencies, over the data's", 3),
-    "rate": ("rate, nats per slice", 0),
-    "beta": ("weight β of the rate", 3),
-    "kernel_width": ("width of the blur kernel, pixels", 2),
-    "images_per_second": ("images per second", 0),
-}
+NOTE = """\
+{simulated}- Store `{store}`: {noun} {subjects}; images of {height}×{width}
+- Term `{term}`, seed {seed}, levels {levels}
+- Files: `runs/{run}` under WORK; `config.yaml` there alone repeats the run
+- *Model metrics*: `validation/psnr`, `validation/high_frequency_ratio` (1: as much fine detail as \
+the data), `train/rate`; of the blur term `train/kernel_width`
+- *Artifacts*, `images`: the same slices and their reconstructions, by epoch
+- The evaluation is nested below this run in the list; its headline scores are on this run, too \
+(`test/…`, `samples/…`), as columns to sort by
+"""
 
 
 def term_of(config: Config) -> str:
@@ -56,42 +55,19 @@ def run_tags(config: Config, store: Store, run: str) -> dict[str, str]:
     }
 
 
-def run_facts(config: Config, store: Store, run: str) -> str:
-    """The description of a run that begins: what it is, and where its files are."""
-    counts = {split: len(store.subjects(split)) for split in ("train", "validation", "test")}
-    subjects = ", ".join(f"{count} {split}" for split, count in counts.items())
-    noun = "blocks of images" if store.plane == "image" else "subjects"
+def run_note(config: Config, store: Store, run: str) -> str:
+    """The run's description, in Markdown: what it is, where its files are, what to look at."""
+    splits = ("train", "validation", "test")
     _, height, width = store.image_shape
-    lines = [
-        *([SIMULATED, ""] if store.simulated else []),
-        f"- Store `{store.name}`: {noun} {subjects}; images of {height}×{width}",
-        f"- Term `{term_of(config)}`, seed {config.training.seed}, levels "
-        f"{describe_levels(config.model.levels)}",
-        f"- Files: `runs/{run}` under WORK; `config.yaml` there alone repeats the run",
-    ]
-    return "\n".join(lines)
-
-
-def run_figures(metrics: dict[str, float], epochs: int, seconds: float) -> str:
-    """The description of a run that is trained: the last epoch's figures."""
-    rows = [
-        [words, f"{metrics[key]:.{decimals}f}"]
-        for key, (words, decimals) in FIGURES.items()
-        if key in metrics
-    ]
-    time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-    return f"{epochs} epochs in {time}; the last:\n\n" + table(["figure", "value"], rows)
-
-
-def what_to_look_at(config: Config) -> str:
-    """Where in MLflow's pages of a training run a reader finds what."""
-    kernel = "; `train/kernel_width`: the blur it has" if config.likelihood.term == "blur" else ""
-    return "\n".join(
-        [
-            "- *Model metrics*: `validation/psnr`, `validation/high_frequency_ratio` (1: as much "
-            f"fine detail as the data), `train/rate`{kernel}",
-            "- *Artifacts*, `images`: the same slices and their reconstructions, by epoch",
-            "- The evaluation is nested below this run in the list; its headline scores are on "
-            "this run, too (`test/…`, `samples/…`), as columns to sort by",
-        ]
+    return NOTE.format(
+        simulated=f"{SIMULATED}\n\n" if store.simulated else "",
+        store=store.name,
+        noun="blocks of images" if store.image_set else "subjects",
+        subjects=", ".join(f"{len(store.subjects(split))} {split}" for split in splits),
+        height=height,
+        width=width,
+        term=term_of(config),
+        seed=config.training.seed,
+        levels=describe_levels(config.model.levels),
+        run=run,
     )

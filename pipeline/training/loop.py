@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.common.mlflow_runs import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import apply, draw
 from pipeline.data.loading import Batches, EpochSampler
@@ -21,7 +22,6 @@ from pipeline.errors import Failed, InputError, Stopped
 from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 from pipeline.tracking.names import epoch_name
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import (
     BEST,
     Checkpoint,
@@ -93,7 +93,7 @@ class Trainer:
         """folder: the run's, WORK/runs/RUN. Raises InputError if store and config disagree."""
         self.config, self.store, self.folder = config, store, folder
         self.monitor = monitor
-        self.tracker = NoTracker()
+        self.tracker = Tracker()
         settings = config.training
         self.processes = processes or Processes(settings.device)
         self.device = self.processes.device
@@ -145,7 +145,7 @@ class Trainer:
         """The objective with averaged weights."""
         return self.steps.averaged
 
-    def fit(self, tracker: NoTracker, signals: StopSignals | None = None) -> dict[str, float]:
+    def fit(self, tracker: Tracker, signals: StopSignals | None = None) -> dict[str, float]:
         """Train to the end, logging to `tracker`. Returns the last epoch's metrics.
 
         signals: of a block that the caller has entered, so that none is missed before.
@@ -366,11 +366,10 @@ class Trainer:
         self.reporter.update(self._progress(), words.rstrip(), self.seconds)
 
     def _save(self, best: bool = False) -> None:
-        """Write a checkpoint. What is tracked is sent first, so that no epoch is missing there."""
+        """Write a checkpoint, after the epoch's metrics are tracked."""
         self.saved_at = self.seconds
         if not self.processes.main:
             return
-        self.tracker.flush()
         folder = self.folder / "checkpoints"
         save_checkpoint(folder, *self._state())
         if best:

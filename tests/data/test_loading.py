@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 import pipeline.data.loading as loading
+from data_prep.common.mlflow_runs import Tracker
 from data_prep.store import PrepareConfig, Store, SubjectEntry, write_manifest
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import AugmentationConfig, DataConfig
@@ -27,7 +28,6 @@ from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 
 CPU = torch.device("cpu")
@@ -158,8 +158,9 @@ def test_batches_are_the_slices_that_the_sampler_names(tiny_store: Store) -> Non
 
 
 def test_the_number_of_workers_changes_no_loss(tiny_store: Store, tmp_path: Path) -> None:
-    class Rows(NoTracker):
+    class Rows(Tracker):
         def __init__(self) -> None:
+            super().__init__()
             self.rows: list[dict[str, float]] = []
 
         def metrics(self, values: Any, step: int = 0) -> None:
@@ -331,7 +332,7 @@ def test_training_on_a_large_store_keeps_its_memory(work: Path, workers: int) ->
             return None
 
     def growth() -> float:
-        Trainer(config, store, work / "run", Watching()).fit(NoTracker())
+        Trainer(config, store, work / "run", Watching()).fit(Tracker())
         return max(sizes) - sizes[0]
 
     assert _in_a_child(growth) < 20

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from trainers import FixedMonitor, config
 
+from data_prep.common.mlflow_runs import Tracker
 from pipeline.data.slices import Store
 from pipeline.errors import Failed
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.divergence import IN_A_ROW, Diverged, Watch
 from pipeline.training.loop import LONG_ENOUGH, MOST_SETBACKS, Trainer
@@ -72,7 +72,7 @@ def test_a_training_that_runs_away_goes_on_at_half_the_rate(
     tiny_store: Store, tmp_path: Path
 ) -> None:
     trainer = _trainer(tiny_store, tmp_path, sound_below=3e-4)
-    trainer.fit(NoTracker())
+    trainer.fit(Tracker())
     state = find_checkpoint(tmp_path / "checkpoints", "last").state
     assert state.finished and state.epoch == 50
     assert len(state.setbacks) == 2
@@ -83,7 +83,7 @@ def test_a_training_that_runs_away_goes_on_at_half_the_rate(
 def test_a_training_that_keeps_running_away_ends(tiny_store: Store, tmp_path: Path) -> None:
     trainer = _trainer(tiny_store, tmp_path, sound_below=0.0)
     with pytest.raises(Failed, match="learning_rate"):
-        trainer.fit(NoTracker())
+        trainer.fit(Tracker())
     state = find_checkpoint(tmp_path / "checkpoints", "last").state
     assert not state.finished and len(state.setbacks) == MOST_SETBACKS
 
@@ -97,6 +97,6 @@ def test_a_long_training_never_ends_with_a_mean_image(
     trainer.step = step - 3
     if ends:
         with pytest.raises(Failed, match="mean slice"):
-            trainer.fit(NoTracker())
+            trainer.fit(Tracker())
     else:
-        trainer.fit(NoTracker())
+        trainer.fit(Tracker())

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_prep.common.mlflow_runs import Tracker
 from data_prep.store import Store
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.loop import Trainer
 from pipeline.training.step import TrainingStep
 
@@ -66,7 +66,7 @@ def _measured(store: Store, folder: Path, term: str) -> Table:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", spied)
-        Trainer(_config(term), store, folder, None).fit(NoTracker())
+        Trainer(_config(term), store, folder, None).fit(Tracker())
     return rows[:STEPS]
 
 

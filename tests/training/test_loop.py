@@ -12,13 +12,13 @@ from torch import Tensor
 from trainers import FixedMonitor, config
 
 import pipeline.training.loop as loop
+from data_prep.common.mlflow_runs import Tracker
 from data_prep.store import Store
 from pipeline.commands.train import missed
 from pipeline.config import TrainingConfig
 from pipeline.distributed import choose_device
 from pipeline.errors import InputError
 from pipeline.models.config import Level
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.monitor import ValidationMonitor
@@ -26,10 +26,11 @@ from pipeline.training.objective import Objective
 from pipeline.training.summary import levels_of, rates, summary
 
 
-class ListTracker(NoTracker):
+class ListTracker(Tracker):
     """Keeps the metrics of every epoch."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rows: list[dict[str, float]] = []
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:

@@ -15,11 +15,11 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
+from data_prep.common.mlflow_runs import Tracker
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
-from pipeline.tracking.runs import NoTracker
 from pipeline.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.objective import Objective
@@ -52,10 +52,11 @@ class FixedMonitor:
         return objective.kernel(objective.vae.encode(self.images).mean.detach())
 
 
-class Rows(NoTracker):
+class Rows(Tracker):
     """Keeps the metrics of every epoch, without what the clock decides."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rows: dict[int, dict[str, float]] = {}
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:

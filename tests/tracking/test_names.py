@@ -1,14 +1,12 @@
-"""What runs are called and how they are described: laws of pure functions."""
+"""Names of metrics and tables in MLflow, and where a browser is opened: pure functions."""
 
 import pytest
 
 from data_prep.common.provenance import ROOT, code_version
-from data_prep.common.redaction import shown_address
 from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.scores import headline_names
 from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES
-from pipeline.tracking.names import epoch_name, score_name
-from pipeline.tracking.notes import LONGEST_NOTE, table, with_section
+from pipeline.tracking.names import epoch_name, score_name, table
 
 KEYS = [metric.key for metric in (*RECONSTRUCTION, *SAMPLES, *DENSITY)]
 
@@ -41,34 +39,6 @@ def test_what_has_no_mean_is_left_out() -> None:
     assert headline_names({"psnr": None, "ssim": 0.5}, "evaluation") == {"test/ssim": 0.5}
 
 
-def test_a_section_written_twice_is_there_once_and_own_words_stay() -> None:
-    note = with_section("my own words", "Training", "begun")
-    note = with_section(note, "Scores", "30 dB")
-    again = with_section(note, "Training", "done")
-    assert again.count("### Training") == 1 and "begun" not in again
-    assert again.startswith("my own words") and again.index("done") < again.index("30 dB")
-    assert with_section(again, "Training", "done") == again
-
-
-def test_a_section_that_is_first_stays_first() -> None:
-    note = with_section(with_section("", "Training", "done"), "Scores", "30 dB", first=True)
-    assert note.index("30 dB") < note.index("done")
-    note = with_section(with_section(note, "Training", "again"), "Scores", "31 dB", first=True)
-    assert note.startswith("### Scores\n\n31 dB") and note.count("###") == 2
-
-
-def test_a_section_is_not_taken_for_one_that_begins_alike() -> None:
-    note = with_section("", "Scores: test of a", "one")
-    note = with_section(note, "Scores", "two")
-    assert "one" in note and "two" in note
-
-
-def test_a_long_note_is_cut_at_a_line_and_says_so() -> None:
-    note = with_section("", "Leaderboard", "0123456789\n" * 2000)
-    assert len(note) <= LONGEST_NOTE
-    assert "(cut" in note and "0123456789\n\n…" in note
-
-
 def test_a_table_has_as_many_bars_in_every_line() -> None:
     lines = table(["a", "b"], [["1", "2"], ["3", "4"]]).splitlines()
     assert [line.count("|") for line in lines] == [3] * 4
@@ -90,15 +60,6 @@ def test_a_browser_is_opened_where_somebody_sees_it(
     environment: dict[str, str], platform: str, expected: bool
 ) -> None:
     assert has_desktop(environment, platform) is expected
-
-
-@pytest.mark.parametrize("uri", ["http://me:secret@host:1/a", "postgresql://me:secret@host/db"])
-def test_no_password_is_shown(uri: str) -> None:
-    assert "secret" not in shown_address(uri) and "host" in shown_address(uri)
-
-
-def test_the_path_of_a_file_is_shown_as_it_is() -> None:
-    assert shown_address("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
 
 
 def test_the_code_is_known_by_its_commit_in_a_checkout() -> None:

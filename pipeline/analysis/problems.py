@@ -312,14 +312,9 @@ def _drawn_mask(shape: tuple[int, int], options: Options, number: int) -> Tensor
 def _measured(options: Options, shape: tuple[int, int]) -> tuple[Problem, float]:
     """The problem of measured k-space, and the intensity that is 1."""
     path = options.kspace
-    values = read_array(Path(path))
-    values = values[None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[1:] != shape:
-        raise InputError(f"{path} must hold k-space of (coils,{shape[0]},{shape[1]}), "
-                         f"not {values.shape}")  # fmt: skip
+    values = _read_coils(path, shape)
     if not np.iscomplexobj(values):
         raise InputError(f"{path} holds {values.dtype}, not complex numbers")
-    _check_finite(values, path)
     if len(values) > 1 and not options.sensitivities:
         raise InputError(f"{path} is of {len(values)} coils: give --sensitivities s.npy")
     maps = _sensitivities(options, shape, 1)
@@ -343,14 +338,21 @@ def _measured(options: Options, shape: tuple[int, int]) -> tuple[Problem, float]
 
 def _sensitivities(options: Options, shape: tuple[int, int], coils: int) -> Tensor:
     """Those of the file, or of so many made-up coils: (coils,H,W)."""
-    if not (path := options.sensitivities):
+    if not options.sensitivities:
         return smooth_sensitivities(coils, shape)
+    return torch.from_numpy(_read_coils(options.sensitivities, shape).astype(np.complex64))
+
+
+def _read_coils(path: str, shape: tuple[int, int]) -> np.ndarray:
+    """Finite numbers (coils,H,W). Raises InputError for anything else."""
     values = read_array(Path(path))
+    values = values[None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[1:] != shape:
-        raise InputError(f"{path} must hold sensitivities (coils,{shape[0]},{shape[1]}), "
-                         f"not {values.shape}")  # fmt: skip
-    _check_finite(values, path)
-    return torch.from_numpy(values.astype(np.complex64))
+        wanted = f"(coils,{shape[0]},{shape[1]})"
+        raise InputError(f"{path} must hold {wanted} of k-space or sensitivities: {values.shape}")
+    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        raise InputError(f"{path} has values that are not finite numbers")
+    return values
 
 
 def read_mask(path: str, shape: tuple[int, int]) -> Tensor:
@@ -362,11 +364,6 @@ def read_mask(path: str, shape: tuple[int, int]) -> Tensor:
     if not np.isin(values, (0, 1)).all() or not values.any():
         raise InputError(f"mask {path} must hold 0 and 1, and some 1")
     return torch.from_numpy(values.astype(np.float32))
-
-
-def _check_finite(values: np.ndarray, path: str) -> None:
-    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-        raise InputError(f"{path} has values that are not finite numbers")
 
 
 def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def run(options: Options) -> None:
     folder = results.folder_of(options, "reconstructions", target, question, kind)
     if results.answered(folder, question):
         return
+    cases[0].state()  # a mask or factor that does not fit is told before the work
     simple = "zero filling" if options.operator == "fourier" else "degraded"
     slices, people = sum(case.slices for case in cases), quantity(len(cases), "subject")
     of = f"{people} of store {target}" if options.store else target

@@ -21,6 +21,7 @@ Papandreou & Yuille 2010; randomize-then-optimize, Bardsley et al. 2014): y with
 more, u about a draw from N(0,C), z about a draw from N(0,I). Exact where decode is linear.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -120,57 +121,27 @@ def solve(
         >>> found.image.shape
         torch.Size([1, 1, 32, 32])
     """
-    noise = max(noise, LEAST_NOISE)
     total = settings.latent_steps + settings.image_steps * (1 + bool(settings.samples))
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done / max(total, 1))
-
-    latent = _latent_phase(prior, operator, measurement, noise, guess, settings, step)
+    steps = itertools.count(1)
+    search = _Search(
+        prior,
+        operator,
+        max(noise, LEAST_NOISE),
+        settings,
+        lambda: progress(next(steps) / max(total, 1)),
+    )
+    latent = search.latent_phase(measurement, guess)
     with torch.no_grad():
         drawn = prior.decode(latent).clamp(0, 1)
-    search = _ImagePhase(prior, operator, noise, settings, step)
-    latent, image = search(latent, measurement, torch.zeros_like(drawn), torch.zeros_like(latent))
-    samples = _draws(search, latent, measurement) if settings.samples else None
+    nothing = torch.zeros_like(drawn), torch.zeros_like(latent)
+    latent, image = search.image_phase(latent, measurement, *nothing)
+    samples = search.draws(latent, measurement) if settings.samples else None
     return Solution(latent, drawn, image.clamp(0, 1), samples)
 
 
-def _latent_phase(
-    prior: Prior,
-    operator: Operator,
-    measurement: Tensor,
-    noise: float,
-    guess: Tensor,
-    settings: SolverSettings,
-    step: Callable[[], None],
-) -> Tensor:
-    """The latent of the lowest energy near the encoder's of the guess, each image for itself."""
-    with torch.no_grad():
-        first = prior.encode(guess.clamp(0, 1)).mean
-        law = gaussian(prior.law(first))
-        law = GaussianLaw(law.deviation, law.precision.clamp_min(LEAST_PRECISION))
-        variance = law.standard_deviation(guess.shape).square().mean(dim=(1, 2, 3)) + noise**2
-
-    def energy(latent: Tensor) -> Tensor:
-        misfit = (operator.forward(prior.decode(latent)) - measurement).abs().square()
-        prior_energy = 0.5 * latent.square().flatten(1).sum(dim=1)
-        return misfit.flatten(1).sum(dim=1) / (2 * variance) + prior_energy
-
-    latent = first.clone().requires_grad_()
-    optimiser = torch.optim.Adam([latent], lr=settings.learning_rate)
-    for index in range(settings.latent_steps):
-        _cool(optimiser, settings.learning_rate, index, settings.latent_steps)
-        _descend(optimiser, energy(latent).sum())
-        step()
-    return latent.detach()
-
-
 @dataclass(frozen=True)
-class _ImagePhase:
-    """The search over z and u about their means in the prior: 0, or a draw for a posterior's."""
+class _Search:
+    """Both phases, and draws; step: is called after each step."""
 
     prior: Prior
     operator: Operator
@@ -178,53 +149,80 @@ class _ImagePhase:
     settings: SolverSettings
     step: Callable[[], None]
 
-    def __call__(
+    def latent_phase(self, measurement: Tensor, guess: Tensor) -> Tensor:
+        """The latent of the lowest energy near the encoder's of the guess."""
+        with torch.no_grad():
+            start = self.prior.encode(guess.clamp(0, 1)).mean
+            law = gaussian(self.prior.law(start))
+            law = GaussianLaw(law.deviation, law.precision.clamp_min(LEAST_PRECISION))
+            variance = law.standard_deviation(guess.shape).square().mean(dim=(1, 2, 3))
+            variance = variance + self.noise**2
+
+        def energy(latent: Tensor) -> Tensor:
+            misfit = self.operator.forward(self.prior.decode(latent)) - measurement
+            size = misfit.abs().square().flatten(1).sum(dim=1)
+            return (size / (2 * variance)).sum() + 0.5 * latent.square().sum()
+
+        return self._descend(start, energy, self.settings.latent_steps)
+
+    def image_phase(
         self, latent: Tensor, measurement: Tensor, departure: Tensor, centre: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of starts (B,L): z, x. departure (B,C,H,W), centre (B,L): the means of u and z."""
-        settings = self.settings
-        latent = latent.clone().requires_grad_()
-        optimiser = torch.optim.Adam([latent], lr=settings.learning_rate)
+        """z (B,L) from a start, and x; departure (B,C,H,W), centre (B,L): the prior's means of u
+        and z, which are 0, or draws for a draw from the posterior."""
         best = torch.zeros_like(departure)
 
-        def image_at(mean: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        @torch.no_grad()
+        def image_at(latent: Tensor, mean: Tensor, steps: int) -> tuple[Tensor, Tensor]:
             """u and x for a z whose decoded image is `mean`."""
             law = gaussian(self.prior.law(latent, decoded=mean))
             base = mean + law.deviation * departure
             moved = best_departure(self.operator, measurement, base, law, self.noise, best, steps)
             return moved, base + law.deviation * moved
 
-        for index in range(settings.image_steps):
-            _cool(optimiser, settings.learning_rate, index, settings.image_steps)
+        def energy(latent: Tensor) -> Tensor:
+            nonlocal best
             mean = self.prior.decode(latent)
+            best, image = image_at(latent, mean, self.settings.cg_steps)
             with torch.no_grad():
-                best, image = image_at(mean, settings.cg_steps)
                 misfit = measurement - self.operator.forward(image)
                 pull = self.operator.adjoint(misfit) / self.noise**2
             # The gradient of the minimum over u: that of the misfit at this x, as if x moved along.
-            _descend(optimiser, -(pull * mean).sum() + 0.5 * (latent - centre).square().sum())
-            self.step()
+            return -(pull * mean).sum() + 0.5 * (latent - centre).square().sum()
+
+        latent = self._descend(latent, energy, self.settings.image_steps)
         with torch.no_grad():
-            _, image = image_at(self.prior.decode(latent), settings.final_cg_steps)
-        return latent.detach(), image
+            mean = self.prior.decode(latent)
+        return latent, image_at(latent, mean, self.settings.final_cg_steps)[1]
 
+    def draws(self, latent: Tensor, measurement: Tensor) -> Tensor:
+        """(n,B,C,H,W): each the solution of a perturbed problem; all are searched for at once."""
+        count, batch = self.settings.samples, len(latent)
+        generator = torch.Generator().manual_seed(self.settings.seed + 1)
+        measured = measurement.repeat(count, *(1,) * (measurement.ndim - 1))
+        measured = measured + complex_noise(measured, self.noise, generator)
+        channels, height, width = self.prior.image_shape
+        with torch.no_grad():
+            precision = gaussian(self.prior.law(latent)).precision
+        precision = precision.expand(batch, -1, -1, -1).repeat(count, 1, 1, 1)
+        departure = sample_residual(precision, 1.0, channels, width, generator)
+        centre = torch.randn((count * batch, latent.shape[1]), generator=generator).to(latent)
+        start = latent.repeat(count, 1) + centre  # without data, it is the solution
+        _, images = self.image_phase(start, measured, departure, centre)
+        return images.reshape(count, batch, channels, height, width)
 
-@torch.no_grad()
-def _draws(search: _ImagePhase, latent: Tensor, measurement: Tensor) -> Tensor:
-    """(n,B,C,H,W): each the solution of a perturbed problem; all are searched for at once."""
-    count, batch = search.settings.samples, len(latent)
-    generator = torch.Generator().manual_seed(search.settings.seed + 1)
-    starts = latent.repeat(count, 1)
-    measured = measurement.repeat(count, *(1,) * (measurement.ndim - 1))
-    measured = measured + complex_noise(measured, search.noise, generator)
-    law = gaussian(search.prior.law(latent))
-    channels, height, width = search.prior.image_shape
-    precision = law.precision.expand(batch, -1, -1, -1).repeat(count, 1, 1, 1)
-    departure = sample_residual(precision, 1.0, channels, width, generator)
-    centre = torch.randn(starts.shape, generator=generator, dtype=starts.dtype)
-    with torch.enable_grad():  # without data, the start is the solution
-        _, images = search(starts + centre, measured, departure, centre)
-    return images.reshape(count, batch, channels, height, width)
+    def _descend(self, latent: Tensor, energy: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+        latent = latent.clone().requires_grad_()
+        optimiser = torch.optim.Adam([latent])
+        for index in range(steps):
+            # A linear fall to a tenth: without it Adam circles the minimum.
+            rate = self.settings.learning_rate * (1 - 0.9 * index / steps)
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad()
+            energy(latent).backward()
+            optimiser.step()
+            self.step()
+        return latent.detach()
 
 
 def best_departure(
@@ -287,14 +285,3 @@ def gaussian(law: Law) -> GaussianLaw:
     if not isinstance(law, GaussianLaw):
         raise ValueError("inverse problems need a Gaussian law: use the fitted one")
     return law
-
-
-def _cool(optimiser: torch.optim.Optimizer, rate: float, index: int, steps: int) -> None:
-    """A linear fall to a tenth: without it Adam circles the minimum."""
-    optimiser.param_groups[0]["lr"] = rate * (1 - 0.9 * index / steps)
-
-
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()

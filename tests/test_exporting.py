@@ -140,6 +140,7 @@ def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], w
     assert package.prepare_keys["upper_percentile"] == 99.5 and "root" not in package.prepare_keys
     assert package.trained_on(subject="p00") and package.trained_on(family="p01")
     assert not package.trained_on(subject="p04", family="p04")
+    assert package.fitted_on(subject="p03") and not package.fitted_on(family="p00", subject="p04")
     assert '"p00"' not in json.dumps(facts)
     assert package.scale == pytest.approx(np.exp(-2))
     assert not (work / "mlflow.db").exists()

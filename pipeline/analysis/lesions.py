@@ -62,7 +62,7 @@ def run(options: Options) -> None:
         f"of {people} of store {store.name}",
         flush=True,
     )
-    notes = packages.caveats(model, store.simulated, store, entries)
+    notes = packages.caveats(model, store.simulated, entries)
     for note in notes:
         print(f"note: {note}")
     title = f"Inserted lesions, {people} of store {store.name}"

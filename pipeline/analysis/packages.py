@@ -1,9 +1,11 @@
 """The decoder package of an analysis, and the subjects it may be applied to."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from data_prep import quantity
 from pipeline.analysis.options import (
     AnomalyOptions,
     LesionsOptions,
@@ -19,6 +21,8 @@ from pipeline.files import find_folder, is_address, work_folder
 from pipeline.losses.law import GaussianLaw
 
 SPLITS = ("test", "validation", "all")
+# Below so many families a calibration depends on who they are.
+FEW_CALIBRATED = 5
 
 
 def open_package(source: str, device: str = "cpu") -> DecoderPackage:
@@ -112,7 +116,7 @@ def _check_unseen(
             f"store {store.name} was prepared with another {', '.join(other)} than the decoder's: "
             "prepare it as the decoder's was"
         )
-    if other_people and _is_its_own(package, store):
+    if other_people and store.digest == package.metadata["store"].get("digest"):
         raise InputError(
             f"--other_people: store {store.name} is the one that was trained on, so equal names "
             "are the same people"
@@ -131,26 +135,29 @@ def _check_unseen(
         )
 
 
-def _is_its_own(package: DecoderPackage, store: Store) -> bool:
-    return store.digest == package.metadata["store"].get("digest")
-
-
-def caveats(package: DecoderPackage, simulated: bool, store: Store | None = None,
-            entries: list[SubjectEntry] | None = None) -> list[str]:  # fmt: skip
+def caveats(
+    package: DecoderPackage, simulated: bool, entries: Sequence[SubjectEntry] = ()
+) -> list[str]:
     """What must be said beside results of images that the decoder is not made for.
 
-    simulated: whether the images are of simulated people; store, entries: where they come from.
+    simulated: whether the images are of simulated people; entries: the subjects they are of.
     """
     said = []
     if package.metadata["store"].get("simulated") and not simulated:
         said.append("this decoder has seen simulated people only: on real ones it is not tested")
-    if (
-        package.which == "fitted"
-        and store is not None
-        and _is_its_own(package, store)
-        and any(entry.split == "validation" for entry in entries or ())
-    ):
-        said.append("in-sample: the law of residuals was fitted to these validation subjects")
+    fitted = package.metadata.get("fitted_on")
+    if package.which != "fitted" or fitted is None:
+        return said
+    known = [
+        e for e in entries
+        if package.fitted_on(subject=e.subject, family=e.family, source_sha256=e.source_sha256)
+    ]  # fmt: skip
+    if known:
+        people = f"{len(known)} of these {len(entries)} subjects"
+        said.append(f"in-sample: the law of residuals was fitted to {people}")
+    if fitted["families"] < FEW_CALIBRATED:
+        families = quantity(fitted["families"], "validation family")
+        said.append(f"the law of residuals was calibrated by {families}: its intervals may be off")
     return said
 
 

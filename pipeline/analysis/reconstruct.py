@@ -34,7 +34,7 @@ def run(options: Options) -> None:
         store, entries = packages.unseen_subjects(options, package)
         cases = problems.cases_of_store(options, store, entries)
         target, digest, simulated = store.name, store.digest, store.simulated
-        notes = packages.caveats(package, simulated, store, entries)
+        notes = packages.caveats(package, simulated, entries)
         wanted = [method for method, weight in given.items() if weight is None]
         known = problems.validation_problems(options, store, entries) if wanted else []
     else:

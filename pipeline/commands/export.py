@@ -165,6 +165,9 @@ def package_of_run(
     if fits.law is not None:
         package.residual, package.which = fits.law, "fitted"
         metadata["residual"] = {"floor": float(fits.law.floor)}
+        metadata["fitted_on"] = {"families": fits.families} | hashed_subjects(
+            [who for who in state.roles if who["role"] == fits.split]
+        )
     if fits.prior is not None and with_prior:
         package.prior, metadata["prior"] = fits.prior, fits.prior.sizes
     return package, tracking

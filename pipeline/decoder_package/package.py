@@ -256,16 +256,21 @@ class DecoderPackage(nn.Module):
             raise InputError(f"residuals are drawn from Gaussians alone, not from {self.term}")
         return image + found.sample(image.shape, generator)
 
-    def trained_on(
-        self, *, subject: str | None = None, family: str | None = None, source_sha256: str = ""
-    ) -> bool:
-        """Whether this subject, family or file was trained on."""
-        seen = self.metadata["trained_on"]
-        return (
-            (subject is not None and hashed(subject) in seen.get("subject", ()))
-            or (family is not None and hashed(family) in seen.get("family", ()))
-            or source_sha256 in seen.get("source_sha256", ())
-        )
+    def trained_on(self, **who: str) -> bool:
+        """Whether this `subject`, `family` or file (`source_sha256`) was trained on."""
+        return self._among(self.metadata["trained_on"], who)
+
+    def fitted_on(self, **who: str) -> bool:
+        """Whether the checkpoint was chosen, and the law of residuals fitted, by this `subject`,
+        `family` or file (`source_sha256`)."""
+        return self._among(self.metadata.get("fitted_on") or {}, who)
+
+    @staticmethod
+    def _among(known: dict[str, Any], who: dict[str, str]) -> bool:
+        names = {
+            key: value if key == "source_sha256" else hashed(value) for key, value in who.items()
+        }
+        return any(value in known.get(key, ()) for key, value in names.items())
 
     def _likelihood(self) -> ReconstructionTerm:
         if self.density is None:

@@ -21,6 +21,7 @@ from pipeline.analysis.packages import caveats
 from pipeline.analysis.problems import degraded
 from pipeline.data.slices import SliceDataset
 from pipeline.decoder_package import DecoderPackage
+from pipeline.decoder_package.metadata import hashed
 
 Fail = Callable[..., str]
 AFFINE = np.array([[0, 3.2, 0, -50], [-3.2, 0, 0, 50], [0, 0, 1, 7], [0, 0, 0, 1]], float)
@@ -245,16 +246,17 @@ def test_wrong_files(fail: Fail, picture: Path, tmp_path: Path) -> None:
     assert "20x32" in fail(*words[:3], "--image", tmp_path / "small.nii.gz")
 
 
-def test_validation_subjects_of_the_law_are_marked_in_sample(
-    tiny: DecoderPackage, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_subjects_that_the_law_was_fitted_to_are_marked_in_sample(
+    tiny: DecoderPackage, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (chosen,) = tiny_store.subjects("validation")
+    told = {"families": 1, "family": [hashed(chosen.family)]}
+    monkeypatch.setitem(tiny.metadata, "fitted_on", told)
+    assert caveats(tiny, True, [chosen]) == [], "under the term's own law nothing was fitted"
     monkeypatch.setattr(tiny, "which", "fitted")
-    monkeypatch.setitem(tiny.metadata["store"], "digest", tiny_store.digest)
-    said = {
-        split: caveats(tiny, True, tiny_store, tiny_store.subjects(split))
-        for split in ("validation", "test")
-    }
-    assert "in-sample" in said["validation"][0] and said["test"] == []
+    said = [caveats(tiny, True, tiny_store.subjects(split)) for split in ("all", "test")]
+    assert "in-sample" in said[0][0] and "1 of these 6 subjects" in said[0][0]
+    assert said[1] == said[0][1:] and "calibrated by 1 validation family" in said[1][0]
 
 
 def test_deepinv_reconstructs_under_a_decoder(

@@ -162,12 +162,12 @@ def package_of_run(
             "scale yet: train for more epochs than likelihood.warmup_epochs"
         )
     fits = read_fits(folder, checkpoint.digest, package.vae)
+    metadata["fitted_on"] = {"families": fits.families} | hashed_subjects(
+        [who for who in state.roles if who["role"] == (fits.split or "validation")]
+    )
     if fits.law is not None:
         package.residual, package.which = fits.law, "fitted"
         metadata["residual"] = {"floor": float(fits.law.floor)}
-        metadata["fitted_on"] = {"families": fits.families} | hashed_subjects(
-            [who for who in state.roles if who["role"] == fits.split]
-        )
     if fits.prior is not None and with_prior:
         package.prior, metadata["prior"] = fits.prior, fits.prior.sizes
     return package, tracking

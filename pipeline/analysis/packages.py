@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from data_prep import quantity
+from data_prep.common.wording import quantity
 from pipeline.analysis.options import (
     AnomalyOptions,
     LesionsOptions,

@@ -55,7 +55,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 # state.pt of this schema version, key by key: files that exist hold these.
 WRITTEN = {
     "schema_version": SCHEMA_VERSION, "step": 7, "epoch": 2, "batch": 1, "images": 16,
-    "seconds": 1.5, "sums": {"rate": 3.0}, "finished": False, "setbacks": ["step 5"], "best": {"step": 6, "psnr": 20.0},
+    "seconds": 1.5, "sums": {"rate": 3.0}, "finished": False, "best": {"step": 6, "psnr": 20.0},
+    "setbacks": ["step 5"],
     "controller": {"beta": 1.0, "target": None}, "optimizer": {"state": {}, "param_groups": []},
     "kernel_optimizer": None, "averaged_steps": 7, "skipped": 1, "skipped_in_a_row": 0,
     "config": {"data": {"store": "tiny"}}, "store": {"name": "tiny", "digest": "00"},

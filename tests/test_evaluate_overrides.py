@@ -135,6 +135,8 @@ def test_validation_subjects_are_scored_as_the_run_s_own_and_called_so(
     page = (tiny_run / "evaluation-validation/report.html").read_text()
     assert "These subjects chose the checkpoint" in page and "unseen simulated" not in page
     others = "--evaluation.other_people=true"
+    said = evaluate("--evaluation.split=all", code=2)
+    assert "3 of 6" in said and "p00" in said and "p03" not in said
     assert "set evaluation.store" in evaluate(others, code=2)
     said = evaluate("--evaluation.store=tiny", others, code=2)
     assert "is the one that was trained on" in said

@@ -15,7 +15,7 @@ NOTE = """\
 the data), `train/rate`; of the blur term `train/kernel_width`
 - *Artifacts*, `images`: the same slices and their reconstructions, by epoch
 - The evaluation is nested below this run in the list; its headline scores are on this run, too \
-(`test/…`, `samples/…`), as columns to sort by
+(`test/…`, `samples/…`); choose runs by `validation/…`
 """
 
 

@@ -68,13 +68,11 @@ def differences_of(runs: pd.DataFrame, folders: Mapping[str, Path]) -> pd.DataFr
                 [folders[terms[name][seed]] for seed in seeds] for name in (term, reference)
             )
             table = paired_differences(first, second).reset_index()
-            labels = {
-                "rate_target": rate,
-                "term": term,
-                "reference": reference,
-                "seeds": len(seeds),
-            }
-            tables.append(pd.concat([pd.DataFrame(labels, table.index), table], axis=1))
+            table.insert(0, "seeds", len(seeds))
+            table.insert(0, "reference", reference)
+            table.insert(0, "term", term)
+            table.insert(0, "rate_target", rate)
+            tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -163,7 +161,8 @@ def notes(
             f'(Student\'s t over families). "{UNSEEN}": the interval holds zero. Of twenty such '
             "intervals one misses the truth by chance, and they say nothing about other seeds."
         )
-        lines += [text.capitalize() for text in {few(differences["families"].min())} if text]
+        if warning := few(differences["families"].min()):
+            lines.append(f"{warning.capitalize()}.")
     if favours := [f"{t}: {why}" for t, (_, why) in FAVOURED.items() if t in set(runs["term"])]:
         lines.append(f"‡ the metric favours the term ({'; '.join(favours)}).")
     if len(unsettled := runs[~runs["rate_settled"]]):

@@ -14,7 +14,7 @@ from tiny import TINY
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
-from pipeline.evaluation import evaluate, networks
+from pipeline.evaluation import figures, networks
 from pipeline.training.checkpoint import find_checkpoint
 
 SPLITS = ("train", "train", "train", "validation", "validation", "test", "test")
@@ -77,7 +77,7 @@ def made(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "PerceptualDistance", nowhere)  # quicker without
         patch.setattr(networks, "inception_weights", nowhere)
-        patch.setattr(evaluate, "_figures", lambda *_: {})
+        patch.setattr(figures, "run_figures", lambda *_: {})
         for split in ("", "train", "validation", "test"):
             work = tmp_path_factory.mktemp("roles").resolve() / "work"
             patch.setenv("WORK", str(work))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from pipeline.config import Config
 from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.errors import InputError
-from pipeline.evaluation import calibration, calibration_figures, figures, scores
+from pipeline.evaluation import calibration, figures, scores
 from pipeline.evaluation.memorisation import KEYS, memorisation
 from pipeline.evaluation.networks import Networks, load_networks
-from pipeline.evaluation.pairs import Pair, Tally, floor_of, mean_of
+from pipeline.evaluation.pairs import Tally, floor_of, mean_of
 from pipeline.evaluation.record import (
     REPORT,
     evaluation_folder,
@@ -58,8 +58,8 @@ ELSEWHERE = {
     "data.store": "use evaluation.store",
     "prepare.name": "use evaluation.store",
 }
-# Slices of the data beside the prior's samples, and subjects of the figure of errors.
-SHOWN_SLICES, SHOWN_ERRORS = 24, 4
+# Slices of the data beside the prior's samples.
+SHOWN_SLICES = 24
 NO_STORE = "the store it was trained on is not here"
 CHOSEN_BY = "these subjects chose the checkpoint: their scores are not those of unseen subjects"
 LOOK = """\
@@ -199,14 +199,14 @@ def evaluate(
     return Evaluation(
         metrics,
         tally.rows,
-        _figures(run, store, tally, samples, data_slices, laws),
+        figures.run_figures(run, store, tally, samples, data_slices, laws),
         networks.absent | uncompared | absent_metrics(run),
         [tally.shown[n] for n in evenly_spread(len(tally.shown), figures.SHOWN_SUBJECTS)],
         tally.best,
         tally.worst,
         samples.images[:count],
         data_slices[:count],
-        _latents(run),
+        run.latents,
         laws or None,
     )
 
@@ -287,48 +287,6 @@ def _places(entry: SubjectEntry, limit: int) -> list[int]:
     """The numbers in their volume of the slices that `SliceDataset.of_subject` gives."""
     indices = entry.slice_indices
     return [indices[number] for number in evenly_spread(len(indices), limit or len(indices))]
-
-
-def _latents(run: TrainedRun) -> str:
-    """Where the latents of samples come from."""
-    return "z ~ N(0, I)" if run.prior is None else "z blended of training subjects"
-
-
-def _figures(
-    run: TrainedRun,
-    store: Store,
-    tally: Tally,
-    samples: PriorSamples,
-    data_slices: Tensor,
-    laws: Mapping[str, Mapping[str, object]],
-) -> dict[str, figures.Figure]:
-    """Figures by file name. laws: the content of calibration.json."""
-    simulated = " (simulated people)" if store.simulated else ""
-    split = run.config.evaluation.split
-    of = f"{split if split != 'all' else 'all splits'}, store {store.name}{simulated}"
-    drawn = figures.pair_figures(tally, of, prior_samples=samples.power)
-    title = f"Samples from the prior beside data: {of}"
-    drawn["samples.png"] = figures.samples(samples.images, data_slices, title, _latents(run))
-    history, images = run.state.kernel_history, run.state.kernel_images
-    if history and images is not None:
-        half = {epoch: kernels[::2] for epoch, kernels in history.items()}
-        title = f"Blur kernels during training{simulated}"
-        drawn["kernels.png"] = figures.kernels(images[::2], half, title)
-    if laws:
-        drawn["calibration.png"] = calibration_figures.calibration(laws, f"Calibration: {of}")
-    if run.fitted is not None:
-        drawn["error_bars.png"] = _error_bars(run.fitted, tally.shown[:SHOWN_ERRORS], of, run)
-    return drawn
-
-
-def _error_bars(law: ResidualLaw, pairs: list[Pair], of: str, run: TrainedRun) -> figures.Figure:
-    images, made = (
-        torch.stack([getattr(pair, kind) for pair in pairs]) for kind in ("image", "reconstruction")
-    )
-    deviation = law(made.to(run.device)).standard_deviation(made.shape).cpu()
-    title = f"The error of reconstructions beside the standard deviation of the fitted law\n{of}"
-    names = [pair.subject for pair in pairs]
-    return calibration_figures.error_bars(images, made, deviation, names, title)
 
 
 def log_evaluation(

@@ -16,14 +16,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.data.slices import evenly_spread
-from pipeline.evaluation.pairs import Tally
+from pipeline.data.slices import Store, evenly_spread
+from pipeline.evaluation import calibration_figures
+from pipeline.evaluation.pairs import Pair, Tally
+from pipeline.evaluation.samples import PriorSamples
+from pipeline.evaluation.trained_run import TrainedRun
 from pipeline.figures import COLOURS, as_images, bare, image_grid, legend_below, plain_decimals
 from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR, frequencies
 
-SHOWN_SUBJECTS = 8
+SHOWN_SUBJECTS, SHOWN_ERRORS = 8, 4
 # Images of each side of the figure of samples, and in a row of it.
 SHOWN_SAMPLES, COLUMNS = 36, 6
+
+
+def run_figures(
+    run: TrainedRun,
+    store: Store,
+    tally: Tally,
+    samples_of: PriorSamples,
+    data: Tensor,
+    laws: Mapping[str, Mapping[str, object]],
+) -> dict[str, Figure]:
+    """Figures of a scored run by file name.
+
+    data: slices (n,C,H,W) to show beside samples; laws: the content of calibration.json.
+    """
+    simulated = " (simulated people)" if store.simulated else ""
+    split = run.config.evaluation.split
+    of = f"{split if split != 'all' else 'all splits'}, store {store.name}{simulated}"
+    drawn = pair_figures(tally, of, prior_samples=samples_of.power)
+    title = f"Samples from the prior beside data: {of}"
+    drawn["samples.png"] = samples(samples_of.images, data, title, run.latents)
+    history, images = run.state.kernel_history, run.state.kernel_images
+    if history and images is not None:
+        half = {epoch: kernels_of[::2] for epoch, kernels_of in history.items()}
+        title = f"Blur kernels during training{simulated}"
+        drawn["kernels.png"] = kernels(images[::2], half, title)
+    if laws:
+        drawn["calibration.png"] = calibration_figures.calibration(laws, f"Calibration: {of}")
+    if run.fitted is not None:
+        images, made, names = _pictures(tally.shown[:SHOWN_ERRORS])
+        deviation = run.fitted(made.to(run.device)).standard_deviation(made.shape).cpu()
+        title = f"Errors of reconstructions beside the standard deviation of the fitted law\n{of}"
+        drawn["error_bars.png"] = calibration_figures.error_bars(
+            images, made, deviation, names, title
+        )
+    return drawn
+
+
+def _pictures(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images and reconstructions (n,C,H,W) of pairs, and whose they are."""
+    images = torch.stack([pair.image for pair in pairs])
+    made = torch.stack([pair.reconstruction for pair in pairs])
+    return images, made, [pair.subject for pair in pairs]
 
 
 def pair_figures(tally: Tally, of: str, **powers: Tensor) -> dict[str, Figure]:
@@ -32,15 +77,11 @@ def pair_figures(tally: Tally, of: str, **powers: Tensor) -> dict[str, Figure]:
     of: whose they are, for the titles; powers: name to radial power (n_bins,) to draw beside,
     "_" for a space.
     """
-    pairs = [tally.shown[number] for number in evenly_spread(len(tally.shown), SHOWN_SUBJECTS)]
-    images, made = (
-        torch.stack(pictures)
-        for pictures in zip(*((pair.image, pair.reconstruction) for pair in pairs), strict=True)
-    )
+    chosen = evenly_spread(len(tally.shown), SHOWN_SUBJECTS)
+    images, made, names = _pictures([tally.shown[number] for number in chosen])
     data, reconstruction = (torch.stack(x).mean(dim=0) for x in zip(*tally.powers, strict=True))
     beside = {name.replace("_", " "): power for name, power in powers.items()}
     curves = {"data": data, "reconstruction": reconstruction, **beside}
-    names = [pair.subject for pair in pairs]
     return {
         "reconstructions.png": reconstructions(images, made, names, f"Reconstructions of {of}"),
         "spectra.png": spectra(images.shape[-2:], curves, f"Radial power spectra, {of}"),

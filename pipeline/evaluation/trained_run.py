@@ -52,6 +52,11 @@ class TrainedRun:
         """Where the model lies."""
         return next(self.objective.parameters()).device
 
+    @property
+    def latents(self) -> str:
+        """Where the latents of samples come from."""
+        return "z ~ N(0, I)" if self.prior is None else "z blended of training subjects"
+
 
 def load_trained_run(
     checkpoint: Checkpoint, config: Config, entries: Sequence[SubjectEntry]

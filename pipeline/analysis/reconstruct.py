@@ -146,14 +146,17 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     family = {row["subject"]: row["family"] for row in rows}
     families = list(family.values())
-    methods, gains = {}, {}
+    methods = {}
     psnr: dict[str, dict[str, float]] = {}
     for method, scores in rows[0]["methods"].items():
         values = {m: np.array([row["methods"][method][m] for row in rows]) for m in scores}
         methods[method] = aggregate(values, families)
         psnr[method] = {row["subject"]: row["methods"][method]["psnr"] for row in rows}
-    for method, others in psnr.items():  # the decoder's image is the last
-        gains[method] = paired_difference(list(psnr.values())[-1], others, family)
+    *others, decoder = psnr.values() if psnr else [{}]  # the decoder's image is the last
+    gains = {
+        method: paired_difference(decoder, other, family)
+        for method, other in zip(psnr, others, strict=False)
+    }
     summary: dict[str, Any] = {
         "subjects": len(rows),
         "families": len(set(families)),
@@ -177,8 +180,9 @@ def _described(summary: Mapping[str, Any]) -> str:
     lines = [f"{'method':24s} {'PSNR, dB':22s} {'SSIM':24s} decoder's gain, dB"]
     for method, metrics in summary["methods"].items():
         psnr, ssim = shown(metrics["psnr"], ".2f"), shown(metrics["ssim"], ".4f")
-        gain = shown(summary["decoder_gains_psnr"][method], "+.2f")
-        lines.append(f"{method:24s} {psnr:22s} {ssim:24s} {gain}")
+        gain = summary["decoder_gains_psnr"].get(method)
+        gained = shown(gain, "+.2f") if gain else ""
+        lines.append(f"{method:24s} {psnr:22s} {ssim:24s} {gained}".rstrip())
     if bars := summary.get("error_bars"):
         share = shown(bars["coverage_90"], ".1%")
         lines.append(f"{share} of the head's pixels lie within their 90% intervals")

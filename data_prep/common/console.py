@@ -10,6 +10,8 @@ import select
 import sys
 from typing import TextIO
 
+from data_prep.common.files import usable_environment
+
 # Why output was lost that somebody waits for, such as a log on a full disk.
 _lost: list[str] = []
 
@@ -60,6 +62,7 @@ def steady_output() -> None:
     a closed output is none. Figures are drawn for files: the backend that MPLBACKEND asks for, a
     notebook's for example, may not be installed here, and matplotlib would refuse to be imported.
     """
+    usable_environment()
     os.environ["MPLBACKEND"] = "agg"
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import getpass
 import hashlib
 import os
 import secrets
@@ -21,6 +22,30 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 def work_folder() -> Path:
     """Where everything generated lives: WORK in the environment, else work/."""
     return Path(os.environ.get("WORK") or "work")
+
+
+def usable_environment() -> None:
+    """Give libraries a home, a user's name and a temporary folder where the machine has none.
+
+    A container under a number that nobody has (--user 12345) has neither home nor name, and
+    libraries end in tracebacks there. What they keep goes below WORK, which is ours.
+    """
+    work = work_folder().absolute()
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(work / ".home")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        place = work / ".tmp"
+        with contextlib.suppress(OSError):  # whoever needs it says so
+            place.mkdir(parents=True, exist_ok=True)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(place)  # of child processes, too
 
 
 def find_folder(name: str, kind: str, work: Path | None = None) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import InputError
-from data_prep.common.files import locked
+from data_prep.common.files import locked, usable_environment
 from data_prep.common.redaction import shown_address, without_secrets
 
 # While a connection is made: that nobody is there is known in seconds. Variables that the user has
@@ -42,6 +42,7 @@ ADDRESSES = (
 
 def quieten_mlflow() -> None:
     """Before MLflow's first import: no telemetry, and no message about what is raised as well."""
+    usable_environment()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -110,7 +110,7 @@ def _train(argv: Sequence[str]) -> None:
     config = _named(config_of(parser, arguments), stem)
     run = arguments.run or stem or config.data.store
     _starting(run)
-    from pipeline.commands.train import train_run  # slow: a mistyped key need not wait for it
+    from pipeline.training.train import train_run  # slow: a mistyped key need not wait for it
 
     train_run(config, run, arguments.restart)
 

@@ -18,9 +18,9 @@ from data_prep.common.layers import read_layers
 from data_prep.common.mlflow_connection import flat_keys
 from pipeline.__main__ import main as pipeline
 from pipeline.commands.export import MACHINES_OWN
-from pipeline.commands.train import INDIFFERENT
 from pipeline.config import Config, EvaluationConfig, work_keys
 from pipeline.parsing import load_config
+from pipeline.training.train import INDIFFERENT
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

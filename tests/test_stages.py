@@ -25,7 +25,6 @@ from data_prep.common.provenance import code_version
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
-from pipeline.commands import train
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.config import DataConfig
 from pipeline.evaluation import networks, record, report
@@ -33,6 +32,7 @@ from pipeline.evaluation.calibration import FITTED, keys
 from pipeline.metrics.catalogue import HEADLINE, MEMORISATION
 from pipeline.metrics.perceptual import PerceptualDistance
 from pipeline.tracking.names import score_name
+from pipeline.training import train
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer
 

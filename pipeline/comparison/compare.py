@@ -20,7 +20,6 @@ from data_prep.common.invocation import run_option
 from data_prep.common.mlflow_connection import flat_keys
 from data_prep.common.pages import data_uri, page_templates
 from data_prep.common.provenance import code_version
-from pipeline.commands.train import check_unchanged
 from pipeline.comparison import figures
 from pipeline.comparison.plan import Entry, at_rate, jobs_at_once, plan
 from pipeline.comparison.table import differences_of, notes, tables_at
@@ -37,6 +36,7 @@ from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
 from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.loop import load_objective
 from pipeline.training.rate import RateController
+from pipeline.training.train import check_unchanged
 
 SHOWN_SUBJECTS = 6
 # Keys whose values stand above the tables.

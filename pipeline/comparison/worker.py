@@ -27,8 +27,8 @@ def main(path: str, run: str, restart: bool) -> int:
     steady_output()
     quieten_mlflow()
     threading.Thread(target=_follow, daemon=True).start()
-    from pipeline.commands.train import train_run
     from pipeline.evaluation.evaluate import evaluate_run
+    from pipeline.training.train import train_run
 
     try:
         # The worker of a comparison that was killed a moment ago may still be saving its state.

@@ -1,16 +1,22 @@
-"""The checkpoint: whole or not at all, and data only."""
+"""Checkpoints: whole or not at all, and data only; damaged ones are passed over, never trusted."""
 
 import hashlib
 import json
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainers import FixedMonitor, Interrupted, Rows, config, number_of, save_numbered
 
-from pipeline.errors import InputError
+from data_prep.store import Store
+from pipeline.errors import InputError, Stopped
 from pipeline.training.checkpoint import (
     SCHEMA_VERSION,
     TrainingState,
@@ -19,37 +25,29 @@ from pipeline.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     mark_best,
+    path_of,
     remove_old,
     save_checkpoint,
 )
+from pipeline.training.loop import Trainer
 
-WEIGHTS = {"objective.a": torch.arange(6.0).reshape(2, 3), "averaged.a": torch.ones(2, 3)}
-
-
-def _save(folder: Path, step: int, **state: Any) -> Path:
-    weights: dict[str, Tensor] = {name: value + step for name, value in WEIGHTS.items()}
-    return save_checkpoint(folder, weights, TrainingState(step=step, **state))
+FILES = ("weights.safetensors", "state.pt", "manifest.json")
 
 
-def _one_line(error: pytest.ExceptionInfo[InputError], path: Path) -> None:
-    text = str(error.value)
-    assert "\n" not in text and str(path) in text and len(text) < 500
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of the steps 1 and 2, to be damaged."""
+    for step in (1, 2):
+        save_numbered(tmp_path / "checkpoints", step, 500)
+    return tmp_path / "checkpoints"
 
 
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-
-
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    config = {"latent": [4], "target": None, "term": "blur", "scale": 0.5, "flip": True}
-    path = _save(tmp_path / "deep", 3, config=config, kernel_history={1: torch.ones(2)})
-    found = load_checkpoint(path)
-    assert found.path == path and found.state.step == 3
-    assert found.state.config == config
-    assert torch.equal(found.state.kernel_history[1], torch.ones(2))
-    assert found.weights.keys() == WEIGHTS.keys()
-    for name, value in WEIGHTS.items():
-        assert torch.equal(found.weights[name], value + 3)
+def _sign(path: Path) -> None:
+    """Let the manifest agree with state.pt: who can write the one can write the other."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+    manifest["sha256"]["state.pt"] = digest
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 # state.pt of this schema version, key by key: files that exist hold these.
@@ -66,16 +64,14 @@ WRITTEN = {
 }  # fmt: skip
 
 
-def test_files_that_exist_stay_readable(tmp_path: Path) -> None:
-    path = _save(tmp_path, 7)
+def test_files_that_exist_stay_readable(folder: Path) -> None:
+    path = path_of(folder, 2)
     torch.save(WRITTEN, path / "state.pt")
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["sha256"]["state.pt"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    _sign(path)
     found = load_checkpoint(path)
     assert {"schema_version": SCHEMA_VERSION, **vars(found.state)} == WRITTEN
     assert found.digest == hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-    again = torch.load(save_checkpoint(tmp_path / "b", {}, found.state) / "state.pt")
+    again = torch.load(save_checkpoint(folder / "b", {}, found.state) / "state.pt")
     assert again.keys() == WRITTEN.keys()
 
 
@@ -86,97 +82,158 @@ def test_weights_of_any_memory_layout_are_written(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in layouts.items())
 
 
-def test_the_latest_is_found_by_step_and_the_best_by_its_mark(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None and best_step(tmp_path) is None
-    for step in (9, 10, 100):
-        _save(tmp_path, step)
-    assert find_checkpoint(tmp_path, "best").state.step == 100  # none is marked yet
-    mark_best(tmp_path, 10, psnr=20.0)
-    assert find_checkpoint(tmp_path, "best").state.step == 10
-    assert find_checkpoint(tmp_path, "last").state.step == 100
-    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 10, "psnr": 20.0}
-
-
-def test_the_latest_and_the_best_are_kept_and_leftovers_go(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        _save(tmp_path, step)
-    mark_best(tmp_path, 1)
-    (tmp_path / "step-00000004" / ".state.pt.x.tmp").write_bytes(b"half")
-    (tmp_path / "step-00000009").mkdir()  # a crash came before its manifest
-    remove_old(tmp_path, keep=2)
-    assert _steps(tmp_path) == [1, 3, 4]
-    assert not list(tmp_path.rglob("*.tmp"))
-    remove_old(tmp_path, keep=1)
-    assert _steps(tmp_path) == [1, 4]
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_gives_the_checkpoint_before_or_changes_nothing(
+    folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = path_of(folder, 2) / name
+    content = path.read_bytes()
+    for place in np.linspace(0, len(content) - 1, 18).astype(int):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 + int(place) % 255
+        path.write_bytes(flipped)
+        caplog.clear()
+        if number_of(latest_checkpoint(folder)) == 1:
+            assert str(path_of(folder, 2)) in caplog.text
+            assert "looking for the one before" in caplog.text
+        else:
+            assert name == "manifest.json"  # white space, or a number that nobody asks for
 
 
 class _Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
+        return Path.touch, (Path("executed"),)
 
 
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, writer: str) -> None:
-    """With digests that fit: whoever forges a state forges those as well."""
-    path, victim = _save(tmp_path, 1), tmp_path / "executed"
-    state = {"step": _Malicious(victim)}
-    if writer == "torch":
-        torch.save(state, path / "state.pt")
-    else:
-        (path / "state.pt").write_bytes(pickle.dumps(state))
-    manifest = json.loads((path / "manifest.json").read_text())
-    digest = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
-    manifest["sha256"]["state.pt"] = digest
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="can't be read") as error:
-        load_checkpoint(path)
-    _one_line(error, path)
-    assert not victim.exists()
-
-
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "manifest.json"])
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_truncated_file_is_an_input_error(tmp_path: Path, name: str, kept: float) -> None:
-    path = _save(tmp_path, 1)
+def _truncate(path: Path, name: str) -> None:
     content = (path / name).read_bytes()
-    (path / name).write_bytes(content[: int(kept * len(content) * 0.99)])
-    with pytest.raises(InputError, match="can't be read") as error:
+    (path / name).write_bytes(content[: int(0.9 * len(content))])
+
+
+def _mix(path: Path) -> None:
+    shutil.copy(path.with_name("step-00000001") / "state.pt", path / "state.pt")
+
+
+def _run_code(path: Path) -> None:
+    torch.save({"schema_version": SCHEMA_VERSION, "moment": _Malicious()}, path / "state.pt")
+    _sign(path)
+
+
+def _pickle_code(path: Path) -> None:
+    (path / "state.pt").write_bytes(pickle.dumps({"step": _Malicious()}))
+    _sign(path)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    **{f"{name} cut": lambda path, name=name: _truncate(path, name) for name in FILES},
+    **{f"{name} empty": lambda path, name=name: (path / name).write_bytes(b"") for name in FILES},
+    **{f"{name} gone": lambda path, name=name: (path / name).unlink() for name in FILES},
+    **{
+        f"manifest {text!r}": lambda path, text=text: (path / FILES[2]).write_bytes(text)
+        for text in (b"[]", b"3", b"{}", b'{"schema_version": 2}', b"\xff\xfe")
+    },
+    "another's state": _mix,
+    "code in torch's format": _run_code,
+    "code in a pickle": _pickle_code,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_alone_is_an_error_of_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Without a manifest it was never whole, which a kill leaves and which is worth no warning."""
+    monkeypatch.chdir(folder)
+    path = path_of(folder, 2)
+    DAMAGE[how](path)
+    assert number_of(latest_checkpoint(folder)) == 1
+    assert (str(path) in caplog.text) == (how != "manifest.json gone")
+    with pytest.raises(InputError, match=r"can't be read|schema version") as error:
         load_checkpoint(path)
-    _one_line(error, path)
-
-
-def test_another_schema_is_an_input_error(tmp_path: Path) -> None:
-    path = _save(tmp_path, 1)
-    for content in ('{"schema_version": 99}', "{}", "[1]", "3"):
-        (path / "manifest.json").write_text(content)
-        with pytest.raises(InputError, match=r"schema version 99|can't be read") as error:
-            load_checkpoint(path)
-        _one_line(error, path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    shutil.rmtree(path_of(folder, 1))
+    if how != "manifest.json gone":
+        with pytest.raises(InputError, match="--restart") as error:
+            latest_checkpoint(folder)
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "executed").exists()
 
 
 def test_without_a_checkpoint_the_way_out_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train first") as error:
+    assert latest_checkpoint(tmp_path) is None and best_step(tmp_path) is None
+    with pytest.raises(InputError, match="train first"):
         find_checkpoint(tmp_path / "checkpoints", "best")
-    _one_line(error, tmp_path / "checkpoints")
-    with pytest.raises(InputError, match="can't be read"):
-        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failing_write_leaves_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_write_leaves_the_checkpoint_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, call: str
 ) -> None:
-    _save(tmp_path, 1)
-
-    def failing(number: int) -> None:
+    def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("data_prep.common.files.os.fsync", failing)
-    with pytest.raises((InputError, KeyboardInterrupt)):
-        _save(tmp_path, 2)
-    found = latest_checkpoint(tmp_path)
-    assert found is not None and found.state.step == 1
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{call}", failing)
+        with pytest.raises((InputError, KeyboardInterrupt)) as refused:
+            save_numbered(folder, 3)
+    if isinstance(refused.value, InputError):
+        assert "step-00000003 can't be written (No space left" in str(refused.value)
+    assert number_of(latest_checkpoint(folder)) == 2
+    assert not list(folder.rglob("*.tmp"))
+
+
+@given(
+    steps=st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True),
+    keep=st.integers(1, 3),
+    best=st.integers(0, 5),
+)
+@settings(max_examples=15)
+def test_the_latest_and_the_best_are_kept(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], keep: int, best: int
+) -> None:
+    """Steps beyond eight digits are still in order."""
+    folder, steps = tmp_path_factory.mktemp("kept"), sorted(steps)
+    marked = steps[min(best, len(steps) - 1)]
+    for number, step in enumerate(steps, start=1):
+        save_numbered(folder, step, 3)
+        if step == marked:
+            mark_best(folder, step)
+        (path_of(folder, step) / ".weights.safetensors.abc.tmp").write_bytes(b"left")
+        path_of(folder, step + 1).mkdir(exist_ok=True)  # a kill came before the manifest
+        remove_old(folder, keep)
+        kept = {*steps[max(number - keep, 0) : number]} | ({marked} if step >= marked else set())
+        found = {path.name for path in folder.glob("step-*")}
+        assert found == {path_of(folder, step).name for step in kept}
+        assert not list(folder.rglob(".*.tmp"))
+        assert number_of(find_checkpoint(folder, "last")) == step
+    assert number_of(find_checkpoint(folder, "best")) == best_step(folder) == marked
+
+
+def test_a_run_keeps_its_latest_checkpoints_and_the_best(tiny_store: Store, tmp_path: Path) -> None:
+    monitor = FixedMonitor([20.0, 30.0, 22.0, 23.0])
+    Trainer(config(), tiny_store, tmp_path, monitor).fit(Rows())
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.json", "step-00000006", "step-00000009", "step-00000012"]
+    assert best_step(tmp_path / "checkpoints") == 6
+
+
+def test_a_run_never_prunes_the_only_checkpoint_that_can_be_read(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    """Going on from before a damaged checkpoint: that one is later, and must not count as kept."""
+    changes = {"training__keep_checkpoints": 1, "likelihood__warmup_epochs": 4}
+    folder = tmp_path / "checkpoints"
+    for stop in (8, 10):
+        trainer = Interrupted(config(**changes), tiny_store, tmp_path, FixedMonitor())
+        if stop == 10:
+            shutil.copytree(path_of(folder, 8), path_of(folder, 11))
+            (path_of(folder, 11) / "state.pt").write_bytes(b"damaged")
+            found = latest_checkpoint(folder)
+            assert found is not None and found.state.step == 8
+            trainer.resume(found)
+        trainer.stop_at = stop
+        with pytest.raises(Stopped):
+            trainer.fit(Rows())
+    found = latest_checkpoint(folder)
+    assert found is not None and found.state.step == 10

@@ -13,7 +13,6 @@ import pytest
 import torch
 from commands import (
     OFTEN,
-    ROOT,
     Command,
     checkpoint_of,
     files_of,
@@ -31,10 +30,10 @@ from torch import Tensor, nn
 from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
-from pipeline.commands import train
 from pipeline.data.loading import EpochSampler
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
+from pipeline.training import train
 from pipeline.training.checkpoint import latest_checkpoint
 from pipeline.training.loop import Trainer
 
@@ -180,40 +179,6 @@ def test_torchrun_s_two_processes_stop_together_and_one_goes_on(work_of_all: Pat
     assert status(work, run) == ["KILLED"]
     _ended([forked(work, words_of(work, run))])
     _assert_close(work, "one", run)
-
-
-@pytest.mark.slow
-def test_torchrun_s_two_processes_compute_what_one_computes(work_of_all: Path) -> None:
-    work, run = work_of_all, "launched-whole"
-    (said,) = _ended([spawned(work, words_of(work, run), LAUNCHER)])
-    _assert_close(work, "one", run)
-    assert status(work, run) == ["FINISHED"]
-    assert files_of(work, run) == files_of(work, "one")
-    assert said.count("is trained") == said.count("slices of") == 1
-
-
-@pytest.mark.slow  # the network of a real run, four times
-def test_processes_at_128_compute_what_one_computes(
-    tmp_path: Path, store_writer: Callable[..., Store], work_of_all: Path
-) -> None:
-    """The shipped model at 128², two and four processes."""
-    store = store_writer(tmp_path, splits=("train", "train", "validation"), slices=8, side=128)
-    words = (
-        "train", "--config", str(ROOT / "configs/hcp128.yaml"), f"--data.store={store.path}",
-        "--training.epochs=2", "--training.batch_size=8", "--likelihood.warmup_epochs=1",
-        "--likelihood.residual_steps=2", "--prior.images=20", "--training.device=cpu",
-        "--training.threads=1", "--tracking.enabled=false",
-    )  # fmt: skip
-    for count in (1, 2, 4):
-        _ended(forked_ranks(tmp_path, (*words, "--run", f"of-{count}"), count))
-    one = checkpoint_of(tmp_path, "of-1")
-    for count in (2, 4):
-        other = checkpoint_of(tmp_path, f"of-{count}")
-        assert other.state.step == one.state.step == 4
-        for name, value in one.weights.items():
-            torch.testing.assert_close(
-                other.weights[name], value, rtol=0, atol=2e-5, equal_nan=True
-            )
 
 
 # ------------------------------------------------------------------ within one process

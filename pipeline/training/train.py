@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep.common.invocation import command, run_option
+from data_prep.common.invocation import run_option
+from data_prep.common.mlflow_connection import flat_keys
 from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.wording import quantity
 from data_prep.config import where_keys
-from data_prep.same_scan import copies
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store
 from pipeline.distributed import Processes
@@ -43,11 +43,10 @@ from pipeline.training.summary import levels_of, rates, summary
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "prior", "likelihood", "training")
-DEFAULTS = Config()
 INDIFFERENT = {
     f"{section}.{key}"
     for section in DECISIVE
-    for key in where_keys(getattr(DEFAULTS, section)) | work_keys(getattr(DEFAULTS, section))
+    for key in where_keys(getattr(Config(), section)) | work_keys(getattr(Config(), section))
 }
 # Nats of a whole level below which it carries no information.
 LEAST_RATE = 0.5
@@ -77,7 +76,7 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
 def _train(config: Config, run: str, restart: bool, store: Store, processes: Processes) -> None:
     """Every process's part in a training."""
     folder = run_folder(run)
-    report = print if processes.main else _nothing
+    report = print if processes.main else lambda _: None
     found = None if restart else _latest(folder / "checkpoints", processes)
     if found is not None:
         check_unchanged(found.state, config, store, run)
@@ -85,7 +84,6 @@ def _train(config: Config, run: str, restart: bool, store: Store, processes: Pro
             done = found.state.epoch
             report(f"run {run} is already trained ({done} epochs): nothing to do")
             return
-    refuse_copies(store)
     monitor = None
     if processes.main:
         from pipeline.training.monitor import ValidationMonitor  # slow to import
@@ -164,28 +162,9 @@ def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
     return load_checkpoint(path_of(folder, step))
 
 
-def _nothing(_: str) -> None: ...
-
-
-def refuse_copies(store: Store) -> None:
-    """Raise InputError where a scan is in two splits under two names: an earlier version's store.
-
-    Known here, before the training, and not after it.
-    """
-    for group in () if store.image_set else copies(store.entries):
-        if len({entry.split for entry in group}) > 1:
-            named = " and ".join(f"{entry.subject} ({entry.split})" for entry in group)
-            raise InputError(
-                f"store {store.name}: {named} are one scan: prepare the store again "
-                f"({command('prepare', makes=store.name)}), which puts them into one split"
-            )
-
-
 def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:
     """Raise InputError if a checkpoint's run was made with another configuration or store."""
-    defaults = asdict(DEFAULTS)  # of keys that are younger than the run
-    old = {key: defaults[key] | state.config.get(key, {}) for key in DECISIVE}
-    changed = differences(old, asdict(config))
+    changed = differences(state.config, asdict(config))
     if state.store["digest"] != store.digest:
         changed.append("prepared store")
     if changed:
@@ -214,16 +193,11 @@ def _describe(config: Config, store: Store, tracker: Tracker, run: str) -> None:
     tracker.note(run_note(config, store, run))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Dotted keys of the decisive sections whose values differ."""
-    found = []
-    for key in sorted({*old, *new}):
-        name = f"{prefix}{key}"
-        if name.split(".")[0] not in DECISIVE or name in INDIFFERENT:
-            continue
-        left, right = old.get(key), new.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, f"{name}.")
-        elif left != right:
-            found.append(name)
-    return found
+    before, now = dict(flat_keys(old)), dict(flat_keys(new))
+    return [
+        key
+        for key in sorted({*before, *now} - INDIFFERENT)
+        if key.split(".")[0] in DECISIVE and before.get(key) != now.get(key)
+    ]

@@ -1,12 +1,9 @@
 """The export of a run: its package, its version in MLflow, and every refusal."""
 
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,90 +15,50 @@ from data_prep.common.mlflow_runs import track_run
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.commands.export import portable
-from pipeline.config import Config
 from pipeline.decoder_package import describe, load, writing
 from pipeline.decoder_package.standalone import largest_error
 from pipeline.errors import InputError
-from pipeline.fits.fits import Fits, fits_digest, write_fits
+from pipeline.fits.fits import fits_digest, read_fits, write_fits
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import Level, ModelConfig
-from pipeline.models.prior import LatentPrior
+from pipeline.models.config import ModelConfig
+from pipeline.parsing import load_config
 from pipeline.tracking import served_decoder
-from pipeline.training.checkpoint import (
-    TrainingState,
-    find_checkpoint,
-    load_checkpoint,
-    mark_best,
-    save_checkpoint,
-)
-from pipeline.training.loop import roles_of
-from pipeline.training.objective import build_objective
+from pipeline.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pipeline.training.loop import load_objective
 
-CONFIG = replace(
-    Config(),
-    data=replace(Config().data, store="tiny"),
-    model=ModelConfig(levels=[Level(4, 2), Level(8, 1)], width=4, max_width=8, kernel_hidden=8),
-    likelihood=LikelihoodConfig(kernel_size=5, residual_steps=2),
-)
-LATENTS = CONFIG.model.latent_size
+LATENTS = 96
 NAME = "sharp-vae-mri-decoder"
+WORDS = ("--run", "tiny", "--register", "false")
 
-MakeRun = Callable[..., Path]
-
-
-@pytest.fixture
-def make_run(work: Path, store_writer: Callable[..., Store]) -> MakeRun:
-    """Makes a run as a training leaves it, with random weights, scored if lpips is given."""
-    store = store_writer(work)
-
-    def make(
-        name: str = "tiny",
-        *,
-        lpips: float | None = None,
-        seed: int = 0,
-        trained: bool = True,
-        config: Config = CONFIG,
-        prior: LatentPrior | None = None,
-    ) -> Path:
-        torch.manual_seed(seed)
-        objective = build_objective(config, store.image_shape)
-        weights = {f"averaged.{name}": value for name, value in objective.state_dict().items()}
-        if trained:
-            weights["averaged.term.scale.running"] = torch.tensor(-4.0)
-        state = TrainingState(
-            step=0,
-            config=asdict(config),
-            image_shape=list(store.image_shape),
-            store={"name": store.name, "digest": store.digest},
-            roles=roles_of(store),
-        )
-        folder = work / "runs" / name
-        for step in (3, 6):
-            path = save_checkpoint(folder / "checkpoints", weights, replace(state, step=step))
-        mark_best(folder / "checkpoints", 6)
-        write_fits(folder, load_checkpoint(path).digest, Fits(prior=prior))
-        if lpips is not None:
-            score(folder, path, lpips)
-        return folder
-
-    return make
+Command = Callable[..., str]
 
 
-def score(folder: Path, checkpoint: Path, lpips: float) -> None:
-    """An evaluation of a checkpoint, as `evaluate` leaves it."""
-    (folder / "evaluation").mkdir(exist_ok=True)
-    digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
-    metrics = {"lpips_alex": {"mean": lpips, "low": None, "high": None}}
-    fits = fits_digest(folder, digest)
-    inputs = {"checkpoint": digest, "fits": fits, "store": "s", "evaluation": {"split": "test"}}
-    (folder / "evaluation/metrics.json").write_text(json.dumps(metrics))
-    (folder / "evaluation/inputs.json").write_text(json.dumps(inputs))
+def score(run: Path, **metrics: float) -> None:
+    """An evaluation of the best checkpoint, as `evaluate` leaves it."""
+    digest = find_checkpoint(run / "checkpoints", "best").digest
+    inputs = {"checkpoint": digest, "fits": fits_digest(run, digest), "evaluation": {}}
+    intervals = {key: {"mean": mean, "low": None, "high": None} for key, mean in metrics.items()}
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation/metrics.json").write_text(json.dumps(intervals))
+    (run / "evaluation/inputs.json").write_text(json.dumps(inputs))
+
+
+def another(run: Path, name: str, *, cold: bool = False, tracking: bool = False) -> Path:
+    """A copy of a run under another name; cold: its term has no scale yet."""
+    checkpoint = find_checkpoint(run / "checkpoints", "best")
+    vae = load_objective(checkpoint, load_config(run / "config.yaml")).vae
+    fits = read_fits(run, checkpoint.digest, vae)
+    if cold:
+        checkpoint.weights["averaged.term.scale.running"].fill_(torch.nan)
+    checkpoint.state.config["tracking"]["enabled"] = tracking
+    copy = run.with_name(name)
+    path = save_checkpoint(copy / "checkpoints", checkpoint.weights, checkpoint.state)
+    write_fits(copy, load_checkpoint(path).digest, fits)
+    return copy
 
 
 @pytest.fixture
-def export(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Exports; the graphs, whose proof takes seconds and has tests of its own, unproven."""
     monkeypatch.setattr(writing, "prove", lambda *_: {"decoder.pt2": 3e-7})
 
@@ -115,24 +72,20 @@ def export(
     return run
 
 
-def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], work: Path) -> None:
-    make_run(lpips=0.2)
-    words = ("--run", "tiny", "--register", "false")
-    said = export(*words)
+def test_the_package_is_the_run(tiny_run: Path, export: Command, work: Path) -> None:
+    score(tiny_run, lpips_alex=0.2)
+    said = export(*WORDS)
     assert str(work / "packages/tiny") in said and "at most 3e-07" in said and "1e-05" in said
-    assert "nothing to do" in export(*words)
+    assert "nothing to do" in export(*WORDS)
     package = load(work / "packages/tiny")
-    checkpoint = find_checkpoint(work / "runs/tiny/checkpoints", "best")
-    weights = package.vae.state_dict()
-    assert weights.keys() == {
-        name.removeprefix("averaged.vae.")
-        for name in checkpoint.weights
-        if name.startswith("averaged.vae.")
-    }
+    checkpoint = find_checkpoint(tiny_run / "checkpoints", "best")
+    weights = {f"averaged.vae.{name}": value for name, value in package.vae.state_dict().items()}
+    assert weights.keys() == {n for n in checkpoint.weights if n.startswith("averaged.vae.")}
     for name, value in weights.items():
-        assert torch.equal(value, checkpoint.weights[f"averaged.vae.{name}"])
+        assert torch.equal(value, checkpoint.weights[name])
     facts = package.metadata
-    assert facts["run"]["name"] == "tiny" and facts["run"]["checkpoint"]["step"] == 6
+    assert facts["run"]["name"] == "tiny"
+    assert facts["run"]["checkpoint"]["step"] == checkpoint.state.step
     assert facts["store"]["name"] == "tiny" and facts["store"]["simulated"]
     assert facts["evaluation"]["metrics"]["lpips_alex"]["mean"] == 0.2
     assert (package.spacing_mm, package.plane) == (3.2, "axial")
@@ -142,17 +95,15 @@ def test_the_package_is_the_run(make_run: MakeRun, export: Callable[..., str], w
     assert not package.trained_on(subject="p04", family="p04")
     assert package.fitted_on(subject="p03") and not package.fitted_on(family="p00", subject="p04")
     assert '"p00"' not in json.dumps(facts)
-    assert package.scale == pytest.approx(np.exp(-2))
+    scale = 0.5 * checkpoint.weights["averaged.term.scale.running"].item()
+    assert package.scale == pytest.approx(np.exp(scale))
     assert not (work / "mlflow.db").exists()
 
 
-def test_monai_runs_the_package_as_a_bundle(
-    make_run: MakeRun, export: Callable[..., str], work: Path
-) -> None:
+def test_monai_runs_the_package_as_a_bundle(tiny_run: Path, export: Command, work: Path) -> None:
     from monai.bundle import run  # takes seconds
 
-    make_run(prior=LatentPrior(LATENTS, 3, 2))
-    export("--run", "tiny", "--register", "false")
+    export(*WORDS)
     config = Path(__file__).parents[1] / "docs/examples/monai_bundle.yaml"
     output = work / "bundle"
     run(run_id="run", config_file=str(config), package=str(work / "packages/tiny"),
@@ -179,7 +130,7 @@ TENSOR = {
 }
 
 
-@pytest.mark.parametrize("missing", ["", *ASKED[1:]])
+@pytest.mark.parametrize("missing", ["", "authors", "network_data_format"])
 def test_monai_verifies_the_metadata(tmp_path: Path, missing: str) -> None:
     from monai.bundle import verify_metadata  # takes seconds
 
@@ -202,18 +153,17 @@ def test_monai_verifies_the_metadata(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(
-    make_run: MakeRun, export: Callable[..., str], work: Path
+    tiny_run: Path, export: Command, work: Path
 ) -> None:
-    make_run(prior=LatentPrior(LATENTS, 3, 2))
-    words, folder = ("--run", "tiny", "--register", "false"), work / "packages/tiny"
-    export(*words)
+    folder = work / "packages/tiny"
+    export(*WORDS)
     package = load(folder)
-    assert package.prior is not None and package.prior.sizes == {"pieces": 3, "rank": 2}
+    assert package.prior is not None and package.prior.sizes == {"pieces": 4, "rank": 2}
     latents = package.prior.sample(4, torch.Generator().manual_seed(0))
     drawn = package.sample(4, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn, package.decode(latents))
     assert (folder / "prior.pt2").exists()
-    export(*words, "--prior", "false")
+    export(*WORDS, "--prior", "false")
     package = load(folder)
     assert package.prior is None and package.metadata["prior"] is None
     assert not list(folder.glob("prior*"))
@@ -221,27 +171,28 @@ def test_the_prior_of_samples_comes_along_unless_it_may_not_leave(
 
 
 def test_a_later_evaluation_makes_another_package(
-    make_run: MakeRun, export: Callable[..., str], work: Path
+    tiny_run: Path, export: Command, work: Path
 ) -> None:
-    folder = make_run()
-    export("--run", "tiny", "--register", "false")
+    export(*WORDS)
+    score(tiny_run, psnr=20.0)
+    inputs = tiny_run / "evaluation/inputs.json"
+    own = inputs.read_text()
+    inputs.write_text(own.replace('"checkpoint": "', '"checkpoint": "of another '))
+    assert "nothing to do" in export(*WORDS)
     assert load(work / "packages/tiny").metadata["evaluation"] is None
-    last = find_checkpoint(folder / "checkpoints", "last").path
-    score(folder, last.with_name("step-00000003"), 0.1)  # of another checkpoint: not its own
-    assert "nothing to do" in export("--run", "tiny", "--register", "false")
-    score(folder, last, 0.1)
-    assert "nothing to do" not in export("--run", "tiny", "--register", "false")
+    inputs.write_text(own)
+    assert "nothing to do" not in export(*WORDS)
     assert load(work / "packages/tiny").metadata["evaluation"] is not None
 
 
 @pytest.mark.slow
-def test_versions_in_mlflow(make_run: MakeRun, export: Callable[..., str], work: Path) -> None:
+def test_versions_in_mlflow(tiny_run: Path, export: Command, work: Path) -> None:
     """A story in one test, since a fresh database takes seconds."""
     from mlflow import MlflowClient
 
-    run = make_run("plain")
+    another(tiny_run, "plain", tracking=True)
     assert f"{NAME}, version 1" in export("--run", "plain")
-    make_run("good", lpips=0.2, seed=1)
+    score(another(tiny_run, "good", tracking=True), lpips_alex=0.2)
     assert f"{NAME}, version 2" in export("--run", "good")
     assert "version 2 (registered already)" in export("--run", "good")
 
@@ -270,7 +221,6 @@ def test_versions_in_mlflow(make_run: MakeRun, export: Callable[..., str], work:
         with pytest.raises(Exception, match=address) as refused:
             load(address)
         assert type(refused.value).__name__ == "InputError" and "\n" not in str(refused.value)
-    shutil.rmtree(run)
 
 
 # Without the project; signature and example are those of the model.
@@ -293,13 +243,12 @@ print(json.dumps(model.predict(np.array(json.load(sys.stdin), dtype=np.float32))
 
 
 def test_what_mlflow_serves_is_the_decoder_unpickled(
-    make_run: MakeRun, export: Callable[..., str], work: Path
+    tiny_run: Path, export: Command, work: Path
 ) -> None:
     """Without a database; the slow test goes through the registry."""
     import mlflow.pyfunc
 
-    make_run()
-    export("--run", "tiny", "--register", "false")
+    export(*WORDS)
     mlflow.pyfunc.save_model(
         str(work / "model"),
         python_model=served_decoder.__file__,
@@ -330,7 +279,7 @@ def test_a_database_that_is_none_is_told_in_a_line(work: Path) -> None:
 
 
 def test_what_can_not_be_exported_is_refused(
-    make_run: MakeRun, export: Callable[..., str], work: Path, tmp_path: Path,
+    tiny_run: Path, export: Command, work: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, store_writer: Callable[..., Store],
 ) -> None:  # fmt: skip
     assert "no run at" in export("--run", "nobody", code=2)
@@ -339,24 +288,23 @@ def test_what_can_not_be_exported_is_refused(
     (work / "runs/empty").mkdir(parents=True)
     assert "--onyx" in export("--run", "empty", "--onyx", "true", code=2)
     assert "no checkpoint" in export("--run", "empty", code=2)
-    make_run("cold", trained=False)
+    another(tiny_run, "cold", cold=True)
     assert "warmup_epochs" in export("--run", "cold", code=2)
-    make_run()
+    another(tiny_run, "tracked", tracking=True)
     (tmp_path / "there").mkdir()
     (tmp_path / "there/file").touch()
     words = ("--run", "tiny", "--output", tmp_path / "there")
     assert "is no decoder package" in export(*words, code=2)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/there/file/mlflow.db")
-    assert "--register false" in export("--run", "tiny", code=2)
-    assert load(work / "packages/tiny")  # which is there all the same
+    assert "--register false" in export("--run", "tracked", code=2)
+    assert load(work / "packages/tracked")  # which is there all the same
     store_writer(work, seed=9)
     assert "not the one that run tiny was trained on" in export("--run", "tiny", code=2)
 
 
 def test_a_run_without_tracking_is_not_registered(
-    make_run: MakeRun, export: Callable[..., str], work: Path
+    tiny_run: Path, export: Command, work: Path
 ) -> None:
-    make_run(config=replace(CONFIG, tracking=replace(CONFIG.tracking, enabled=False)))
     assert "MLflow" not in export("--run", "tiny")
     assert not (work / "mlflow.db").exists()
 

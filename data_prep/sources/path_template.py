@@ -14,7 +14,7 @@ from data_prep.config import PrepareConfig
 from data_prep.sources import freesurfer
 from data_prep.sources.families import Families, read_families
 from data_prep.sources.matching import Match, search
-from data_prep.volume.pairs import files_of
+from data_prep.volume.verify import files_of
 
 # Of what is left out, by name; a dry run shows all.
 SHOWN = 20

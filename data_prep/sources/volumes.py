@@ -65,8 +65,8 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
     # Taken before reading: a file that changes meanwhile is seen as changed next time.
     found = subject.fingerprint()
     # MONAI takes seconds to import: only where volumes are transformed.
-    from data_prep.volume.loading import native_of, paths, slices_of
-    from data_prep.volume.transforms import IMAGE, apply, volume_transforms
+    from data_prep.volume.loading import native_of, paths
+    from data_prep.volume.transforms import IMAGE, apply, scan_key, volume_transforms
 
     try:
         if subject.closed:
@@ -74,8 +74,9 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
         if subject.mask_path and not subject.mask_path.is_file():
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
         steps = (chain or volume_transforms)(config)
-        image = apply(steps, paths(subject.source_path, subject.mask_path))[IMAGE]
-        slices, native = slices_of(image), native_of(image)
+        made = apply(steps, paths(subject.source_path, subject.mask_path))
+        image, scan = made[IMAGE], made[scan_key(IMAGE)]
+        native = native_of(scan)
     except VolumeError as error:
         return [Quarantined(**found, reason=error.reason, message=error.message)]
     except MemoryError:
@@ -86,18 +87,18 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
         message = f"{type(error).__name__}: {error}"
         return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
     # Outside the try: a full disk is no fault of a scan and ends the run.
-    shard = write_shard(job.store, subject.subject, slices.images, job.run)
+    shard = write_shard(job.store, subject.subject, image.numpy(), job.run)
     return [
         SubjectEntry(
             **found,
             **shard,
             **subject.assignment(),
-            source_sha256=image.meta["sha256"],
-            slice_indices=slices.indices,
-            affine=tuple(tuple(float(v) for v in row) for row in slices.affine),
-            cropped=slices.cropped,
+            source_sha256=scan.sha256,
+            slice_indices=scan.indices,
+            affine=tuple(tuple(float(v) for v in row) for row in image.affine),
+            cropped=scan.cropped,
             volume=native,
-            flags=image.meta["flags"],
-            findings=image.meta["findings"],
+            flags=scan.flags,
+            findings=dict(scan.findings),
         )
     ]

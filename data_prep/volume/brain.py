@@ -16,16 +16,14 @@ BELOW = 1 / 3
 ZEROS = 0.25
 
 
-def brain_of_image(image: Tensor, lowest: float) -> tuple[Tensor, tuple[str, ...]]:
+def brain_of_image(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     """Where a skull-stripped image (X, Y, Z) shows brain, bool, and flags that say what is odd.
 
     That is where it is above 0. Where its background is another constant, above that; and
     where intensities lie on both sides of the background, where they differ from it.
-
-    lowest: of the image's values.
     """
     ground = background(image)
-    if ground is None or (ground == 0 and lowest >= 0):
+    if ground is None or (ground == 0 and float(image.min()) >= 0):
         return image > 0, ()
     below, above = int((image < ground).sum()), int((image > ground).sum())
     around = below >= BELOW * max(below + above, 1)

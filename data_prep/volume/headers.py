@@ -105,13 +105,15 @@ def parse_header(
         pair: the voxels lie in a file of their own (.hdr and .img).
 
     Raises:
-        VolumeError: html, dicom, wrong_format, wrong_extension, not_nifti, header, dimensions,
-            no_orientation.
+        VolumeError: html, dicom, wrong_format, wrong_extension, not_nifti, truncated, header,
+            dimensions, no_orientation.
     """
     refuse_other_kinds(start, name)
     kind = _kind(start, pair)
     if kind is None:
         raise VolumeError("not_nifti", f"{name} does not begin as a NIfTI or MGH file does")
+    if len(start) < _length(kind):
+        raise VolumeError("truncated", f"{name} ends within its header")
     if (kind is MGHHeader) != name.lower().endswith((".mgh", ".mgz")):
         true, ending = ("an MGH", ".mgz") if kind is MGHHeader else ("a NIfTI", ".nii.gz")
         raise VolumeError("wrong_extension", f"{name} is {true} file: name it {ending}")
@@ -222,20 +224,17 @@ def _length(kind: Any) -> int:
     return MGH_BYTES if kind is MGHHeader else int(kind.sizeof_hdr)
 
 
-def _kind(start: bytes, pair: bool = False) -> Any:
+def _kind(start: bytes, pair: bool) -> Any:
     """The class that reads this header, as its first four bytes have it.
 
     Of a pair without NIfTI's magic, Analyze: as nibabel does, with the scaling of SPM.
     """
-    if start[:4] == b"\0\0\0\1" and len(start) >= MGH_BYTES:
+    if start[:4] == b"\0\0\0\1":
         return MGHHeader
-    kinds: tuple[Any, ...] = (nib.Nifti1Header, nib.Nifti2Header)
-    for kind in kinds:
-        if pair and kind is nib.Nifti1Header and start[344:347] not in (b"ni1", b"n+1"):
-            kind = Spm2AnalyzeHeader
-        orders = (kind.sizeof_hdr.to_bytes(4, "little"), kind.sizeof_hdr.to_bytes(4, "big"))
-        if start[:4] in orders:
-            return kind
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if start[:4] in (kind.sizeof_hdr.to_bytes(4, order) for order in ("little", "big")):
+            analyze = pair and kind is nib.Nifti1Header and start[344:347] not in (b"ni1", b"n+1")
+            return Spm2AnalyzeHeader if analyze else kind
     return None
 
 
@@ -259,9 +258,3 @@ def _forms_disagree(
     distance = np.linalg.norm(apart[:3, :3] @ corners + apart[:3, 3:], axis=0).max()
     edge = nib.affines.voxel_sizes(header.get_sform()).min()
     return not distance <= edge + tolerance
-
-
-def is_short(start: bytes) -> bool:
-    """Whether `start` is the beginning of a header that it does not hold whole."""
-    kind = _kind(start.ljust(MGH_BYTES, b"\1")) if len(start) >= 4 else None
-    return kind is not None and len(start) < _length(kind)

@@ -7,14 +7,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
 
 from data_prep.config import PrepareConfig
 from data_prep.entries import NativeVolume
 from data_prep.volume.brain import brain_of_mask
-from data_prep.volume.mask_shape import mask_shape
+from data_prep.volume.findings import mask_shape
 from data_prep.volume.slices import Slices, check_grid, cut_checked, voxel_sizes
-from data_prep.volume.transforms import IMAGE, MASK, apply, volume_transforms
+from data_prep.volume.transforms import IMAGE, MASK, Scan, apply, scan_key, volume_transforms
 from data_prep.volume.verify import VerifiedVolume, read_verified
 
 
@@ -60,18 +59,18 @@ def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Vo
     """
     chain = volume_transforms(config)
     found = apply(chain, paths(path, mask_path), end=len(chain) - 1)
-    image, mask = found[IMAGE], found[MASK]
+    image, mask, scan = found[IMAGE], found[MASK], found[scan_key(IMAGE)]
     affine = image.affine.numpy()
     return Volume(
         image.as_tensor()[0].numpy(),
         mask.as_tensor()[0].numpy(),
         affine,
-        image.meta["original_affine"],
+        scan.affine,
         voxel_sizes(affine),
-        image.meta["sha256"],
-        image.meta["flags"],
-        native_of(image),
-        path.name,
+        scan.sha256,
+        scan.flags,
+        native_of(scan),
+        scan.name,
     )
 
 
@@ -80,23 +79,12 @@ def paths(path: Path, mask_path: Path | None) -> dict[str, Any]:
     return {IMAGE: path} if mask_path is None else {IMAGE: path, MASK: mask_path}
 
 
-def native_of(image: MetaTensor) -> NativeVolume:
-    """What an image was like on disk, as the chain's steps noted it."""
-    affine = image.meta["original_affine"]
-    x, y, z = (int(n) for n in image.meta["spatial_shape"])
-    dx, dy, dz = (float(s) for s in voxel_sizes(affine))
-    code = "".join(nib.aff2axcodes(affine))
-    return NativeVolume((x, y, z), (dx, dy, dz), code, *image.meta["intensity_range"])
-
-
-def slices_of(image: MetaTensor) -> Slices:
-    """What the chain's last step made, as the store keeps it."""
-    return Slices(
-        image.as_tensor().numpy(),
-        image.meta["slice_indices"],
-        image.affine.numpy(),
-        image.meta["cropped"],
-    )
+def native_of(scan: Scan) -> NativeVolume:
+    """A volume as it lay on disk."""
+    dx, dy, dz = (float(side) for side in voxel_sizes(scan.affine))
+    code = "".join(nib.aff2axcodes(scan.affine))
+    low, high = scan.intensity["low"], scan.intensity["high"]
+    return NativeVolume(scan.shape, (dx, dy, dz), code, low, high)
 
 
 def canonical(volume: VerifiedVolume) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from scipy import ndimage
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
 from data_prep.flags import BLACK_SLICES, flag
-from data_prep.volume.mask_shape import MaskShape, mask_shape
+from data_prep.volume.findings import MaskShape, mask_shape
 
 # Per plane: the RAS axis of slices, of rows and of columns. Rows run against their axis.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}

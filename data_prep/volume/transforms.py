@@ -6,11 +6,13 @@
      'CheckPlausibilityd', 'ExtractSlicesd']
 
 Keys are "image" and "mask"; values are paths first, then channel-first MetaTensors (1, X, Y, Z) in
-RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. MONAI does the reorientation and the scaling;
-the other steps have no counterpart there, and can stand in any chain.
+RAS mm, and at the end slices (n, 1, H, W) in [0, 1]. What the steps find of an image is a `Scan`
+under "image_scan". MONAI does the reorientation and the scaling; the other steps have no
+counterpart there, and can stand in any chain that begins with LoadVerifiedd.
 """
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,7 @@ from data_prep.config import Plane, PrepareConfig
 from data_prep.flags import words_of
 from data_prep.volume.bias_field import n4_corrected
 from data_prep.volume.brain import brain_of_image, brain_of_mask
-from data_prep.volume.findings import findings
-from data_prep.volume.mask_shape import MaskShape, mask_shape
+from data_prep.volume.findings import MaskShape, findings, mask_shape
 from data_prep.volume.plausibility import PlausibilityConfig, doubts
 from data_prep.volume.slices import check_grid, cut_checked, voxel_sizes
 from data_prep.volume.verify import read_verified
@@ -41,6 +42,35 @@ IMAGE, MASK = "image", "mask"
 PLAUSIBLE = PlausibilityConfig()
 # Names of both ends of each axis of RAS, which MONAI would else take from the image.
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the steps of a chain find of an image and hand on.
+
+    name, sha256, shape, affine: of its file: voxels along its axes as stored, and (4, 4) float64 to
+    RAS mm. flags: what is odd about it though it is usable (flags.py).
+    intensity: in the brain, what became 0 and 1 as low and high, the mean, and as saturated the
+    share of voxels at the largest value. findings: as findings.py has them.
+    brain: the mask whose shape was measured, and its shape.
+    indices, cropped: as Slices has them.
+    """
+
+    name: str
+    sha256: str
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    flags: tuple[str, ...] = ()
+    intensity: Mapping[str, float] = field(default_factory=dict)
+    findings: Mapping[str, float] = field(default_factory=dict)
+    brain: tuple[MetaTensor, MaskShape] | None = None
+    indices: tuple[int, ...] = ()
+    cropped: bool = False
+
+
+def scan_key(key: Hashable) -> str:
+    """Where a chain keeps the Scan of the image under `key`."""
+    return f"{key}_scan"
 
 
 def volume_transforms(config: PrepareConfig) -> Compose:
@@ -96,8 +126,8 @@ def apply(chain: Compose, data: Mapping[str, Any], end: int | None = None) -> di
 class LoadVerifiedd(MapTransform):
     """A NIfTI or MGH file -> MetaTensor (1, X, Y, Z) float32, read to the gzip checksum at its end.
 
-    MONAI's LoadImaged reads a damaged file as if nothing were wrong with it. `meta` has
-    filename_or_obj, sha256, flags, lowest, original_affine and spatial_shape. Raises VolumeError.
+    MONAI's LoadImaged reads a damaged file as if nothing were wrong with it. `meta` has what its
+    writers look for, the Scan beside the image all else. Raises VolumeError.
     """
 
     def __init__(
@@ -123,12 +153,11 @@ class LoadVerifiedd(MapTransform):
             )
             meta = {
                 "filename_or_obj": str(path),
-                "sha256": read.sha256,
-                "flags": read.flags,
-                "lowest": read.lowest,
                 "original_affine": read.affine,
                 "spatial_shape": np.array(read.data.shape),
             }
+            x, y, z = read.data.shape
+            found[scan_key(key)] = Scan(path.name, read.sha256, (x, y, z), read.affine, read.flags)
             found[key] = MetaTensor(
                 torch.from_numpy(read.data)[None], affine=torch.from_numpy(read.affine), meta=meta
             )
@@ -149,19 +178,18 @@ class BrainMaskd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         image, given = found[self.image_key], found.get(self.mask_key)
+        scan: Scan = found[scan_key(self.image_key)]
         if given is None:
-            mask, flags = brain_of_image(image.as_tensor()[0], image.meta["lowest"])
+            mask, flags = brain_of_image(image.as_tensor()[0])
         else:
-            check_grid(
-                given.shape[1:], given.affine.numpy(), image.shape[1:], image.affine.numpy(),
-                _name(given),
-            )  # fmt: skip
+            name = found[scan_key(self.mask_key)].name
+            affines = given.affine.numpy(), image.affine.numpy()
+            check_grid(given.shape[1:], affines[0], image.shape[1:], affines[1], name)
             mask, flags = brain_of_mask(given.as_tensor()[0], self.threshold)
         if not mask.any():
-            raise VolumeError("no_brain", f"{_name(image)} has no voxel inside the brain")
+            raise VolumeError("no_brain", f"{scan.name} has no voxel inside the brain")
         found[self.mask_key] = MetaTensor(mask[None], affine=image.affine.clone())
-        if flags:
-            found[self.image_key] = _like(image, image, flags=(*image.meta["flags"], *flags))
+        found[scan_key(self.image_key)] = replace(scan, flags=(*scan.flags, *flags))
         return found
 
 
@@ -184,9 +212,7 @@ class ScaleWithinMaskd(Transform):
     """Percentiles within the mask become 0 and 1, clipped; what lies outside the mask becomes 0.
 
     MONAI's ScaleIntensityRangePercentiles takes them over the whole image, most of which is
-    background. `meta` gets intensity_range, what became 0 and 1, and of the brain the mean and the
-    share of voxels at its largest value, as `mean` and `saturated`. Raises VolumeError
-    (no_contrast).
+    background. The Scan gets the brain's intensity. Raises VolumeError (no_contrast).
     """
 
     def __init__(self, image_key: str, mask_key: str, lower: float, upper: float) -> None:
@@ -197,12 +223,13 @@ class ScaleWithinMaskd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
+        scan: Scan = found[scan_key(self.image_key)]
         values, inside = _along_memory(image), _along_memory(mask, image)
-        kept = values.numpy()[inside.numpy()]
-        low, high = _percentiles(kept, [self.lower, self.upper])
+        kept = values.numpy()[inside.numpy()].astype(np.float64)
+        low, high = np.percentile(kept, [self.lower, self.upper]).tolist()
         if not high > low:
             raise VolumeError(
-                "no_contrast", f"{_name(image)} has one intensity, {low:g}, all over the brain"
+                "no_contrast", f"{scan.name} has one intensity, {low:g}, all over the brain"
             )
         scaled = torch.empty_like(image.as_tensor())
         scale = ScaleIntensityRange(low, high)
@@ -210,20 +237,21 @@ class ScaleWithinMaskd(Transform):
         parts = [part.split(2) for part in (_along_memory(scaled, image), values, inside)]
         for out, part, brain in zip(*parts, strict=True):
             torch.mul(torch.as_tensor(scale(part)).clamp_(0, 1), brain, out=out)
-        found[self.image_key] = _like(
-            image,
-            scaled,
-            intensity_range=(low, high),
-            mean=float(kept.mean(dtype=np.float64)),
-            saturated=_share_of_largest(kept, int((len(kept) - 1) * self.upper / 100)),
-        )
+        found[self.image_key] = _like(image, scaled)
+        intensity = {
+            "low": low,
+            "high": high,
+            "mean": float(kept.mean()),
+            "saturated": np.count_nonzero(kept == kept.max()) / len(kept),
+        }
+        found[scan_key(self.image_key)] = replace(scan, intensity=intensity)
         return found
 
 
 class CheckPlausibilityd(Transform):
     """Is this the brain of an adult, as plausibility.py expects it.
 
-    `meta` gets findings, and a flag for each that is not as expected. Raises VolumeError
+    The Scan gets findings, and a flag for each that is not as expected. Raises VolumeError
     (implausible) for these where the configuration puts them into quarantine.
     """
 
@@ -234,16 +262,14 @@ class CheckPlausibilityd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
-        image, meta = found[self.image_key], found[self.image_key].meta
-        low, high = meta["intensity_range"]
-        intensity = {"low": low, "high": high, "mean": meta["mean"], "saturated": meta["saturated"]}
-        shape, affine = _shape_of(found[self.mask_key]), image.affine.numpy()
-        measured = findings(shape, affine, meta["original_affine"], intensity)
+        mask, scan = found[self.mask_key], found[scan_key(self.image_key)]
+        shape = mask_shape(_array(mask))
+        measured = findings(shape, mask.affine.numpy(), scan.affine, scan.intensity)
         flags = doubts(measured, self.config)
         if flags and self.config.action == "quarantine":
-            raise VolumeError("implausible", f"{_name(image)}: {'; '.join(map(words_of, flags))}")
-        found[self.image_key] = _like(
-            image, image, findings=measured, flags=(*meta["flags"], *flags)
+            raise VolumeError("implausible", f"{scan.name}: {'; '.join(map(words_of, flags))}")
+        found[scan_key(self.image_key)] = replace(
+            scan, findings=measured, flags=(*scan.flags, *flags), brain=(mask, shape)
         )
         return found
 
@@ -255,8 +281,8 @@ class ExtractSlicesd(Transform):
     """Native slices of a plane on a square pixel grid of known size in mm, centred on the brain.
 
     The image becomes a MetaTensor (n, 1, H, W) whose affine maps (row, column, slice number, 1) to
-    RAS mm; `meta` gets slice_indices and cropped, whether part of the brain lies outside the grid.
-    The volume must be in RAS (Orientationd). Raises VolumeError (too_small, black).
+    RAS mm; the Scan gets indices and cropped. The volume must be in RAS (Orientationd). Raises
+    VolumeError (too_small, black).
     """
 
     def __init__(
@@ -285,18 +311,16 @@ class ExtractSlicesd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         image, mask = found[self.image_key], found[self.mask_key]
-        cut = cut_checked(
-            _array(image), image.affine.numpy(), _shape_of(mask), self.config, _name(image)
-        )
+        scan: Scan = found[scan_key(self.image_key)]
+        known = scan.brain is not None and scan.brain[0] is mask
+        shape = scan.brain[1] if scan.brain and known else mask_shape(_array(mask))
+        cut = cut_checked(_array(image), image.affine.numpy(), shape, self.config, scan.name)
+        affine = torch.from_numpy(cut.affine)
         found[self.image_key] = MetaTensor(
-            torch.from_numpy(cut.images),
-            meta={
-                **image.meta,
-                "affine": torch.from_numpy(cut.affine),
-                "slice_indices": cut.indices,
-                "cropped": cut.cropped,
-                "flags": (*image.meta["flags"], *cut.flags),
-            },
+            torch.from_numpy(cut.images), meta={**image.meta, "affine": affine}
+        )
+        found[scan_key(self.image_key)] = replace(
+            scan, flags=(*scan.flags, *cut.flags), indices=cut.indices, cropped=cut.cropped
         )
         return found
 
@@ -314,44 +338,7 @@ def _along_memory(values: torch.Tensor, like: torch.Tensor | None = None) -> tor
     return plain[0].permute(order)
 
 
-def _percentiles(values: np.ndarray, percent: list[float]) -> list[float]:
-    """As np.percentile of float64, without a copy in float64. Sorts `values` (n,) in part."""
-    position = (len(values) - 1) * np.array(percent) / 100
-    below = position.astype(int)
-    above = np.minimum(below + 1, len(values) - 1)
-    values.partition(np.unique([below, above]))
-    low, high = values[below].astype(np.float64), values[above].astype(np.float64)
-    return (low + (high - low) * (position - below)).tolist()
-
-
-def _share_of_largest(values: np.ndarray, place: int) -> float:
-    """The share of `values` (n,) that are as large as the largest. place: where it is parted."""
-    largest = values[place:].max()
-    beyond = values[place:] if values[place] < largest else values
-    return np.count_nonzero(beyond == largest) / len(values)
-
-
-def _shape_of(mask: MetaTensor) -> MaskShape:
-    """The shape of a mask, measured once as long as nothing is done to it."""
-    # The tensor is kept, so that no other one can come to lie in its place.
-    kept, version, shape = mask.meta.get("shape", (None, None, None))
-    if kept is None or version != mask._version or kept.data_ptr() != mask.data_ptr() or (
-        (kept.stride(), kept.shape) != (mask.stride(), mask.shape)
-    ):  # fmt: skip
-        shape = mask_shape(_array(mask))
-        mask.meta["shape"] = (mask.as_tensor(), mask._version, shape)
-    return shape
-
-
-def _name(image: MetaTensor) -> str:
-    return Path(image.meta["filename_or_obj"]).name
-
-
-def _like(image: MetaTensor, values: torch.Tensor, **meta: Any) -> MetaTensor:
-    """Other values in the place of an image's, with all it knows of itself and more."""
+def _like(image: MetaTensor, values: torch.Tensor) -> MetaTensor:
+    """Other values in the place of an image's, with all that MONAI knows of it."""
     plain = values.as_tensor() if isinstance(values, MetaTensor) else values
-    return MetaTensor(
-        plain,
-        meta={**image.meta, **meta},
-        applied_operations=image.applied_operations,
-    )
+    return MetaTensor(plain, meta=dict(image.meta), applied_operations=image.applied_operations)

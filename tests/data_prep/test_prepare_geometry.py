@@ -17,8 +17,8 @@ from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
 from data_prep.preparation import prepare
 from data_prep.volume.bias_field import n4_corrected
+from data_prep.volume.findings import mask_shape
 from data_prep.volume.loading import Volume, canonical, load_volume
-from data_prep.volume.mask_shape import mask_shape
 from data_prep.volume.slices import choose_slices, cut_slices
 from data_prep.volume.verify import read_verified
 

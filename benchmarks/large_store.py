@@ -23,7 +23,7 @@ from measure import Spread, machine
 
 from data_prep.config import PrepareConfig
 from data_prep.entries import SubjectEntry
-from data_prep.store import Store, write_manifest
+from data_prep.store import Store, new_manifest, write_manifest
 from pipeline.data.config import DataConfig
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset
@@ -64,15 +64,17 @@ def sparse_store(folder: Path, subjects: int, slices: int, side: int) -> Store:
         )
     write_manifest(
         folder,
-        name=folder.name,
-        simulated=True,
-        configuration=PrepareConfig(size=side).recorded(),
-        image_shape=(1, side, side),
-        spacing_mm=205 / side,
-        orientation="rows A>P, columns L>R",
-        plane="axial",
-        subjects=entries,
-        quarantined=[],
+        new_manifest(
+            name=folder.name,
+            simulated=True,
+            configuration=PrepareConfig(size=side).recorded(),
+            image_shape=(1, side, side),
+            spacing_mm=205 / side,
+            orientation="rows A>P, columns L>R",
+            plane="axial",
+            subjects=entries,
+            quarantined=[],
+        ),
     )
     return Store.open(folder)
 

@@ -1,8 +1,9 @@
 """The prepared store: writer and reader of the one format between data_prep and pipeline.
 
     work/stores/<name>/manifest.json      what is there and where it came from; written last
-    work/stores/<name>/slices/<id>.npy    one shard per subject: uint16 (n, C, H, W); the subject's
-                                          name, percent-encoded where it is no plain file name
+    work/stores/<name>/slices/<id>.<digest>.npy   one shard per subject: uint16 (n, C, H, W); the
+                                          subject's name, percent-encoded where it is no plain file
+                                          name, and the first digits of the content's SHA-256
 
 A shard's numbers are intensity x 65535, intensity in [0, 1]. A shard's affine maps
 (row, column, slice number) to RAS mm, the slice number being the one in `slice_indices`.
@@ -25,39 +26,16 @@ import numpy as np
 from data_prep.common.errors import InputError
 from data_prep.common.files import atomic_file, sha256_of
 from data_prep.common.invocation import command
-from data_prep.common.names import shard_name
-from data_prep.config import (
-    CHECKS_VERSION,
-    CohortConfig,
-    PrepareConfig,
-    SplitConfig,
-    where_keys,
-)
+from data_prep.common.names import DIGITS, shard_name
+from data_prep.config import CHECKS_VERSION, PrepareConfig, where_keys
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.split import SPLITS
 
-__all__ = [
-    "CohortConfig",
-    "InputError",
-    "NativeVolume",
-    "PrepareConfig",
-    "Quarantined",
-    "SplitConfig",
-    "Store",
-    "StoreError",
-    "SubjectEntry",
-    "canonical_digest",
-    "write_manifest",
-    "write_shard",
-]
+__all__ = ["NativeVolume", "Quarantined", "Store", "StoreError", "SubjectEntry"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SCALE = 65535
-
-# Holds the name of the run that is at work. A worker of a cluster may outlive its run, and must
-# not write into what a later one makes.
-RUNNING = ".run"
 
 # The plane of independent images, which are no slices.
 IMAGE_PLANE = "image"
@@ -85,10 +63,11 @@ def configuration_digest(configuration: dict[str, Any]) -> str:
     return canonical_digest({k: v for k, v in configuration.items() if k not in where})
 
 
-def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") -> dict[str, Any]:
+def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]:
     """Write (n, C, H, W) as a shard, atomically: intensities in [0, 1], or uint8.
 
-    run: name of the run that the shard is for, as in the store's RUNNING; "" does not check.
+    Its name tells its content: it replaces no other shard, whoever writes it and when, such as a
+    worker of a cluster that outlived its run.
 
     255 x 257 is 65535, so bytes come back exactly: as the shard's numbers over 257.
 
@@ -101,27 +80,14 @@ def write_shard(store: Path, subject: str, images: np.ndarray, run: str = "") ->
     stream = io.BytesIO()
     np.save(stream, scaled)
     content = stream.getbuffer()
-    shard = f"slices/{shard_name(subject)}.npy"
+    digest = hashlib.sha256(content).hexdigest()
+    shard = f"slices/{shard_name(subject)}.{digest[:DIGITS]}.npy"
     with atomic_file(store / shard) as file:
         file.write(content)
-        if run and _running(store) != run:
-            raise InputError(f"another run is working on {store}: this one has ended")
-    return {
-        "shard": shard,
-        "shard_sha256": hashlib.sha256(content).hexdigest(),
-        "shard_bytes": len(content),
-    }
+    return {"shard": shard, "shard_sha256": digest, "shard_bytes": len(content)}
 
 
-def _running(store: Path) -> str:
-    try:
-        return (store / RUNNING).read_text("utf-8")
-    except OSError:
-        return ""
-
-
-def write_manifest(
-    store: Path,
+def new_manifest(
     *,
     name: str,
     simulated: bool,
@@ -132,9 +98,8 @@ def write_manifest(
     plane: str,
     subjects: Iterable[SubjectEntry],
     quarantined: Iterable[Quarantined],
-    filename: str = MANIFEST,
-) -> None:
-    """Write the manifest, atomically. spacing_mm is the in-plane pixel size; shape is (C, H, W)."""
+) -> dict[str, Any]:
+    """A manifest. spacing_mm is the in-plane pixel size; image_shape is (C, H, W)."""
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -150,6 +115,11 @@ def write_manifest(
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
     manifest[OWN_DIGEST] = canonical_digest(manifest)
+    return manifest
+
+
+def write_manifest(store: Path, manifest: dict[str, Any], filename: str = MANIFEST) -> None:
+    """Write a manifest, atomically."""
     with atomic_file(store / filename) as file:
         file.write(manifest_bytes(manifest))
 

@@ -24,9 +24,10 @@ SHOWN_FLAGGED = 10
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a preparation did: the store, how many items were made anew, and whether it changed.
+    """A finished preparation.
 
-    moved: subjects that are in another split than before.
+    made: items that were prepared anew. changed: whether the manifest did. moved: subjects that are
+    in another split than before.
     """
 
     store: Store
@@ -50,7 +51,7 @@ def summary(prepared: Prepared, folder: Path) -> list[str]:
     images = store.image_set
     item = "block" if images else "subject"
     lines = []
-    if not prepared.changed:
+    if not prepared.changed and not prepared.made:
         lines.append(f"nothing to do: {store.name} is up to date")
     elif prepared.made < _items(store):
         lines.append(f"{quantity(prepared.made, item)} prepared, the others kept as they were")

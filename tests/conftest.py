@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from tiny import TINY
 
 from data_prep.config import PrepareConfig
-from data_prep.store import Store, SubjectEntry, write_manifest, write_shard
+from data_prep.store import Store, SubjectEntry, new_manifest, write_manifest, write_shard
 
 torch.set_num_threads(1)
 # Autograd counts devices at the first backward pass. After torch.export there is a pretended GPU
@@ -134,15 +134,17 @@ def write_store(
         )
     write_manifest(
         path,
-        name=name,
-        simulated=True,
-        configuration=PrepareConfig(size=side).recorded(),
-        image_shape=(channels, side, side),
-        spacing_mm=3.2,
-        orientation="rows A>P, columns L>R",
-        plane=plane,
-        subjects=entries,
-        quarantined=[],
+        new_manifest(
+            name=name,
+            simulated=True,
+            configuration=PrepareConfig(size=side).recorded(),
+            image_shape=(channels, side, side),
+            spacing_mm=3.2,
+            orientation="rows A>P, columns L>R",
+            plane=plane,
+            subjects=entries,
+            quarantined=[],
+        ),
     )
     return Store.open(path)
 

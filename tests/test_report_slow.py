@@ -10,7 +10,7 @@ import pytest
 from pages import opened
 
 from data_prep.report.writing import write_report
-from data_prep.store import Quarantined, Store, write_manifest, write_shard
+from data_prep.store import Quarantined, Store, new_manifest, write_manifest, write_shard
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +28,11 @@ def report(work: Path, store_writer: Callable[..., Store]) -> Path:
     told = "<img src='http://example.org/x.png'><script>alert(1)</script>"
     write_manifest(
         store.path,
-        **{key: store.manifest[key] for key in (*keys, "orientation", "plane")},
-        subjects=entries,
-        quarantined=[Quarantined("q", "q.nii.gz", 1, 1, "", 0, 0, "corrupt", told)],
+        new_manifest(
+            **{key: store.manifest[key] for key in (*keys, "orientation", "plane")},
+            subjects=entries,
+            quarantined=[Quarantined("q", "q.nii.gz", 1, 1, "", 0, 0, "corrupt", told)],
+        ),
     )
     write_report(Store.open(store.path))
     return store.path / "report/index.html"

@@ -18,8 +18,11 @@ UNKNOWN = frozenset({
     "-1", "-9", "-99", "-999", "-9999",
 })  # fmt: skip
 
+# Digits of the content's SHA-256 in a shard's file name.
+DIGITS = 12
+
 # What a file name has room for, less what a shard and its temporary file add to a subject's name.
-LONGEST = 255 - len("..npy.01234567.tmp")
+LONGEST = 255 - len("...npy.01234567.tmp") - DIGITS
 
 
 def is_unknown(value: str) -> bool:

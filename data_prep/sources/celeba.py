@@ -135,7 +135,7 @@ def transform(job: Job) -> list[Outcome]:
         rows.append(row)
         digest.update(raw)
     if images:
-        shard = write_shard(job.store, block.subject, np.stack(images), job.run)
+        shard = write_shard(job.store, block.subject, np.stack(images))
         outcomes.append(
             SubjectEntry(
                 **found,

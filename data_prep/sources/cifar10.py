@@ -137,7 +137,7 @@ def transform(job: Job) -> list[Outcome]:
     return [
         SubjectEntry(
             **found,
-            **write_shard(job.store, block.subject, images, job.run),
+            **write_shard(job.store, block.subject, images),
             **block.assignment(),
             source_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
             slice_indices=tuple(range(block.first, block.first + len(images))),

@@ -27,12 +27,11 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One item to transform, as sent to a worker. run: for `write_shard`."""
+    """One item to transform, as sent to a worker; `store` is the store's folder."""
 
     item: Any
     config: PrepareConfig
     store: Path
-    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
         message = f"{type(error).__name__}: {error}"
         return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
     # Outside the try: a full disk is no fault of a scan and ends the run.
-    shard = write_shard(job.store, subject.subject, image.numpy(), job.run)
+    shard = write_shard(job.store, subject.subject, image.numpy())
     return [
         SubjectEntry(
             **found,

@@ -21,7 +21,8 @@ from torch.utils.data import get_worker_info
 
 import pipeline.data.loading as loading
 from data_prep.common.mlflow_runs import Tracker
-from data_prep.store import PrepareConfig, Store, SubjectEntry, write_manifest
+from data_prep.config import PrepareConfig
+from data_prep.store import Store, SubjectEntry, new_manifest, write_manifest
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import AugmentationConfig, DataConfig
 from pipeline.data.loading import Batches, EpochSampler
@@ -243,10 +244,19 @@ def _big_store(work: Path, subjects: int, slices: int, side: int) -> Store:
             )
         )  # fmt: skip
     write_manifest(
-        path, name="big", simulated=True, configuration=PrepareConfig(size=side).recorded(),
-        image_shape=(1, side, side), spacing_mm=1.0, orientation="", plane="axial",
-        subjects=entries, quarantined=[],
-    )  # fmt: skip
+        path,
+        new_manifest(
+            name="big",
+            simulated=True,
+            configuration=PrepareConfig(size=side).recorded(),
+            image_shape=(1, side, side),
+            spacing_mm=1.0,
+            orientation="",
+            plane="axial",
+            subjects=entries,
+            quarantined=[],
+        ),
+    )
     return open_store("big", work)
 
 

@@ -37,3 +37,9 @@ def write_cohort(root: Path, names: list[str], template: str = LAYOUT) -> Path:
         path = root / template.replace("{subject}", name)
         write_nifti(path, brain(seed=int.from_bytes(name.encode(), "big") % 2**32))
     return root
+
+
+def shard_of(store: Path, subject: str) -> Path:
+    """A subject's shard in a store's folder."""
+    (shard,) = (store / "slices").glob(f"{subject}.*.npy")
+    return shard

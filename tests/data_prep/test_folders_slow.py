@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import yaml
-from small_volumes import LAYOUT, brain, write_cohort, write_nifti
+from small_volumes import LAYOUT, brain, shard_of, write_cohort, write_nifti
 from test_prepare_names import BIDS
 from test_prepare_persons import FREESURFER, one_scan_twice
 
@@ -112,7 +112,7 @@ def test_a_closed_folder(tmp_path: Path) -> None:
 def test_a_damaged_shard(tmp_path: Path) -> None:
     root = write_cohort(tmp_path / "raw", ["1", "2"])
     assert prepare(tmp_path, root)[0] == 0
-    shard = tmp_path / "work/stores/study/slices/1.npy"
+    shard = shard_of(tmp_path / "work/stores/study", "1")
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     code, said = prepare(tmp_path, root, "--prepare.check")

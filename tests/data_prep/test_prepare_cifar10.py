@@ -321,10 +321,10 @@ def test_a_second_run_does_nothing_and_a_changed_batch_redoes_only_its_blocks(
     write_batch(small / "data_batch_2", seed=77)
     assert main(configured(small)) == 0
     assert "2 blocks prepared, the others kept as they were" in capsys.readouterr().out
-    changed = {name for name, content in stored(work).items() if before[name] != content}
-    report = {f"report/{name}" for name in ("index.html", "subjects.csv", "SHA256SUMS")}
-    shards = {"slices/train-000600.npy", "slices/train-001100.npy"}
-    assert changed == {"manifest.json", *shards, *report}
+    made = sorted(stored(work).keys() - before.keys())
+    assert [name.split(".")[0] for name in made] == [
+        "slices/train-000600", "slices/train-001100"
+    ]  # fmt: skip
 
 
 def test_another_length_of_a_batch_renumbers_what_follows(small: Path, work: Path) -> None:
@@ -333,7 +333,7 @@ def test_another_length_of_a_batch_renumbers_what_follows(small: Path, work: Pat
     assert main(configured(small)) == 0
     store = Store.open(work / "stores/c10")
     images_and_labels(store, "train", "validation")
-    shards = {f"slices/{entry.subject}.npy" for entry in store.entries}
+    shards = {entry.shard for entry in store.entries}
     assert {name for name in stored(work) if name.endswith(".npy")} == shards
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from small_volumes import write_cohort
+from small_volumes import shard_of, write_cohort
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
@@ -68,14 +68,15 @@ def test_a_manifest_edited_by_hand_is_refused_by_readers(folder: Path) -> None:
 def test_every_damaged_file_is_named_and_strangers_are_mentioned(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "slices/1.npy").unlink()
-    (folder / "slices/2.npy").write_bytes(b"short")
+    gone, cut = shard_of(folder, "1"), shard_of(folder, "2")
+    gone.unlink()
+    cut.write_bytes(b"short")
     (folder / "notes.txt").write_text("mine")
     capsys.readouterr()
     assert verify(folder) == 2
     told = capsys.readouterr()
-    assert "slices/1.npy is missing" in told.err
-    assert "slices/2.npy has the wrong length" in told.err
+    assert f"{gone} is missing" in told.err
+    assert f"{cut} has the wrong length" in told.err
     assert "2 damaged: delete these files" in told.err
     assert "notes.txt does not belong to the store" in told.out
 
@@ -100,15 +101,15 @@ def test_a_wrong_call_is_one_line(
 
 
 def test_what_verify_asks_for_mends_the_store(folder: Path, tmp_path: Path) -> None:
-    shard = folder / "slices/2.npy"
+    shard = shard_of(folder, "2")
     sound = shard.read_bytes()
     shard.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    stamp = (folder / "slices/1.npy").stat().st_mtime_ns
+    stamp = shard_of(folder, "1").stat().st_mtime_ns
     assert verify(folder) == 2
     shard.unlink()
     assert main(["--config", str(tmp_path / "study.yaml")]) == 0
     assert shard.read_bytes() == sound
-    assert (folder / "slices/1.npy").stat().st_mtime_ns == stamp
+    assert shard_of(folder, "1").stat().st_mtime_ns == stamp
     assert verify(folder) == 0
 
 
@@ -121,8 +122,8 @@ def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
 def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
 ) -> None:
-    shard = folder / "slices/2.npy"
-    sound, others = shard.read_bytes(), stamps(folder.glob("slices/[13].npy"))
+    shard = shard_of(folder, "2")
+    sound, others = shard.read_bytes(), stamps(folder.glob("slices/[13].*.npy"))
     damaged = bytearray(sound)
     damaged[place] ^= 1
     shard.write_bytes(damaged)
@@ -135,7 +136,7 @@ def test_check_finds_and_mends_a_shard_that_is_damaged_at_its_right_length(
     assert main([*arguments, "--prepare.check", "true"]) == 0
     assert "to prepare, its shard is damaged: 1 subject: 2\n" in capsys.readouterr().out
     assert shard.read_bytes() == sound
-    assert stamps(folder.glob("slices/[13].npy")) == others
+    assert stamps(folder.glob("slices/[13].*.npy")) == others
     assert verify(folder) == 0
 
 

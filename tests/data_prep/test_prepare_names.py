@@ -41,8 +41,8 @@ def test_signs_blanks_and_umlauts_are_prepared_and_their_shards_have_safe_names(
     store = run_and_list(configured(tmp_path, root, template=BIDS), work)
     assert [entry.subject for entry in store.entries] == sorted(names)
     shards = {entry.subject: entry.shard for entry in store.entries}
-    assert shards["0042"] == "slices/0042.npy"
-    assert shards["pre+post"] == "slices/pre%2Bpost.npy"
+    assert shards["0042"].startswith("slices/0042.")
+    assert shards["pre+post"].startswith("slices/pre%2Bpost.")
     assert all(PLAIN_NAME.fullmatch(s[7:].replace("%", "")) for s in shards.values())
     assert main(["verify", "--store", "study"]) == 0
 
@@ -69,9 +69,8 @@ def test_a_name_that_is_no_text_is_prepared_under_one_that_is(tmp_path: Path, wo
     write_nifti(root / raw / "anat" / "lesion.nii.gz", brain())
     arguments = configured(tmp_path, root, template=BIDS)
     store = run_and_list(arguments, work)
-    assert [(e.subject, e.shard) for e in store.entries] == [
-        ("M%FCller%0A", "slices/M%25FCller%250A.npy")
-    ]
+    (entry,) = store.entries
+    assert entry.subject == "M%FCller%0A" and entry.shard.startswith("slices/M%25FCller%250A.")
     assert run_and_list(arguments, work).entries == store.entries  # its file is found again
 
 
@@ -79,7 +78,7 @@ def test_a_name_that_is_no_text_is_prepared_under_one_that_is(tmp_path: Path, wo
 def test_every_name_has_a_shard_name_that_is_safe(name: str) -> None:
     shard = shard_name(printable(name))
     assert shard.isascii() and "/" not in shard and not shard.startswith(".")
-    assert 0 < len(f".{shard}.npy.01234567.tmp") <= 255
+    assert 0 < len(f".{shard}.0123456789ab.npy.01234567.tmp") <= 255
 
 
 @given(st.from_regex(PLAIN_NAME, fullmatch=True).filter(lambda name: len(name) <= 200))
@@ -95,7 +94,9 @@ def test_shard_names_are_unique(names: list[str]) -> None:
 def test_names_too_long_for_a_file_stay_apart() -> None:
     names = ["ü" * 90 + end for end in "ab"]
     shards = {shard_name(name) for name in names}
-    assert len(shards) == 2 and max(map(len, shards)) <= 255 - len("..npy.01234567.tmp")
+    assert len(shards) == 2 and max(map(len, shards)) <= 255 - len(
+        "..0123456789ab.npy.01234567.tmp"
+    )
 
 
 @given(st.binary(min_size=1, max_size=20).filter(lambda b: b"\0" not in b))
@@ -190,15 +191,16 @@ def test_old_stores_are_read_and_kept(tmp_path: Path, work: Path) -> None:
     root = write_cohort(tmp_path / "raw", ["1", "2"])
     arguments = configured(tmp_path, root)
     store = run_and_list(arguments, work)
-    (store.path / "slices/1.npy").rename(store.path / "slices/one.npy")
+    old, kept = (entry.shard for entry in store.entries)
+    (store.path / old).rename(store.path / "slices/one.npy")
     manifest = store.path / "manifest.json"
-    text = manifest.read_text().replace("slices/1.npy", "slices/one.npy")
+    text = manifest.read_text().replace(old, "slices/one.npy")
     manifest.write_text(text[: text.rindex(",")] + "\n}\n")  # an older version did not seal it
     first = Store.open(store.path).entries[0]
     assert (first.subject, first.shard) == ("1", "slices/one.npy")
     assert len(Store.open(store.path).images(first))
     again = run_and_list(arguments, work)
-    assert [e.shard for e in again.entries] == ["slices/one.npy", "slices/2.npy"]
+    assert [e.shard for e in again.entries] == ["slices/one.npy", kept]
 
 
 def test_hidden_files_are_nobody(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from data_prep.report.quality import (
     robust_scores,
 )
 from data_prep.report.writing import PAGE, TABLE, digest, is_current, write_report
-from data_prep.store import Quarantined, Store, SubjectEntry, write_manifest
+from data_prep.store import Quarantined, Store, SubjectEntry, new_manifest, write_manifest
 
 NAMES = [str(n) for n in range(301, 313)]
 HOSTILE = "<script>alert('x')</script> \"&amp; {{rows}} http://example.org/"
@@ -59,9 +59,11 @@ def rewritten(store: Store, quarantined: list[Quarantined], **changes: object) -
     keys = ("name", "simulated", "configuration", "image_shape", "spacing_mm")
     write_manifest(
         store.path,
-        **{key: manifest[key] for key in (*keys, "orientation", "plane")},
-        subjects=[replace(entry, **changes) for entry in store.entries],
-        quarantined=quarantined,
+        new_manifest(
+            **{key: manifest[key] for key in (*keys, "orientation", "plane")},
+            subjects=[replace(entry, **changes) for entry in store.entries],
+            quarantined=quarantined,
+        ),
     )
     return Store.open(store.path)
 
@@ -345,9 +347,11 @@ def test_a_thousand_subjects_fit(work: Path, store_writer: Callable[..., Store])
     keys = ("name", "simulated", "configuration", "image_shape", "spacing_mm")
     write_manifest(
         small.path,
-        **{key: manifest[key] for key in (*keys, "orientation", "plane")},
-        subjects=many,
-        quarantined=[],
+        new_manifest(
+            **{key: manifest[key] for key in (*keys, "orientation", "plane")},
+            subjects=many,
+            quarantined=[],
+        ),
     )
     write_report(Store.open(small.path))
     assert (small.path / "report" / PAGE).stat().st_size < 10_000_000

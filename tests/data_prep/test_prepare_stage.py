@@ -15,7 +15,7 @@ from fragile_worker import double
 from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 
 from data_prep.__main__ import main
-from data_prep.common.errors import InputError, VolumeError
+from data_prep.common.errors import VolumeError
 from data_prep.executors.local import Processes
 from data_prep.store import Store, write_shard
 from data_prep.volume import transforms
@@ -40,8 +40,13 @@ def configured(folder: Path, root: Path, /, **keys: object) -> list[str]:
 
 
 def times(work: Path) -> dict[str, int]:
+    """Time stamps of files and folders; shards by subject, `slices/ID`, whatever they hold."""
     store = work / "stores" / "study"
-    return {str(p.relative_to(store)): p.stat().st_mtime_ns for p in store.rglob("*")}
+    paths = [p.relative_to(store) for p in store.rglob("*")]
+    return {
+        str(p).split(".")[0] if p.suffix == ".npy" else str(p): (store / p).stat().st_mtime_ns
+        for p in paths
+    }
 
 
 def run_and_list(arguments: list[str], work: Path) -> Store:
@@ -71,7 +76,7 @@ def test_nobody_moves_when_people_are_added_and_nothing_old_is_remade(
     assert [e.subject for e in after.entries] == sorted([*NAMES, "100", "203x", "999"])
     assert [e for e in after.entries if e.subject in NAMES] == list(before.entries)
     for name in NAMES:
-        assert times(work)[f"slices/{name}.npy"] == stamps[f"slices/{name}.npy"]
+        assert times(work)[f"slices/{name}"] == stamps[f"slices/{name}"]
 
 
 def test_only_what_changed_is_made_again_and_the_shards_of_the_gone_go(
@@ -86,8 +91,8 @@ def test_only_what_changed_is_made_again_and_the_shards_of_the_gone_go(
     assert list(digests[1]) == NAMES[:-1]
     assert [n for n in NAMES[:-1] if digests[0][n] != digests[1][n]] == ["202"]
     now = times(work)
-    assert "slices/206.npy" not in now
-    assert [n for n in NAMES[:-1] if now[f"slices/{n}.npy"] != stamps[f"slices/{n}.npy"]] == ["202"]
+    assert "slices/206" not in now
+    assert [n for n in NAMES[:-1] if now[f"slices/{n}"] != stamps[f"slices/{n}"]] == ["202"]
 
 
 def test_another_split_rewrites_no_pixel_and_another_size_all(
@@ -97,7 +102,7 @@ def test_another_split_rewrites_no_pixel_and_another_size_all(
     stamps = times(work)
     salted = run_and_list([*configured(tmp_path, root), "--prepare.split.salt", "b"], work)
     assert salted.manifest["configuration"]["split"]["salt"] == "b"
-    shards = [f"slices/{name}.npy" for name in NAMES]
+    shards = [f"slices/{name}" for name in NAMES]
     assert all(times(work)[s] == stamps[s] for s in shards)
     large = run_and_list([*configured(tmp_path, root), "--prepare.size=64"], work)
     assert large.image_shape == (1, 64, 64)
@@ -108,7 +113,7 @@ def test_another_split_rewrites_no_pixel_and_another_size_all(
 def test_a_damaged_store_is_mended(root: Path, work: Path, tmp_path: Path, loss: str) -> None:
     arguments = configured(tmp_path, root)
     store = run_and_list(arguments, work)
-    shard, manifest = store.path / "slices" / "203.npy", store.path / "manifest.json"
+    shard, manifest = store.path / store.subjects()[2].shard, store.path / "manifest.json"
     if loss == "shard gone":
         shard.unlink()
     elif loss == "shard cut":
@@ -270,13 +275,10 @@ def test_trying_again_in_vain_touches_nothing(
     assert not run_and_list(arguments, work).quarantined
 
 
-def test_a_worker_that_outlived_its_run_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".run").write_text("the later one")
-    images = np.zeros((1, 1, 2, 2))
-    with pytest.raises(InputError, match="another run"):
-        write_shard(tmp_path, "1", images, "the earlier one")
-    assert not list(tmp_path.rglob("*.npy"))
-    assert write_shard(tmp_path, "1", images, "the later one")["shard"] == "slices/1.npy"
+def test_a_shard_replaces_no_other(tmp_path: Path) -> None:
+    """A worker that outlived its run, or a run that crashes, costs no shard of the store."""
+    shards = {write_shard(tmp_path, "1", np.full((1, 1, 2, 2), n / 2))["shard"] for n in range(3)}
+    assert len(shards) == 3 and all((tmp_path / shard).is_file() for shard in shards)
 
 
 def test_sessions_are_items_of_their_own_and_one_person(work: Path, tmp_path: Path) -> None:

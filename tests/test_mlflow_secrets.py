@@ -106,7 +106,11 @@ def test_so_does_a_preparation_whose_store_is_there_and_soon(
     from data_prep import tracking
     from data_prep.common.errors import InputError
 
-    store = Store(work / "stores/x", {"name": "x"}, (), ())
+    manifest = {
+        "name": "x", "configuration": {}, "configuration_digest": "", "image_shape": [1, 32, 32],
+        "simulated": False,
+    }  # fmt: skip
+    store = Store(work / "stores/x", manifest, (), ())
     work.mkdir()
     import mlflow  # noqa: F401  (its import takes long on a busy machine)
 

@@ -123,7 +123,10 @@ def _finished(entry: Entry, store: Store) -> bool:
         raise InputError(
             f"{error}; or remove {folder}, and the same command makes it anew"
         ) from error
-    return checkpoint.state.finished and earlier_scores(entry.config, entry.run) is not None
+    try:
+        return checkpoint.state.finished and earlier_scores(entry.config, entry.run) is not None
+    except InputError:  # stopped before its fits, which the same training makes
+        return False
 
 
 def _train_and_score(

@@ -147,7 +147,7 @@ def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, 
         given = image.to(device).contiguous(memory_format=torch.channels_last)
         images.append(image)
         reconstructions.append(vae.infer(given).reconstruction.cpu().contiguous())
-    names = [data.subjects[subject].family for subject in data.subject_of[wanted]]
+    names = [data.subjects[subject].family for subject in data.subject_of[wanted.numpy()]]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     families = torch.tensor([numbers[name] for name in names])
     return torch.cat(images), torch.cat(reconstructions), families

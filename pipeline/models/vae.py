@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.config import ModelConfig
-from pipeline.models.decoder import Decoder
+from pipeline.models.decoder import Decoder, Features
 from pipeline.models.encoder import Encoder
 
 # Of all draws (B,L), or of one (B,channels,side,side).
@@ -59,7 +59,7 @@ class Inference:
     posterior: Posterior
     latent: Float[Tensor, "B L"]
     reconstruction: Float[Tensor, "B C H W"]
-    features: dict[int, Tensor]
+    features: dict[int, Features]
 
 
 class VAE(nn.Module):
@@ -97,7 +97,7 @@ class VAE(nn.Module):
         self,
         image: Float[Tensor, "B C H W"],
         noise: Float[Tensor, "B L"] | None = None,
-        features: dict[int, Tensor] | None = None,
+        features: dict[int, Features] | None = None,
     ) -> Inference:
         """One way down through the levels, each draw from its posterior.
 

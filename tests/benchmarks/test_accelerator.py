@@ -36,7 +36,8 @@ def test_float32_gradients_agree_with_float64_and_half_precision_is_told(tiny_st
     assert found["agrees"]
     exact, half = found["errors"]["CPU, float32"], found["errors"]["device, bf16"]
     for step in "AB":
-        assert 0 < exact[step] < agreement.TOLERANCE < half[step] < 1
+        assert 0 < exact[step] < agreement.TOLERANCE
+        assert 10 * exact[step] < half[step] < 1
 
 
 def test_an_fft_in_half_precision_is_an_error(

@@ -12,7 +12,8 @@ from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
 import pipeline
-from pipeline.blur import kernel_loss, likelihood, scaled, spectrum, whitening
+from pipeline.blur import kernel_loss, likelihood, spectrum
+from pipeline.losses.law import GaussianLaw
 from pipeline.metrics import sharpness
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
@@ -70,12 +71,10 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (likelihood.quadratic_form, (spectrum.half_spectrum(IMAGE), PRECISION, 20)),
     (likelihood.log_determinant, (PRECISION, (3, 12, 20))),
     (likelihood.sample_residual, (PRECISION, torch.tensor(0.1), 3, 20)),
-    (scaled.scaled_nll, (IMAGE, OTHER, PRECISION)),
-    (scaled.scaled_nll, (IMAGE, torch.tensor(0.1), PRECISION[:1])),
-    (scaled.scaled_sample, (IMAGE, PRECISION)),
-    (scaled.marginal_deviation, (torch.tensor(0.1), PRECISION, 20)),
-    (whitening.whiten, (IMAGE, PRECISION, 0.1)),
-    (whitening.marginal_variance, (PRECISION, 0.1, 20)),
+    (likelihood.whiten, (IMAGE, PRECISION, 0.1)),
+    (likelihood.marginal_variance, (PRECISION, 0.1, 20)),
+    (GaussianLaw(OTHER, PRECISION).nll, (IMAGE,)),
+    (GaussianLaw(torch.tensor(0.1), PRECISION[:1]).whiten, (IMAGE,)),
     (pipeline.psnr, (IMAGE, OTHER)),
     (pipeline.ssim, (IMAGE, OTHER)),
     (pipeline.blur_effect, (IMAGE,)),

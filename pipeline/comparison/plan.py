@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from data_prep.executors.local import available_cores
-from pipeline.blur.form import Form
+from pipeline.blur import Form
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.losses.base import Shape
 from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import Shape
 from pipeline.losses.registry import TERMS, build_term
 
 # What `compare.quick` leaves of a configuration: enough to see that everything works.

@@ -12,14 +12,10 @@ from pipeline.data.intensity import to_scanner
 from pipeline.decoder_package.metadata import hashed
 from pipeline.errors import InputError
 from pipeline.losses.base import ReconstructionTerm
-from pipeline.losses.blur import Blur
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.fourier_gaussian import FourierGaussian
-from pipeline.losses.gaussian import Gaussian
-from pipeline.losses.laplace import Laplace
+from pipeline.losses.densities import Blur, FourierGaussian, Gaussian, Laplace, Robust
 from pipeline.losses.law import GaussianLaw, LaplaceLaw, Law
 from pipeline.losses.residual import ResidualLaw
-from pipeline.losses.robust import Robust
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
 from pipeline.models.prior import LatentPrior

@@ -1,1 +1,1 @@
-"""Reconstruction terms, one file each: one protocol (`base`), one registry (`registry`)."""
+"""Reconstruction terms: their protocol (`base`), their registry, and the laws of residuals."""

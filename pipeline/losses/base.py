@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.distributed import mean_over_processes
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.law import Law
-from pipeline.losses.shapes import Images, PerImage, Shape, Transfer
+from pipeline.losses.law import Images, Law, PerImage, Shape, Transfer
+from pipeline.models.layers import at_least_single
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class ReconstructionTerm(nn.Module, ABC):
     ) -> Distortion:
         """The term for each image, in float32 at least, and outside autocast."""
         with torch.autocast(image.device.type, enabled=False):
-            return self.compare(_wide(image), _wide(reconstruction), transfer)
+            return self.compare(at_least_single(image), at_least_single(reconstruction), transfer)
 
     @property
     def has_scale(self) -> bool:
         """False for a density that fits its scale and was trained on no batch yet."""
-        return True
+        return all(part.is_set for part in self.modules() if isinstance(part, Scale))
 
     def law(self, transfer: Transfer) -> Law | None:
         """The law of a batch's residuals under the trained term.
@@ -75,10 +75,6 @@ class ReconstructionTerm(nn.Module, ABC):
     @abstractmethod
     def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         """What `forward` returns, of images that are float32 or float64."""
-
-
-def _wide(image: Tensor) -> Tensor:
-    return image.to(torch.promote_types(image.dtype, torch.float32))
 
 
 class Scale(nn.Module):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.blur.form import Form
+from pipeline.blur import Form
 
 
 @dataclass(frozen=True)

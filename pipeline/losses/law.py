@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from pipeline.blur.scaled import (
-    Deviation,
-    marginal_deviation,
-    scaled_nll,
-    scaled_sample,
-    scaled_whitening,
-)
-from pipeline.losses.shapes import Images, PerImage, Precision
+from pipeline.blur.likelihood import gaussian_nll, marginal_variance, sample_residual, whiten
+
+# (C,H,W) of an image.
+Shape = tuple[int, int, int]
+# Images, reconstructions or residuals, intensity in units of [0,1].
+Images = Float[Tensor, "B C H W"]
+Mask = Bool[Tensor, "B #C H W"]
+PerImage = Float[Tensor, " B"]
+Precision = Float[Tensor, "#B 1 H half_W"]
+# Transfer function of the kernel that the model blurs with; None where there is no kernel.
+Transfer = Complex[Tensor, "#B 1 H half_W"] | None
+# One number, or what else broadcasts to (B,C,H,W).
+Deviation = Float[Tensor, ""] | Float[Tensor, "#B #C #H #W"]
 
 
 class Law(Protocol):
@@ -23,48 +28,58 @@ class Law(Protocol):
 
     def nll(self, residual: Images) -> PerImage:
         """Negative log-likelihood of each image, nats, every constant included."""
-        ...
 
     def standard_deviation(self, shape: torch.Size) -> Images:
         """Of each pixel's residual, intensity; shape: (B,C,H,W)."""
-        ...
 
     def half_width(self, level: float, shape: torch.Size) -> Images:
         """Half the width of each pixel's interval that holds a share `level`, intensity."""
-        ...
 
     def cdf(self, residual: Images) -> Images:
         """Probability of a smaller residual at each pixel, in [0,1]."""
-        ...
 
     def crps(self, residual: Images) -> Images:
         """Continuous ranked probability score of each pixel, intensity.
 
         ∫ (F(t) − 1[t ≥ e])² dt; a point forecast's is its absolute error (Gneiting, Raftery 2007).
         """
-        ...
 
 
 @dataclass(frozen=True)
 class GaussianLaw:
-    """N(0, S C S) with S = diag(deviation), intensity; see `pipeline.blur.scaled`."""
+    """N(0, S C S): a deviation of its own at every pixel, and a common spectrum.
+
+    S = diag(s), s > 0 the deviation, intensity; C stationary, its inverse circulant with
+    eigenvalues λ, the precision. The residual in units of s, e/s, is what a stationary law with
+    σ = 1 judges, so that
+
+        −log p = ½ Σ λ|F(e/s)|² + Σ log s − ½ Σ log λ + (D/2) log 2π   exact: two FFTs, no solver
+
+    Where the mean of 1/λ is 1, C has a diagonal of ones, and s is the standard deviation of a
+    pixel's residual.
+    """
 
     deviation: Deviation
     precision: Precision
 
     def nll(self, residual: Images) -> PerImage:
-        return scaled_nll(residual, self.deviation, self.precision)
+        every = self.deviation.expand_as(residual)
+        unscaled = gaussian_nll(residual / every, self.precision, 1.0)
+        return unscaled + every.log().sum(dim=(1, 2, 3))
 
     def whiten(self, residual: Images) -> Images:
-        """The residual as white noise of variance 1, standard deviations."""
-        return scaled_whitening(residual, self.deviation, self.precision)
+        """The residual as white noise of variance 1, C^(-1/2) S⁻¹ e; each value at its pixel."""
+        return whiten(residual / self.deviation, self.precision, 1.0)
 
     def sample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Images:
-        """Residuals drawn from the law, intensity."""
-        return scaled_sample(self.deviation.expand(shape), self.precision, generator)
+        """Residuals drawn from the law, intensity; shape: (B,C,H,W)."""
+        batch, channels, _, width = shape
+        every = self.precision.expand(batch, -1, -1, -1)
+        return self.deviation * sample_residual(every, 1.0, channels, width, generator)
 
     def standard_deviation(self, shape: torch.Size) -> Images:
-        return marginal_deviation(self.deviation, self.precision, shape[-1]).expand(shape)
+        pixel = marginal_variance(self.precision, 1.0, shape[-1]).sqrt().reshape(-1, 1, 1, 1)
+        return (self.deviation * pixel).expand(shape)
 
     def half_width(self, level: float, shape: torch.Size) -> Images:
         quantile = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()

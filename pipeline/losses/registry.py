@@ -1,16 +1,10 @@
 """From a term's name to the term."""
 
 from pipeline.losses.base import ReconstructionTerm
-from pipeline.losses.blur import Blur
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.focal_frequency import FocalFrequency
-from pipeline.losses.fourier_gaussian import FourierGaussian
-from pipeline.losses.gaussian import Gaussian
-from pipeline.losses.laplace import Laplace
-from pipeline.losses.ms_ssim import MultiScaleSsim
-from pipeline.losses.robust import Robust
-from pipeline.losses.shapes import Shape
-from pipeline.losses.ssim import Ssim
+from pipeline.losses.densities import Blur, FourierGaussian, Gaussian, Laplace, Robust
+from pipeline.losses.distances import FocalFrequency, MultiScaleSsim, Ssim
+from pipeline.losses.law import Shape
 from pipeline.losses.vgg import Vgg
 from pipeline.losses.watson_dft import WatsonDft
 

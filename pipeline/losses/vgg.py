@@ -11,7 +11,7 @@ from pipeline.backbones import WeightsNotFound, backbone_state, explain, probe
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.shapes import Images, Shape, Transfer
+from pipeline.losses.law import Images, Shape, Transfer
 
 # Indices in torchvision's `features`: convolutions up to relu3_1, those whose output is compared,
 # those before which 2×2 pixels are max-pooled.

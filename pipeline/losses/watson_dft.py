@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.shapes import Images, Shape, Transfer
+from pipeline.losses.law import Images, Shape, Transfer
 
 PARAMETERS = Path(__file__).with_name("watson_dft.json")
 BLOCK = 8

@@ -20,7 +20,7 @@ from pipeline.distributed import mean_over_processes
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.gaussian import Gaussian
+from pipeline.losses.densities import Gaussian
 from pipeline.losses.law import Law
 from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig

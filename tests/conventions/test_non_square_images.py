@@ -15,14 +15,20 @@ from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual
 from pipeline.blur.likelihood import (
     gaussian_nll,
     log_determinant,
+    marginal_variance,
     optimal_scale,
     quadratic_form,
     sample_residual,
+    whiten,
 )
-from pipeline.blur.radial import RadialBins
-from pipeline.blur.scaled import marginal_deviation, scaled_nll, scaled_whitening
-from pipeline.blur.spectrum import half_spectrum, half_spectrum_sum, precision, transfer_function
-from pipeline.blur.whitening import marginal_variance, whiten
+from pipeline.blur.spectrum import (
+    RadialBins,
+    half_spectrum,
+    half_spectrum_sum,
+    precision,
+    transfer_function,
+)
+from pipeline.losses.law import GaussianLaw
 
 Array = NDArray[np.float64]
 SHAPES = [(4, 7), (7, 4), (6, 8), (5, 3)]
@@ -127,7 +133,7 @@ def test_the_marginal_variance_is_the_diagonal_of_the_covariance(shape: tuple[in
         [diagonal[0] / SIGMA**2, 4 * diagonal[0] / SIGMA**2]
     )
     deviation = torch.from_numpy(SIGMA * np.ones((1, 1, *shape)))
-    found = marginal_deviation(deviation, lam, shape[1])
+    found = GaussianLaw(deviation, lam).standard_deviation(deviation.shape)
     np.testing.assert_allclose(found.numpy(), np.sqrt(diagonal[0]))
 
 
@@ -148,8 +154,8 @@ def test_a_deviation_at_every_pixel_scales_rows_and_columns(shape: tuple[int, in
     lam = tensors(shape)[1]
     e, s = torch.from_numpy(residual), torch.from_numpy(deviation)[None, None]
     expected = -multivariate_normal(np.zeros(len(dense)), dense).logpdf(residual.ravel())
-    assert scaled_nll(e, s, lam).item() == pytest.approx(expected)
-    white = scaled_whitening(e, s, lam).numpy().ravel()
+    assert GaussianLaw(s, lam).nll(e).item() == pytest.approx(expected)
+    white = GaussianLaw(s, lam).whiten(e).numpy().ravel()
     inverse = np.linalg.inv(dense)
     assert white @ white == pytest.approx(residual.ravel() @ inverse @ residual.ravel())
 

@@ -11,9 +11,8 @@ from torch.distributions import Laplace, MultivariateNormal
 
 import pipeline.losses.base as base
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.fourier_gaussian import FourierGaussian
+from pipeline.losses.densities import FourierGaussian, Robust, log_partition, rho
 from pipeline.losses.registry import build_term
-from pipeline.losses.robust import Robust, log_partition, rho
 
 
 def _pair(*shape: int, seed: int = 0, error: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
-from . import decoder_package as decoder_package
+from . import package as package
 from .analysis.operators import MaskedFourier as MaskedFourier
 from .analysis.operators import cartesian_mask as cartesian_mask
-from .analysis.packages import open_package as open_package
 from .analysis.solver import SolverSettings as SolverSettings
 from .analysis.solver import solve as solve
 from .blur.kernel_loss import kernel_loss as kernel_loss
@@ -11,7 +10,6 @@ from .blur.spectrum import transfer_function as transfer_function
 from .config import Config as Config
 from .data.slices import SliceDataset as SliceDataset
 from .data.slices import open_store as open_store
-from .decoder_package.package import DecoderPackage as DecoderPackage
 from .errors import InputError as InputError
 from .evaluation.differences import paired_differences as paired_differences
 from .losses.config import LikelihoodConfig as LikelihoodConfig
@@ -24,4 +22,6 @@ from .metrics.sharpness import high_frequency_ratio as high_frequency_ratio
 from .models.config import Level as Level
 from .models.config import ModelConfig as ModelConfig
 from .models.vae import VAE as VAE
+from .package import DecoderPackage as DecoderPackage
+from .package import open_package as open_package
 from .parsing import load_config as load_config

@@ -164,7 +164,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 # dataclass Options, whose fields become --options, and run(options); its docstring's first line
 # is the description.
 MODULES: dict[str, str] = {
-    "export": "pipeline.commands.export",
+    "export": "pipeline.package.export",
     "anomaly": "pipeline.analysis.anomaly",
     "reconstruct": "pipeline.analysis.reconstruct",
     "lesions": "pipeline.analysis.lesions",

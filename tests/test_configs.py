@@ -17,8 +17,8 @@ from data_prep.common.errors import InputError
 from data_prep.common.layers import read_layers
 from data_prep.common.mlflow_connection import flat_keys
 from pipeline.__main__ import main as pipeline
-from pipeline.commands.export import MACHINES_OWN
 from pipeline.config import Config, EvaluationConfig, work_keys
+from pipeline.package.export import MACHINES_OWN
 from pipeline.parsing import load_config
 from pipeline.training.train import INDIFFERENT
 

@@ -11,7 +11,7 @@ import pytest
 
 import pipeline
 from data_prep import Store
-from pipeline.decoder_package import standalone
+from pipeline.package import standalone
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/examples"

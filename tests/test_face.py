@@ -19,8 +19,8 @@ import pipeline
 ROOT = Path(__file__).parents[1]
 FACES = (data_prep, pipeline)
 name_of = pytest.mark.parametrize("face", FACES, ids=lambda face: face.__name__)
-# Exported as a module: `pipeline.decoder_package.load`.
-SUBMODULES = {"decoder_package"}
+# Exported as a module: `pipeline.package.load`.
+SUBMODULES = {"package"}
 
 
 @name_of
@@ -56,14 +56,14 @@ def notebook(
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "configs").symlink_to(ROOT / "configs")
     store = store_writer(folder / "work", "demo")
-    metadata = pipeline.decoder_package.describe(
+    metadata = pipeline.package.describe(
         store.image_shape,
         pipeline.ModelConfig(levels=[pipeline.Level(8, 2)], width=4, max_width=8),
         pipeline.LikelihoodConfig(term="gaussian", scale=0.1),
         prepare=store.manifest["configuration"],
     )
     package = pipeline.DecoderPackage(metadata)
-    pipeline.decoder_package.write(folder / "work/packages/demo", package)
+    pipeline.package.write(folder / "work/packages/demo", package)
     return folder
 
 
@@ -137,7 +137,7 @@ def test_a_notebook_needs_the_faces_alone(in_notebook: Path) -> None:
     assert pipeline.ssim(images, images).min() == pytest.approx(1)
     assert pipeline.high_frequency_ratio(images, images) == 1
 
-    package = pipeline.decoder_package.load("work/packages/demo")
+    package = pipeline.package.load("work/packages/demo")
     scanner = pipeline.MaskedFourier(pipeline.cartesian_mask((32, 32), 2))
     measured = scanner.forward(images)
     guess = scanner.adjoint(measured)

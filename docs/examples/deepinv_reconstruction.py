@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_prep import Store
 from pipeline.data.slices import SliceDataset
-from pipeline.decoder_package import DecoderPackage, load
+from pipeline.package import DecoderPackage, load
 
 
 class DecoderPrior(deepinv.optim.Prior):

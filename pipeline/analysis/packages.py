@@ -15,28 +15,15 @@ from pipeline.analysis.options import (
 from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
 from pipeline.data.slices import Store, SubjectEntry, open_store
 from pipeline.data.volumes import differing
-from pipeline.decoder_package import DecoderPackage, load
 from pipeline.errors import InputError
-from pipeline.files import find_folder, is_address, work_folder
+from pipeline.files import work_folder
 from pipeline.losses.law import GaussianLaw
+from pipeline.package.format import open_package
+from pipeline.package.package import DecoderPackage
 
 SPLITS = ("test", "validation", "all")
 # Below so many families a calibration depends on who they are.
 FEW_CALIBRATED = 5
-
-
-def open_package(source: str, device: str = "cpu") -> DecoderPackage:
-    """A decoder package by name under WORK/packages, by path, or by its address in MLflow.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-
-    Example:
-        >>> package = open_package("demo")
-        >>> package.decode(torch.zeros(1, package.latent_size)).shape
-        torch.Size([1, 1, 32, 32])
-    """
-    return load(source if is_address(source) else find_folder(source, "packages"), device)
 
 
 def open_prior(options: PackageOptions, device: str = "cpu") -> DecoderPackage:

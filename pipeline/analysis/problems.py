@@ -38,9 +38,9 @@ from pipeline.analysis.operators import (
 from pipeline.analysis.options import ReconstructOptions as Options
 from pipeline.analysis.solver import Prior, SolverSettings, solve
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry
-from pipeline.decoder_package import DecoderPackage
 from pipeline.errors import InputError
 from pipeline.metrics.fidelity import psnr, ssim
+from pipeline.package.package import DecoderPackage
 
 # Methods without a decoder, each with a weight: operator, measurement, weight, start -> image.
 CLASSICAL = {"total variation": solve_total_variation, "wavelets": solve_wavelets}

@@ -8,10 +8,10 @@ import torch
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.data.slices import SliceDataset
-from pipeline.decoder_package import DecoderPackage, describe
-from pipeline.decoder_package.metadata import hashed_subjects
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
+from pipeline.package import DecoderPackage, describe
+from pipeline.package.format import hashed_subjects
 
 Fail = Callable[..., str]
 
@@ -53,7 +53,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
 @pytest.fixture
 def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
     """`--package tiny` is that decoder."""
-    monkeypatch.setattr("pipeline.analysis.packages.load", lambda *_: trained)
+    monkeypatch.setattr("pipeline.package.format.load", lambda *_: trained)
     monkeypatch.setattr("pipeline.analysis.options.existing_package", lambda _: None)
     yield trained
 

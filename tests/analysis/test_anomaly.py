@@ -75,7 +75,7 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     for name, values in {"t1": data.astype(np.float32), "lesion": lesion.astype(np.uint8)}.items():
         paths[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(values, affine), paths[name])
-    monkeypatch.setattr("pipeline.analysis.packages.load", lambda *_: Smooth())
+    monkeypatch.setattr("pipeline.package.format.load", lambda *_: Smooth())
     monkeypatch.setattr("pipeline.analysis.options.existing_package", lambda _: None)
     return paths
 
@@ -177,7 +177,7 @@ def test_mistakes_are_told_in_a_line(
         model.prepare_keys = {**KEYS, "spacing_mm": 3.0} if source.endswith("q") else KEYS
         return model
 
-    monkeypatch.setattr("pipeline.analysis.packages.load", lambda source, _: other(f"{source}", _))
+    monkeypatch.setattr("pipeline.package.format.load", lambda source, _: other(f"{source}", _))
     assert "another spacing_mm" in fail(*words_of(patient, tmp_path / "x", "--baseline", "q"))
 
 

@@ -14,7 +14,7 @@ from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.analysis import inserted
 from pipeline.analysis.inserted import Lesion, insert, place, threshold_at
-from pipeline.decoder_package import DecoderPackage
+from pipeline.package import DecoderPackage
 
 Fail = Callable[..., str]
 

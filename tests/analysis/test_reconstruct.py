@@ -20,8 +20,8 @@ from pipeline.analysis.options import ReconstructOptions
 from pipeline.analysis.packages import caveats
 from pipeline.analysis.problems import degraded
 from pipeline.data.slices import SliceDataset
-from pipeline.decoder_package import DecoderPackage
-from pipeline.decoder_package.metadata import hashed
+from pipeline.package import DecoderPackage
+from pipeline.package.package import hashed
 
 Fail = Callable[..., str]
 AFFINE = np.array([[0, 3.2, 0, -50], [-3.2, 0, 0, 50], [0, 0, 1, 7], [0, 0, 0, 1]], float)

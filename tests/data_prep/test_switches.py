@@ -4,8 +4,8 @@ import pytest
 
 from data_prep import PrepareConfig
 from data_prep.common.switches import switch_keys, switched
-from pipeline.commands.export import Options
 from pipeline.config import Config
+from pipeline.package.export import Options
 
 KEYS = {"--a", "--b.c"}
 

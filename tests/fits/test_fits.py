@@ -15,10 +15,10 @@ import torch
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.config import Config
-from pipeline.decoder_package import writing
 from pipeline.errors import InputError
 from pipeline.fits.fits import PRIOR, RECORD, RESIDUAL, Fits, fit, read_fits, write_fits
 from pipeline.models.vae import VAE
+from pipeline.package import format
 from pipeline.parsing import load_config
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.loop import load_objective
@@ -131,7 +131,7 @@ def test_no_command_refits_a_trained_run(tiny_run: Path, command: Command, word:
 def test_a_package_holds_what_its_metrics_were_made_with(
     tiny_run: Path, command: Command, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "prove", lambda *_: {"decoder.pt2": 0.0})  # takes seconds
+    monkeypatch.setattr(format, "prove", lambda *_: {"decoder.pt2": 0.0})  # takes seconds
     vae, _, digest = _model(tiny_run)
     fits = read_fits(tiny_run, digest, vae)
     inputs = {"checkpoint": digest, "fits": fits.digest, "store": "s", "evaluation": {}}

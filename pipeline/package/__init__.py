@@ -4,6 +4,7 @@
     decoder.pt2                   latent -> image, torch.export with a dynamic batch: torch alone
     encoder.pt2                   image -> mean and log-variance of the posterior
     kernel_network.pt2            latent -> blur kernel, where the likelihood has one
+    residual.pt2                  image -> standard deviation of each pixel, where a law was fitted
     prior.pt2                     standard normal noise -> latents of samples, where one was fitted
     decoder.safetensors, …        the same networks' weights, and likelihood.safetensors
     decoder.onnx, …               the same graphs for programs without torch, if asked for
@@ -11,9 +12,6 @@
 `load` reads metadata.json and the .safetensors only, which hold no code.
 """
 
-from pipeline.decoder_package.metadata import describe
-from pipeline.decoder_package.package import DecoderPackage
-from pipeline.decoder_package.reading import load
-from pipeline.decoder_package.writing import write
+import lazy_loader
 
-__all__ = ["DecoderPackage", "describe", "load", "write"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

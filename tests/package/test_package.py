@@ -1,29 +1,20 @@
 """What a package computes: the likelihood it was trained under, and nothing that trains."""
 
-import math
-from typing import Any
-
 import pytest
-import tiny_packages
 import torch
-from tiny_packages import MODEL
+from tiny_packages import MODEL, make_package
 from torch import Tensor
 
 from pipeline.blur.likelihood import gaussian_nll
-from pipeline.decoder_package import DecoderPackage
-from pipeline.decoder_package.package import DENSITIES
 from pipeline.errors import InputError
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import TERMS
-from pipeline.models.config import Level, ModelConfig
+from pipeline.package import DecoderPackage
+from pipeline.package.package import DENSITIES
 from pipeline.training.objective import Objective
 
 GAUSSIANS = ("blur", "gaussian", "fourier_gaussian")
-
-
-def make_package(*arguments: Any, floor: float | None = None, **others: Any) -> DecoderPackage:
-    """Under its term's law, unless a floor is given."""
-    return tiny_packages.make_package(*arguments, floor=floor, **others)
+FLOOR = 0.01
 
 
 def _pair(package: DecoderPackage, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -32,46 +23,56 @@ def _pair(package: DecoderPackage, batch: int = 3) -> tuple[Tensor, Tensor]:
     return image, torch.randn(batch, package.latent_size, generator=random)
 
 
-def test_the_densities_are_those_of_the_registry() -> None:
-    assert {name for name, term in TERMS.items() if term.density} == set(DENSITIES)
-
-
-@pytest.mark.parametrize("term", sorted(DENSITIES))
+@pytest.mark.parametrize("term", [name for name, term in TERMS.items() if term.density])
 def test_the_likelihood_is_that_of_training(term: str) -> None:
     package = make_package(term)
-    likelihood = LikelihoodConfig(term=term, kernel_size=5)
-    objective = Objective((1, 32, 32), MODEL, likelihood).eval()
+    objective = Objective((1, 32, 32), MODEL, LikelihoodConfig(term=term, kernel_size=5)).eval()
     objective.vae.load_state_dict(package.vae.state_dict())
     objective.term.load_state_dict(package.density.state_dict())
     if package.kernel_network is not None:
         objective.kernel_network.load_state_dict(package.kernel_network.state_dict())
-    image, _ = _pair(package)
+    image, latent = _pair(package)
     parts = objective.elbo(image, mean_latent=True)
     posterior = package.encode(image)
-    for found, expected in (
+    for value, expected in (
         (posterior.mean, parts.latent),
         (package.decode(posterior.mean), parts.reconstruction),
         (package.log_likelihood(image, posterior.mean), -parts.distortion),
         (posterior.rate(), parts.rate),  # there the sum of the levels' rates
     ):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
     assert package.scale == pytest.approx(parts.scale.item(), rel=1e-5)
+    if term not in GAUSSIANS:
+        with pytest.raises(InputError, match="no precision spectrum"):
+            package.precision(latent)
 
 
 @pytest.mark.parametrize("term", GAUSSIANS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_precision_and_scale_make_the_likelihood(term: str, channels: int) -> None:
+def test_precision_and_scale_make_likelihood_and_noise(term: str, channels: int) -> None:
     package = make_package(term, channels=channels)
     image, latent = _pair(package)
     precision = package.precision(latent)
     assert precision.shape == (3, 1, 32, 17) and (precision > 0).all()
-    found = gaussian_nll(image - package.decode(latent), precision, package.scale)
-    torch.testing.assert_close(-found, package.log_likelihood(image, latent), rtol=1e-5, atol=1e-2)
+    nats = gaussian_nll(image - package.decode(latent), precision, package.scale)
+    torch.testing.assert_close(-nats, package.log_likelihood(image, latent), rtol=1e-5, atol=1e-2)
+    clean, noisy = (
+        package.sample(64, torch.Generator().manual_seed(3), noise=noise) for noise in (False, True)
+    )
+    assert clean.min() >= 0 and clean.max() <= 1
+    random = torch.Generator().manual_seed(3)
+    precision = package.precision(torch.randn(64, package.latent_size, generator=random))
+    residual = torch.fft.fft2(noisy - clean, norm="ortho")[..., :17].abs().square()
+    assert (residual * precision).mean() == pytest.approx(package.scale**2, rel=0.02)
 
 
-@pytest.mark.parametrize("term", sorted(DENSITIES))
-def test_the_likelihood_has_gradients_in_image_and_latent_and_no_parameter_has(term: str) -> None:
-    package = make_package(term)
+@pytest.mark.parametrize(
+    ("term", "floor"), [*((term, None) for term in DENSITIES), ("blur", FLOOR), ("ssim", FLOOR)]
+)
+def test_the_likelihood_has_gradients_in_image_and_latent_and_no_parameter_has(
+    term: str, floor: float | None
+) -> None:
+    package = make_package(term, floor=floor)
     image, latent = _pair(package)
     image.requires_grad_()
     latent.requires_grad_()
@@ -83,25 +84,8 @@ def test_the_likelihood_has_gradients_in_image_and_latent_and_no_parameter_has(t
 def test_the_prior_is_the_standard_normal() -> None:
     package = make_package()
     _, latent = _pair(package)
-    normal = torch.distributions.Normal(0.0, 1.0)
-    expected = normal.log_prob(latent).flatten(1).sum(dim=1)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(latent).sum(dim=1)
     torch.testing.assert_close(package.log_prior(latent), expected)
-
-
-@pytest.mark.parametrize("term", GAUSSIANS)
-def test_noise_has_the_spread_of_the_likelihood(term: str) -> None:
-    package = make_package(term)
-    clean, noisy = (
-        package.sample(64, torch.Generator().manual_seed(3), noise=noise) for noise in (False, True)
-    )
-    assert clean.min() >= 0 and clean.max() <= 1
-    random = torch.Generator().manual_seed(3)
-    precision = package.precision(torch.randn(64, package.latent_size, generator=random))
-    residual = torch.fft.fft2(noisy - clean, norm="ortho")[..., :17].abs().square()
-    assert (residual * precision).mean() == pytest.approx(package.scale**2, rel=0.02)
-
-
-FLOOR = 0.01
 
 
 def test_the_fitted_law_is_used_where_there_is_one_and_the_terms_when_asked_for() -> None:
@@ -112,27 +96,11 @@ def test_the_fitted_law_is_used_where_there_is_one_and_the_terms_when_asked_for(
     for which, law in (("fitted", fitted), ("term", own)):
         assert which == "term" or package.which == which
         package.which = which
-        found = package.log_likelihood(image, latent)
-        torch.testing.assert_close(-found, law.nll(residual), rtol=1e-5, atol=1e-2)
+        nats = package.log_likelihood(image, latent)
+        torch.testing.assert_close(-nats, law.nll(residual), rtol=1e-5, atol=1e-2)
         deviation = package.standard_deviation(latent)
         torch.testing.assert_close(deviation, law.standard_deviation(image.shape))
     assert (fitted.deviation > FLOOR).all() and not (own.deviation > 1).any()
-
-
-@pytest.mark.parametrize("term", ["blur", "robust", "ssim"])
-def test_a_fitted_law_serves_every_term(term: str) -> None:
-    package = make_package(term, floor=FLOOR)
-    image, latent = _pair(package)
-    image.requires_grad_()
-    latent.requires_grad_()
-    package.log_likelihood(image, latent).sum().backward()
-    assert image.grad.abs().sum() > 0 and latent.grad.abs().sum() > 0
-    clean, noisy = (
-        package.sample(64, torch.Generator().manual_seed(3), noise=noise) for noise in (False, True)
-    )
-    random = torch.Generator().manual_seed(3)
-    expected = package.standard_deviation(torch.randn(64, package.latent_size, generator=random))
-    assert ((noisy - clean) / expected).std().item() == pytest.approx(1, rel=0.02)
 
 
 def test_a_package_without_a_fitted_law_says_so() -> None:
@@ -151,8 +119,8 @@ def test_images_come_in_a_scanners_unit_where_it_is_said() -> None:
     package = make_package()
     _, latent = _pair(package)
     unit = package.decode(latent)
-    found = package.decode(latent, intensities="scanner", low=100.0, high=1100.0)
-    torch.testing.assert_close(found[unit > 0.01], 100 + 1000 * unit[unit > 0.01])
+    image = package.decode(latent, intensities="scanner", low=100.0, high=1100.0)
+    torch.testing.assert_close(image[unit > 0.01], 100 + 1000 * unit[unit > 0.01])
     for wrong in ({}, {"low": 1.0}, {"low": 2.0, "high": 1.0}):
         with pytest.raises(ValueError, match="low and high"):
             package.decode(latent, intensities="scanner", **wrong)
@@ -160,9 +128,8 @@ def test_images_come_in_a_scanners_unit_where_it_is_said() -> None:
 
 def test_training_mode_leaves_the_likelihood_alone() -> None:
     package = make_package()
-    image, latent = _pair(package)
     before = package.scale
-    package.train().log_likelihood(image, latent)
+    package.train().log_likelihood(*_pair(package))
     assert not package.training and package.scale == before
 
 
@@ -184,11 +151,8 @@ def test_the_kernel_is_normalised_and_absent_without_a_network() -> None:
     _, latent = _pair(package)
     assert package.kernel(latent).shape == (3, 1, 5, 5)
     torch.testing.assert_close(package.kernel(latent).sum(dim=(1, 2, 3)), torch.ones(3))
-    assert make_package("gaussian").kernel(latent) is None
-
-
-def test_a_fixed_scale_is_the_scale() -> None:
-    assert make_package("gaussian", scale=0.2).scale == pytest.approx(0.2)
+    gaussian = make_package("gaussian", scale=0.2)
+    assert gaussian.kernel(latent) is None and gaussian.scale == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("term", sorted(set(TERMS) - set(DENSITIES)))
@@ -206,17 +170,9 @@ def test_a_distance_decodes_and_refuses_to_be_a_likelihood(term: str) -> None:
             ask()
 
 
-@pytest.mark.parametrize("term", ["laplace", "robust"])
-def test_a_density_that_is_no_gaussian_has_no_precision(term: str) -> None:
-    package = make_package(term)
-    with pytest.raises(InputError, match="no precision spectrum"):
-        package.precision(_pair(package)[1])
-
-
 def test_other_shapes_are_refused() -> None:
-    package = make_package(model=ModelConfig(levels=[Level(1, 8)], width=4, max_width=8))
+    package = make_package()
     image, latent = _pair(package)
-    assert math.isfinite(package.log_likelihood(image, latent).sum())
     with pytest.raises(ValueError, match="latents must be"):
         package.decode(latent[:, :7])
     with pytest.raises(ValueError, match="images must be"):

@@ -1,5 +1,6 @@
 """A trained decoder with all that an analysis needs of its model."""
 
+import hashlib
 import math
 from typing import Any, Literal
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from pipeline.blur.spectrum import transfer_of
 from pipeline.data.intensity import to_scanner
-from pipeline.decoder_package.metadata import hashed
 from pipeline.errors import InputError
 from pipeline.losses.base import ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
@@ -29,8 +29,12 @@ DENSITIES: dict[str, type[ReconstructionTerm]] = {
     "robust": Robust,
 }
 
-
 Which = Literal["fitted", "term"]
+
+
+def hashed(name: str) -> str:
+    """SHA-256 of a subject's or a family's name, hexadecimal."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 class DecoderPackage(nn.Module):
@@ -57,18 +61,14 @@ class DecoderPackage(nn.Module):
     """
 
     def __init__(self, metadata: dict[str, Any]) -> None:
-        """metadata: as `metadata.describe` makes it. Raises ValueError if it fits no model."""
+        """metadata: as `describe` makes it. Raises ValueError if it fits no model."""
         super().__init__()
         model = ModelConfig(**metadata["model"])
         likelihood = LikelihoodConfig(**metadata["likelihood"])
         channels, height, width = metadata["image_shape"]
-        if height != width:
-            raise ValueError(f"images must be square, not {height}x{width}")
         self.metadata = metadata
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         self.latent_size = model.latent_size
-        low, high = metadata["intensity_range"]
-        self.intensity_range: tuple[float, float] = (float(low), float(high))
         self.spacing_mm = float(metadata["spacing_mm"])
         self.orientation = str(metadata["orientation"])
         self.plane = str(metadata["plane"])
@@ -79,8 +79,6 @@ class DecoderPackage(nn.Module):
         self.density = kind(likelihood, self.image_shape) if kind else None
         self.kernel_network = None
         if kind is not None and kind.needs_kernel:
-            if likelihood.kernel_size > min(height, width):
-                raise ValueError(f"a kernel of {likelihood.kernel_size} is larger than the images")
             self.kernel_network = KernelNetwork(likelihood.kernel_size, model)
         prior = metadata["prior"]
         self.prior = LatentPrior(self.latent_size, **prior) if prior else None
@@ -158,9 +156,9 @@ class DecoderPackage(nn.Module):
         Ones for gaussian. log N(x; decode(z), σ²C) is −gaussian_nll(x − decode(z), λ, σ) for every
         term that has a λ. Raises InputError for a term that has none.
         """
-        found = self._term_law(latent)
-        if isinstance(found, GaussianLaw):
-            return found.precision.expand(len(latent), -1, -1, -1)
+        law = self._term_law(latent)
+        if isinstance(law, GaussianLaw):
+            return law.precision.expand(len(latent), -1, -1, -1)
         raise InputError(
             f"the likelihood {self.term} has no precision spectrum: use a decoder that was trained "
             "under likelihood.term blur, gaussian or fourier_gaussian"
@@ -176,11 +174,11 @@ class DecoderPackage(nn.Module):
         density = self._likelihood()
         if isinstance(density, Robust):
             return float(density.log_scale.exp().mean())
-        found = self._law_of(density, None)
-        if isinstance(found, LaplaceLaw):
-            return float(found.scale)
-        assert isinstance(found, GaussianLaw)
-        return float(found.deviation)
+        law = density.law(None)
+        if isinstance(law, LaplaceLaw):
+            return float(law.scale)
+        assert isinstance(law, GaussianLaw)
+        return float(law.deviation)
 
     def law(
         self, latent: Float[Tensor, "B L"], decoded: Float[Tensor, "B C H W"] | None = None
@@ -190,13 +188,12 @@ class DecoderPackage(nn.Module):
         decoded: decode(z), if it was computed before.
         """
         if self.which == "term":
-            found = self._term_law(latent)
-            if found is None:
-                raise InputError(
-                    f"the likelihood {self.term} has no interval in closed form: use a decoder "
-                    "with a fitted law (likelihood.residual fitted)"
-                )
-            return found
+            if (law := self._term_law(latent)) is not None:
+                return law
+            raise InputError(
+                f"the likelihood {self.term} has no interval in closed form: use a decoder "
+                "with a fitted law (likelihood.residual fitted)"
+            )
         if self.residual is None:
             raise InputError(
                 "this package has no fitted law of its residuals: export it again from a run with "
@@ -247,26 +244,26 @@ class DecoderPackage(nn.Module):
         image = self.decode(latent)
         if not noise:
             return image
-        found = self.law(latent, image)
-        if not isinstance(found, GaussianLaw):
+        law = self.law(latent, image)
+        if not isinstance(law, GaussianLaw):
             raise InputError(f"residuals are drawn from Gaussians alone, not from {self.term}")
-        return image + found.sample(image.shape, generator)
+        return image + law.sample(image.shape, generator)
 
     def trained_on(self, **who: str) -> bool:
-        """Whether this `subject`, `family` or file (`source_sha256`) was trained on."""
+        """True where this `subject`, `family` or file (`source_sha256`) was trained on."""
         return self._among(self.metadata["trained_on"], who)
 
     def fitted_on(self, **who: str) -> bool:
-        """Whether the checkpoint was chosen, and the law of residuals fitted, by this `subject`,
+        """True where the checkpoint was chosen, and the law of residuals fitted, by this `subject`,
         `family` or file (`source_sha256`)."""
         return self._among(self.metadata.get("fitted_on") or {}, who)
 
     @staticmethod
     def _among(known: dict[str, Any], who: dict[str, str]) -> bool:
-        names = {
-            key: value if key == "source_sha256" else hashed(value) for key, value in who.items()
-        }
-        return any(value in known.get(key, ()) for key, value in names.items())
+        return any(
+            (value if key == "source_sha256" else hashed(value)) in known.get(key, ())
+            for key, value in who.items()
+        )
 
     def _likelihood(self) -> ReconstructionTerm:
         if self.density is None:
@@ -281,16 +278,10 @@ class DecoderPackage(nn.Module):
 
     def _term_law(self, latent: Tensor) -> Law | None:
         self._check(latent, (self.latent_size,), "latents")
-        return self._law_of(self._likelihood(), self._transfer(latent))
-
-    def _law_of(self, density: ReconstructionTerm, transfer: Tensor | None) -> Law | None:
-        try:
-            return density.law(transfer)
-        except ValueError as error:  # no scale yet
-            raise InputError(f"{error}, then export the run again") from error
+        return self._likelihood().law(self._transfer(latent))
 
     @staticmethod
     def _check(values: Tensor, shape: tuple[int, ...], what: str) -> None:
         if tuple(values.shape[1:]) != shape:
-            raise ValueError(f"{what} must be (B, {', '.join(map(str, shape))}), "
-                             f"not {tuple(values.shape)}")  # fmt: skip
+            wanted = ", ".join(map(str, shape))
+            raise ValueError(f"{what} must be (B, {wanted}), not {tuple(values.shape)}")

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.common import progress
 from data_prep.common.progress import Reporter
-from pipeline.training.summary import summary
+from pipeline.training.description import summary
 
 METRICS = {"distortion": -5000.0, "rate": 321.0, "kernel_loss": 9.5, "images_per_second": 240.0}
 

@@ -33,9 +33,9 @@ from pipeline.files import locked, run_folder, work_folder, write_text
 from pipeline.models.config import describe_levels
 from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
+from pipeline.training.control import RateController
 from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.loop import load_objective
-from pipeline.training.rate import RateController
 from pipeline.training.train import check_unchanged
 
 SHOWN_SUBJECTS = 6

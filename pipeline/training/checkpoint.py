@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from data_prep.common.invocation import command, run_option
+from data_prep.common.invocation import command
 from pipeline.errors import InputError
 from pipeline.files import atomic_file, sync_folder, write_text
 
@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class StepState:
-    """What a training step depends on beside the weights. Optimizers: their state_dict()."""
+    """Everything that a training step depends on beside the weights.
+
+    Optimizers: their state_dict().
+    """
 
     optimizer: dict[str, Any] = field(default_factory=dict)
     kernel_optimizer: dict[str, Any] | None = None
@@ -63,8 +66,8 @@ class TrainingState(StepState):
     seconds: float = 0.0
     finished: bool = False
     setbacks: list[str] = field(default_factory=list)
-    """Where the training ran away and went back to an earlier checkpoint, in words; every one
-    halved the learning rate."""
+    """Run-aways after which the training went back to an earlier checkpoint, in words; each halved
+    the learning rate."""
     best: dict[str, Any] = field(default_factory=dict)
     """Step and PSNR of the best checkpoint so far."""
     controller: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +90,7 @@ class TrainingState(StepState):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: weights by name, and the state beside them.
+    """Weights by name, and the state beside them.
 
     digest: SHA-256 of the manifest, which holds those of the other files.
     """
@@ -99,7 +102,7 @@ class Checkpoint:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of a step's checkpoint."""
     return folder / f"step-{step:08d}"
 
 
@@ -131,32 +134,25 @@ def save_checkpoint(folder: Path, weights: dict[str, Tensor], state: TrainingSta
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises InputError naming it and the way out."""
-    contents: dict[str, bytes] = {}
     try:
-        contents[MANIFEST] = (path / MANIFEST).read_bytes()
-        manifest = json.loads(contents[MANIFEST])
-        version = manifest["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"checkpoint {path} has schema version {version}, this program reads "
-                f"{SCHEMA_VERSION}: train again"
-            )
-        for name in (WEIGHTS, STATE):
-            contents[name] = (path / name).read_bytes()
-            if _sha256(contents[name]) != manifest["sha256"][name]:
+        written = (path / MANIFEST).read_bytes()
+        manifest = json.loads(written)
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {manifest['schema_version']}, not {SCHEMA_VERSION}")
+        contents = {name: (path / name).read_bytes() for name in (WEIGHTS, STATE)}
+        for name, content in contents.items():
+            if _sha256(content) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         weights = safetensors.torch.load(contents[WEIGHTS])
-        found = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+        kept = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
         names = {key.name for key in fields(TrainingState)}
-        state = TrainingState(**{key: found[key] for key in names & found.keys()})
-    except InputError:
-        raise
+        state = TrainingState(**{key: kept[key] for key in names & kept.keys()})
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"checkpoint {path} can't be read ({reason[:120]}): delete it, then train again"
         ) from error
-    return Checkpoint(path, weights, state, _sha256(contents[MANIFEST]))
+    return Checkpoint(path, weights, state, _sha256(written))
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -164,25 +160,21 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
     Raises InputError if there are checkpoints, but no valid one.
     """
-    paths = _paths(folder)
-    if not paths and list(folder.glob("*.pt")):
-        raise InputError(
-            f"checkpoints in {folder} are of an older version of this program: choose another "
-            f"name ({run_option()}…), or train anew with --restart true"
-        )
-    for path in reversed(paths):
+    steps = steps_kept(folder)
+    for step in reversed(steps):
         try:
-            return load_checkpoint(path)
+            return load_checkpoint(path_of(folder, step))
         except InputError as error:
             log.warning("%s; looking for the one before", error)
-    if paths:
+    if steps:
         raise InputError(f"no checkpoint in {folder} can be read: train anew with --restart true")
     return None
 
 
 def steps_kept(folder: Path) -> list[int]:
     """Steps whose checkpoints were written to their end, in order."""
-    return [_step(path) for path in _paths(folder)]
+    names = (path.parent.name for path in folder.glob(f"step-*/{MANIFEST}"))
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d{8,}", name))
 
 
 def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
@@ -193,11 +185,11 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Checkpoint:
     step = best_step(folder) if which == "best" else None
     if step is not None:
         return load_checkpoint(path_of(folder, step))
-    found = latest_checkpoint(folder)
-    if found is None:
+    latest = latest_checkpoint(folder)
+    if latest is None:
         again = command("train", makes=folder.parent.name)
         raise InputError(f"no checkpoint in {folder}: train first ({again})")
-    return found
+    return latest
 
 
 def best_step(folder: Path) -> int | None:
@@ -218,8 +210,8 @@ def remove_old(folder: Path, keep: int, latest: int | None = None) -> None:
 
     latest: the step that was just saved; later ones are damaged, and do not count.
     """
-    sound = [path for path in _paths(folder) if latest is None or _step(path) <= latest]
-    kept = {path.name for path in sound[-keep:]}
+    sound = [step for step in steps_kept(folder) if latest is None or step <= latest]
+    kept = {path_of(folder, step).name for step in sound[-keep:]}
     best = best_step(folder)
     if best is not None:
         kept.add(path_of(folder, best).name)
@@ -231,16 +223,5 @@ def remove_old(folder: Path, keep: int, latest: int | None = None) -> None:
         stale.unlink(missing_ok=True)
 
 
-def _paths(folder: Path) -> list[Path]:
-    """Checkpoints that were written to their end, by step."""
-    found = [path.parent for path in folder.glob(f"step-*/{MANIFEST}")]
-    plain = (path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(plain, key=_step)
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))

@@ -6,9 +6,8 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,12 +32,11 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
     steps_kept,
 )
-from pipeline.training.divergence import Diverged, Watch
+from pipeline.training.control import Diverged, RateController, StopSignals, Watch
+from pipeline.training.description import rates, summary
+from pipeline.training.monitor import ValidationMonitor
 from pipeline.training.objective import Objective, build_objective
-from pipeline.training.rate import RateController
-from pipeline.training.signals import StopSignals
 from pipeline.training.step import TrainingStep, part_of
-from pipeline.training.summary import rates, summary
 
 log = logging.getLogger(__name__)
 
@@ -52,28 +50,8 @@ WAY_OUT = (
 )
 NO_BEST = {"step": -1, "psnr": -math.inf}
 # Attributes of a Trainer that a checkpoint keeps under the same names: where the run is.
-PLACE = (
-    "step", "epoch", "batch", "images", "sums", "seconds", "best", "kernel_history", "setbacks",
-)  # fmt: skip
-
-
-class Monitor(Protocol):
-    """What scores the model between epochs; passed in, because its package is above this one."""
-
-    images: Tensor
-    """The fixed images (N,C,H,W) that `picture` and `kernels` show."""
-
-    def validate(self, objective: Objective, beta: float, warm_up: bool) -> dict[str, float]:
-        """Metrics on the validation subjects; `psnr` decides which checkpoint is best."""
-
-    def psnr_of_the_mean(self) -> float:
-        """That of the mean slice in place of reconstructions, dB; -inf where there are none."""
-
-    def picture(self, objective: Objective) -> np.ndarray:
-        """A grid of fixed images and their reconstructions, uint8 (H,W,3)."""
-
-    def kernels(self, objective: Objective) -> Tensor | None:
-        """Kernels of some fixed images, (N,1,s,s); None without a kernel network."""
+PLACE = ("step", "epoch", "batch", "images", "sums", "seconds", "best", "kernel_history",
+         "setbacks", "finished")  # fmt: skip
 
 
 class Trainer:
@@ -87,11 +65,12 @@ class Trainer:
         config: Config,
         store: Store,
         folder: Path,
-        monitor: Monitor | None,
+        monitor: ValidationMonitor | None,
         processes: Processes | None = None,
     ) -> None:
         """folder: the run's, WORK/runs/RUN. Raises InputError if store and config disagree."""
-        self.config, self.store, self.folder = config, store, folder
+        self.config, self.store = config, store
+        self.checkpoints = folder / "checkpoints"
         self.monitor = monitor
         self.tracker = Tracker()
         settings = config.training
@@ -99,9 +78,19 @@ class Trainer:
         self.device = self.processes.device
         self.subjects = store.subjects("train")
         self.data = SliceDataset(store, self.subjects)
-        if not len(self.data):
+        size, count = min(settings.batch_size, len(self.data)), self.processes.count
+        if not size:
             raise InputError(f"store {store.name} has no training slices: see prepare.split")
-        self.sampler = self._sampler()
+        if size % (count * settings.accumulation):
+            raise InputError(
+                f"training.batch_size {size} can't be shared by {count} processes in "
+                f"{settings.accumulation} pieces each: make it a multiple of "
+                f"{count * settings.accumulation}"
+            )
+        rank, longest = self.processes.rank, settings.epoch_steps
+        self.sampler = EpochSampler(
+            len(self.data), size, settings.seed, rank, count, longest=longest
+        )
         self.batches = Batches(self.data, self.sampler, config.data, self.device)
         self.flip = config.data.flip and store.plane != "sagittal"
 
@@ -109,41 +98,17 @@ class Trainer:
         self.objective = build_objective(config, store.image_shape)
         self.steps = TrainingStep(self.objective, settings, self.processes)
         self.controller = RateController(beta=settings.beta, target=settings.rate_target)
+        self.watch = Watch(math.prod(store.image_shape))
         self.epoch = self.step = 0
-        self.batch = 0  # batches done in this epoch
+        self.batch = self.images = 0  # done in this epoch
         self.sums: dict[str, float] = {}  # over the images of this epoch
-        self.images = 0
-        self.seconds = 0.0
-        self.saved_at = 0.0
-        self.images_per_second = 0.0
+        self.seconds = self.saved_at = self.images_per_second = 0.0
         self.best: dict[str, Any] = dict(NO_BEST)
         self.resumed = self.finished = False
         self.kernel_history: dict[int, Tensor] = {}
         self.setbacks: list[str] = []
-        self.watch = Watch(math.prod(store.image_shape))
 
-    def _sampler(self) -> EpochSampler:
-        settings, processes = self.config.training, self.processes
-        parts = processes.count * settings.accumulation
-        size = min(settings.batch_size, len(self.data))
-        if size % parts:
-            raise InputError(
-                f"training.batch_size {size} can't be shared by {processes.count} processes in "
-                f"{settings.accumulation} pieces each: make it a multiple of {parts}"
-            )
-        return EpochSampler(
-            len(self.data),
-            size,
-            settings.seed,
-            processes.rank,
-            processes.count,
-            longest=settings.epoch_steps,
-        )
-
-    @property
-    def smoothed(self) -> Objective:
-        """The objective with averaged weights."""
-        return self.steps.averaged
+    # ---------------------------------------------------------------- from start to end
 
     def fit(self, tracker: Tracker, signals: StopSignals | None = None) -> dict[str, float]:
         """Train to the end, logging to `tracker`. Returns the last epoch's metrics.
@@ -162,55 +127,13 @@ class Trainer:
         with noted as self.signals, Reporter(self.processes.main) as self.reporter:
             while not self.finished:
                 try:
-                    metrics = self._epoch()
+                    self._train_epoch()
+                    metrics = self._end_epoch()
                 except Diverged as error:
                     self._go_back(error)
         return metrics
 
-    def _go_back(self, error: Diverged) -> None:
-        """To the checkpoint before the last, as illness begins unseen, at half the learning rate.
-
-        Raises Failed where that was done MOST_SETBACKS times already.
-        """
-        rate = self.config.training.learning_rate * 0.5 ** len(self.setbacks)
-        where = f"step {self.step}, learning rate {rate:g}: {error}"
-        if len(self.setbacks) >= MOST_SETBACKS:
-            times = len(self.setbacks) + 1
-            raise Failed(f"the training ran away {times} times (at {where}): {WAY_OUT}") from error
-        folder, setbacks = self.folder / "checkpoints", self.setbacks
-        step = self.processes.from_main(steps_kept(folder)[-2:][0] if self.processes.main else None)
-        self.resume(load_checkpoint(path_of(folder, step)))
-        self.setbacks = [*setbacks, f"{where}; went back to step {step} at half the rate"]
-        log.warning("the training ran away at %s", self.setbacks[-1])
-        self.tracker.tags({"setbacks": "; ".join(self.setbacks)})
-        self._save()
-
-    def _epoch(self) -> dict[str, float]:
-        """One epoch, or what is left of it, and what follows it. Returns its metrics."""
-        settings = self.config.training
-        self._pass()
-        metrics = self._epoch_metrics()
-        # Decided once: a clock that runs out while the epoch is scored ends the next one.
-        self.finished = self.epoch == settings.epochs or self._time_is_up()
-        if self.finished or self.epoch % settings.validate_every == 0:
-            metrics |= self._validate()
-        if self.finished or self.epoch % settings.figure_every == 0:
-            self._picture()
-        if self.finished:
-            self._refuse_the_mean(metrics)
-        self._agree()
-        tracked = {epoch_name(key): value for key, value in metrics.items()}
-        self.tracker.metrics(tracked, self.epoch)
-        best = self._is_best(metrics)
-        due = self.epoch % settings.checkpoint_every == 0 and not self.watch.far
-        if self.finished or best or self.asked or due:
-            self._save(best)
-        self._report(metrics)
-        if self.asked and not self.finished:
-            raise Stopped(self.asked)
-        return metrics
-
-    def _pass(self) -> None:
+    def _train_epoch(self) -> None:
         """Train on this epoch's batches, from `self.batch` on."""
         minutes = self.config.training.checkpoint_minutes
         self.sampler.epoch, self.sampler.start = self.epoch, self.batch
@@ -232,25 +155,75 @@ class Trainer:
         self.steps.set_learning_rate(self._learning_rate_factor())
         opened = self.objective.vae.decoder.open(self._progress())
         images, noise = self._augmented(images), self._noise()
-        if self._warm_up_just_ended and self.controller.target is not None:
+        warm_up_epochs = self.config.likelihood.warmup_epochs
+        warm_up = self.epoch < warm_up_epochs  # under the plain Gaussian term
+        just_ended = self.batch == 0 and self.epoch == warm_up_epochs > 0
+        if just_ended and self.controller.target is not None:
             piece = len(images) // self.config.training.accumulation  # what memory has room for
             self.controller.reweight(self.objective.pull_ratio(images[:piece], noise[:piece]))
-        beta = self.controller.beta * self._rate_factor()
-        found = self.steps(images, noise, beta=beta, warm_up=self.warm_up)
-        if found:
-            self.watch.step(found["rate"], found["distortion"], self.warm_up)
+        grown = min((self.step + 1) / max(self.config.training.rate_warmup_steps, 1), 1.0)
+        told = self.steps(images, noise, beta=self.controller.beta * grown, warm_up=warm_up)
+        if told:
+            self.watch.step(told["rate"], told["distortion"], warm_up)
+            self.images += self.sampler.batch_size
+            for name, value in {**told, "levels_open": opened}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * self.sampler.batch_size
         self.step += 1
         self.batch += 1
-        size = self.sampler.batch_size
-        self.images += size if found else 0
-        for name, value in {**found, "levels_open": opened}.items() if found else ():
-            self.sums[name] = self.sums.get(name, 0.0) + value * size
 
-    def _agree(self) -> None:
-        """Agree on the clock and on a signal to stop with all processes."""
-        now = time.monotonic() - self.start
-        asked, self.seconds = self.processes.largest([float(self.signals.received), now])
-        self.asked = int(asked)
+    def _end_epoch(self) -> dict[str, float]:
+        """Score, track, show and save an epoch, and begin another. Returns its metrics."""
+        settings = self.config.training
+        metrics = self._means()
+        metrics["images_per_second"] = self.images_per_second
+        metrics["beta"] = self.controller.beta
+        metrics["skipped_batches"] = self.steps.skipped
+        # β must not be lowered for the sake of levels that can't spend nats yet.
+        levels, grown = len(self.config.model.levels), settings.rate_warmup_steps
+        if metrics.get("levels_open") == levels and self.step - self.batch >= grown:
+            self.controller.update(metrics["rate"])
+        self.epoch += 1
+        self.batch, self.images, self.sums = 0, 0, {}
+        # Decided once: a clock that runs out while the epoch is scored ends the next one.
+        self.finished = self.epoch == settings.epochs or self._time_is_up()
+        if self.finished or self.epoch % settings.validate_every == 0:
+            metrics |= self._validate()
+        if self.finished or self.epoch % settings.figure_every == 0:
+            self._picture()
+        if self.finished:
+            self._refuse_the_mean(metrics)
+        self._agree()
+        tracked = {epoch_name(key): value for key, value in metrics.items()}
+        self.tracker.metrics(tracked, self.epoch)
+        best = self._is_best(metrics)
+        due = self.epoch % settings.checkpoint_every == 0 and not self.watch.far
+        if self.finished or best or self.asked or due:
+            self._save(best)
+        self._report(metrics)
+        if self.asked and not self.finished:
+            raise Stopped(self.asked)
+        return metrics
+
+    def _go_back(self, error: Diverged) -> None:
+        """To the checkpoint before the last, as illness begins unseen, at half the learning rate.
+
+        Raises Failed where that was done MOST_SETBACKS times already.
+        """
+        rate = self.config.training.learning_rate * 0.5 ** len(self.setbacks)
+        where = f"step {self.step}, learning rate {rate:g}: {error}"
+        if len(self.setbacks) >= MOST_SETBACKS:
+            times = len(self.setbacks) + 1
+            raise Failed(f"the training ran away {times} times (at {where}): {WAY_OUT}") from error
+        setbacks = self.setbacks
+        kept = steps_kept(self.checkpoints) if self.processes.main else [-1]
+        step = self.processes.from_main(kept[-2:][0])
+        self.resume(load_checkpoint(path_of(self.checkpoints, step)))
+        self.setbacks = [*setbacks, f"{where}; went back to step {step} at half the rate"]
+        log.warning("the training ran away at %s", self.setbacks[-1])
+        self.tracker.tags({"setbacks": "; ".join(self.setbacks)})
+        self._save()
+
+    # ---------------------------------------------------------------- a batch's input
 
     def _augmented(self, images: Tensor) -> Tensor:
         """This process's share of a batch, deformed by its share of what the batch is to get."""
@@ -263,31 +236,21 @@ class Trainer:
 
     def _noise(self) -> Tensor:
         """The posterior's noise for this process's share of the batch."""
-        seed, size = self.config.training.seed, self.sampler.batch_size
-        random = generator(seed, Stream.POSTERIOR, self.step, self.device)
-        shape = (size, self.objective.vae.latent_size)
+        random = generator(self.config.training.seed, Stream.POSTERIOR, self.step, self.device)
+        shape = (self.sampler.batch_size, self.objective.vae.latent_size)
         noise = torch.randn(shape, generator=random, device=self.device)
         return noise[self.sampler.rows]
 
-    def _means(self) -> dict[str, float]:
-        return {name: value / max(self.images, 1) for name, value in self.sums.items()}
+    # ---------------------------------------------------------------- clock and schedule
 
-    def _epoch_metrics(self) -> dict[str, float]:
-        """The epoch's means; moves the controller and begins another epoch."""
-        metrics = self._means()
-        metrics["images_per_second"] = self.images_per_second
-        metrics["beta"] = self.controller.beta
-        metrics["skipped_batches"] = self.steps.skipped
-        # β must not be lowered for the sake of levels that can't spend nats yet.
-        levels, warm = len(self.config.model.levels), self.config.training.rate_warmup_steps
-        if metrics.get("levels_open") == levels and self.step - self.batch >= warm:
-            self.controller.update(metrics["rate"])
-        self.epoch += 1
-        self.batch, self.images, self.sums = 0, 0, {}
-        return metrics
+    def _agree(self) -> None:
+        """Agree on the clock and on a signal to stop with all processes."""
+        now = time.monotonic() - self.start
+        asked, self.seconds = self.processes.largest([float(self.signals.received), now])
+        self.asked = int(asked)
 
     def _progress(self) -> float:
-        """How much of the run is done, by steps or by the clock, whichever is further."""
+        """The share of the run that is done, by steps or by the clock, whichever is further."""
         settings = self.config.training
         done = self.step / (settings.epochs * len(self.sampler))
         if settings.max_minutes > 0:
@@ -298,32 +261,28 @@ class Trainer:
         minutes = self.config.training.max_minutes
         return minutes > 0 and self.seconds >= 60 * minutes
 
-    @property
-    def warm_up(self) -> bool:
-        """Whether this epoch is trained under the plain Gaussian term."""
-        return self.epoch < self.config.likelihood.warmup_epochs
-
-    @property
-    def _warm_up_just_ended(self) -> bool:
-        return self.batch == 0 and self.epoch == self.config.likelihood.warmup_epochs > 0
-
     def _learning_rate_factor(self) -> float:
         """Linear warm-up, then cosine decay to zero; half of it after each setback."""
         warm = min((self.step + 1) / max(self.config.training.lr_warmup_steps, 1), 1.0)
         return warm * 0.5 * (1 + math.cos(math.pi * self._progress())) * 0.5 ** len(self.setbacks)
 
-    def _rate_factor(self) -> float:
-        """Linear warm-up of the rate's weight."""
-        return min((self.step + 1) / max(self.config.training.rate_warmup_steps, 1), 1.0)
+    # ---------------------------------------------------------------- scores and pictures
+
+    def _means(self) -> dict[str, float]:
+        return {name: value / max(self.images, 1) for name, value in self.sums.items()}
+
+    @property
+    def _warm_up_end(self) -> int:
+        """Epochs done when the warm-up ends; the last epoch counts as trained in any case."""
+        return min(self.config.likelihood.warmup_epochs, self.config.training.epochs - 1)
 
     def _validate(self) -> dict[str, float]:
         """Scores of the averaged weights."""
         if self.monitor is None:
             return {}
-        found = self.monitor.validate(
-            self.smoothed, self.controller.beta, warm_up=self.epoch <= self._warm_up_end
-        )
-        return {f"validation_{name}": value for name, value in found.items()}
+        warm_up = self.epoch <= self._warm_up_end
+        scores = self.monitor.validate(self.steps.averaged, self.controller.beta, warm_up)
+        return {f"validation_{name}": value for name, value in scores.items()}
 
     def _refuse_the_mean(self, metrics: dict[str, float]) -> None:
         """Raise Failed where a run would end, after a fair number of steps, with a mean image."""
@@ -338,93 +297,77 @@ class Trainer:
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether these are the best scores since the warm-up, of weights that are sound."""
         psnr = metrics.get("validation_psnr", math.nan)
-        sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0
-        sound &= self.watch.far == 0
+        sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0 == self.watch.far
         best = sound and self.epoch > self._warm_up_end and psnr > self.best["psnr"]
         if best:
             self.best = {"step": self.step, "psnr": psnr}
         return best
 
-    @property
-    def _warm_up_end(self) -> int:
-        """Epochs done when the warm-up ends; the last epoch counts as trained in any case."""
-        return min(self.config.likelihood.warmup_epochs, self.config.training.epochs - 1)
-
     def _picture(self) -> None:
         if self.monitor is None:
             return
-        self.tracker.image(self.monitor.picture(self.smoothed), "reconstructions", self.epoch)
+        picture = self.monitor.picture(self.steps.averaged)
+        self.tracker.image(picture, "reconstructions", self.epoch)
         kernels = self.monitor.kernels(self.objective)
         if kernels is not None:
             self.kernel_history[self.epoch] = kernels
 
     def _report(self, metrics: dict[str, float]) -> None:
-        """Show how far the run is; metrics are those of the epoch so far, or of the last one."""
-        epochs = self.config.training.epochs
+        """Show the run's progress; metrics are those of the epoch so far, or of the last one."""
         done = self.epoch + self.batch / len(self.sampler)
-        words = f"epoch {done:.1f}/{epochs}  {summary(metrics)}  {rates(metrics)}"
-        self.reporter.update(self._progress(), words.rstrip(), self.seconds)
+        words = f"epoch {done:.1f}/{self.config.training.epochs}  {summary(metrics)}"
+        words = f"{words}  {rates(metrics)}".rstrip()
+        self.reporter.update(self._progress(), words, self.seconds)
+
+    # ---------------------------------------------------------------- checkpoints
 
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint, after the epoch's metrics are tracked."""
         self.saved_at = self.seconds
         if not self.processes.main:
             return
-        folder = self.folder / "checkpoints"
-        save_checkpoint(folder, *self._state())
-        if best:
-            mark_best(folder, **self.best)
-        remove_old(folder, self.config.training.keep_checkpoints, self.step)
-
-    def _state(self) -> tuple[dict[str, Tensor], TrainingState]:
-        """Weights by name, and everything else that a checkpoint holds."""
         weights, of_the_step = self.steps.state()
-        return weights, TrainingState(
+        state = TrainingState(
             **vars(of_the_step),
             **{name: getattr(self, name) for name in PLACE},
-            finished=self.finished,
             controller=asdict(self.controller),
             config=asdict(self.config),
             store={"name": self.store.name, "digest": self.store.digest},
             image_shape=list(self.store.image_shape),
-            roles=roles_of(self.store),
+            roles=[
+                {
+                    "subject": entry.subject,
+                    "family": entry.family,
+                    "source_sha256": entry.source_sha256,
+                    "role": entry.split,
+                }
+                for entry in self.store.entries
+            ],
             tracking_run=self.tracker.run_id,
             kernel_images=self.monitor.images.cpu() if self.monitor else None,
         )
+        save_checkpoint(self.checkpoints, weights, state)
+        if best:
+            mark_best(self.checkpoints, **self.best)
+        remove_old(self.checkpoints, self.config.training.keep_checkpoints, self.step)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        state = checkpoint.state
         self.resumed = True
-        self.steps.resume(checkpoint.weights, state)
-        self.controller = RateController(**state.controller)
+        self.steps.resume(checkpoint.weights, checkpoint.state)
+        self.controller = RateController(**checkpoint.state.controller)
         for name in PLACE:
-            setattr(self, name, getattr(state, name))
+            setattr(self, name, getattr(checkpoint.state, name))
         self.saved_at = self.seconds
-        self._mark_best_again(checkpoint.path.parent)
-
-    def _mark_best_again(self, folder: Path) -> None:
-        """Restore the mark of the best: a crash came before it, or damage after it."""
         if not self.processes.main:
             return
+        # A crash may have come before the mark of the best, or damage after it.
+        folder = checkpoint.path.parent
         if path_of(folder, self.best["step"]).exists():
             mark_best(folder, **self.best)
         else:
             (folder / BEST).unlink(missing_ok=True)
             self.best = dict(NO_BEST)
-
-
-def roles_of(store: Store) -> list[dict[str, str]]:
-    """Who each subject of a store is, and which part it takes in a run on it."""
-    return [
-        {
-            "subject": entry.subject,
-            "family": entry.family,
-            "source_sha256": entry.source_sha256,
-            "role": entry.split,
-        }
-        for entry in store.entries
-    ]
 
 
 def load_objective(checkpoint: Checkpoint, config: Config) -> Objective:

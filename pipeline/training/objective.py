@@ -1,4 +1,4 @@
-"""What is minimised: the two steps of the method, as functions of a batch.
+"""The objective: the two steps of the method, as functions of a batch.
 
 (A) encoder and decoder descend −ELBO = distortion + β · rate, the kernel network frozen.
 (B) the kernel network descends the kernel loss, reconstruction and latent detached.
@@ -26,6 +26,9 @@ from pipeline.losses.registry import build_term
 from pipeline.models.config import ModelConfig
 from pipeline.models.kernel_network import KernelNetwork
 from pipeline.models.vae import VAE, Inference
+
+# The metric of a level's rate: this, and the level's side.
+RATE_OF_SIDE = "rate_side_"
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,17 @@ class Objective(nn.Module):
         `VAE.infer`.
         """
         noise = None if mean_latent else self.vae.prior_latents(len(image), generator)
-        found = self.vae.infer(image, noise, features)
-        kernel = None if warm_up else self._frozen_kernel(found.latent)
-        return self._parts(image, found, transfer_of(kernel, image.shape), warm_up)
+        inferred = self.vae.infer(image, noise, features)
+        kernel = None if warm_up else self._frozen_kernel(inferred.latent)
+        return self._parts(image, inferred, transfer_of(kernel, image.shape), warm_up)
 
     def _parts(
-        self, image: Tensor, found: Inference, transfer: Tensor | None, warm_up: bool
+        self, image: Tensor, inferred: Inference, transfer: Tensor | None, warm_up: bool
     ) -> ElboParts:
-        distortion = self._distortion(image, found.reconstruction, transfer, warm_up)
-        rates = self.vae.rates(found.posterior)
+        distortion = self._distortion(image, inferred.reconstruction, transfer, warm_up)
+        rates = self.vae.rates(inferred.posterior)
         rate = torch.stack([*rates.values()]).sum(dim=0)
-        return ElboParts(distortion, rate, found.reconstruction, found.latent, rates)
+        return ElboParts(distortion, rate, inferred.reconstruction, inferred.latent, rates)
 
     def _distortion(
         self, image: Tensor, reconstruction: Tensor, transfer: Tensor | None, warm_up: bool
@@ -159,26 +162,30 @@ class Objective(nn.Module):
         same at every size. No parameter gets a gradient from both: one backward pass serves the
         two steps, and several processes synchronise them at once.
         """
-        found = self.vae(image, noise)
-        kernel = self.kernel(found.latent.detach())
+        inferred = self.vae(image, noise)
+        kernel = self.kernel(inferred.latent.detach())
         live = transfer_of(kernel, image.shape)
         frozen = None
         if live is not None and not warm_up:
             frozen = live.detach()
             if not self.detach_kernel:
-                frozen = transfer_of(self._frozen_kernel(found.latent), image.shape)
-        parts = self._parts(image, found, frozen, warm_up)
+                frozen = transfer_of(self._frozen_kernel(inferred.latent), image.shape)
+        parts = self._parts(image, inferred, frozen, warm_up)
         loss = (parts.distortion + beta * parts.rate).mean()
         if warm_up:  # processes that share a batch expect a gradient of every parameter
             loss = loss + sum(0.0 * p.sum() for p in self.term.parameters())
         means = {"distortion": parts.distortion.mean(), "rate": parts.rate.mean()}
-        means |= {rate_key(side): rate.mean() for side, rate in parts.rates.items()}
+        means |= {f"{RATE_OF_SIDE}{side}": rate.mean() for side, rate in parts.rates.items()}
         if self.term.density:  # minus the sum is an ELBO of nothing else
             means = {"elbo": parts.elbo.mean(), **means}
         if parts.scale is not None:
             means["scale"] = parts.scale
         if kernel is not None and live is not None:
-            blur = self.kernel_loss(image, parts, live).mean()
+            spectrum = parts.term.spectrum
+            if spectrum is None:
+                blur = kernel_loss(image, parts.reconstruction.detach(), live).mean()
+            else:
+                blur = kernel_loss_of_residual(image, spectrum.detach(), live).mean()
             loss = loss + blur
             means |= {"kernel_width": kernel_width(kernel).mean(), "kernel_loss": blur}
         return loss / image[0].numel(), {name: value.detach() for name, value in means.items()}
@@ -194,19 +201,6 @@ class Objective(nn.Module):
             name: value.detach() for name, value in self.kernel_network.named_parameters()
         }
         return torch.func.functional_call(self.kernel_network, parameters, (latent,))
-
-    @staticmethod
-    def kernel_loss(image: Tensor, parts: ElboParts, transfer: Tensor) -> Tensor:
-        """Step (B)'s loss (B,), intensity²; only the kernel's transfer function gets a gradient."""
-        spectrum = parts.term.spectrum
-        if spectrum is None:
-            return kernel_loss(image, parts.reconstruction.detach(), transfer)
-        return kernel_loss_of_residual(image, spectrum.detach(), transfer)
-
-
-def rate_key(side: int) -> str:
-    """The metric of a level's rate."""
-    return f"rate_side_{side}"
 
 
 def build_objective(config: Config, image_shape: tuple[int, int, int]) -> Objective:

@@ -13,7 +13,6 @@ import yaml
 
 from data_prep.common.invocation import run_option
 from data_prep.common.mlflow_connection import flat_keys
-from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.wording import quantity
 from data_prep.config import where_keys
 from pipeline.config import Config, work_keys
@@ -25,21 +24,23 @@ from pipeline.fits.fits import FOLDER, fit, read_fits, write_fits
 from pipeline.metrics.statistics import few_calibrated
 from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import (
-    Checkpoint,
     TrainingState,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     path_of,
 )
+from pipeline.training.control import StopSignals
 from pipeline.training.description import (
+    levels_of,
+    rates,
     run_name,
     run_note,
     run_tags,
+    summary,
 )
 from pipeline.training.loop import Trainer, load_objective
-from pipeline.training.signals import StopSignals
-from pipeline.training.summary import levels_of, rates, summary
+from pipeline.training.monitor import ValidationMonitor
 
 # Sections that decide what a training run computes; and keys in them that do not.
 DECISIVE = ("data", "model", "prior", "likelihood", "training")
@@ -75,38 +76,47 @@ def train_run(config: Config, run: str, restart: bool = False) -> None:
 
 def _train(config: Config, run: str, restart: bool, store: Store, processes: Processes) -> None:
     """Every process's part in a training."""
-    folder = run_folder(run)
-    report = print if processes.main else lambda _: None
-    found = None if restart else _latest(folder / "checkpoints", processes)
-    if found is not None:
-        check_unchanged(found.state, config, store, run)
-        if found.state.finished:
-            done = found.state.epoch
-            report(f"run {run} is already trained ({done} epochs): nothing to do")
-            return
-    monitor = None
-    if processes.main:
-        from pipeline.training.monitor import ValidationMonitor  # slow to import
+    folder, main = run_folder(run), processes.main
+    report = print if main else lambda _: None
 
-        monitor = ValidationMonitor(store, processes.device)
+    # The checkpoint to go on from is the main process's choice, which all of them read.
+    kept = latest_checkpoint(folder / "checkpoints") if main and not restart else None
+    step = processes.from_main(kept.state.step if kept else None)
+    if kept is None and step is not None:
+        kept = load_checkpoint(path_of(folder / "checkpoints", step))
+    if kept is not None:
+        check_unchanged(kept.state, config, store, run)
+        if kept.state.finished:
+            report(f"run {run} is already trained ({kept.state.epoch} epochs): nothing to do")
+            return
+
+    monitor = ValidationMonitor(store, processes.device) if main else None
     trainer = Trainer(config, store, folder, monitor, processes)
-    tracking = replace(config.tracking, enabled=config.tracking.enabled and processes.main)
-    continued = found.state.tracking_run if found else None
-    tags = {"stage": "training", **run_tags(config, store, run)} if processes.main else {}
-    name = run_name(config, store.name, run)
-    with (
-        StopSignals() as signals,
-        track(
-            tracking, work_folder(), name, continued=continued, tags=tags, machine=True
-        ) as tracker,
-    ):
-        if found is not None:
-            trainer.resume(found)
+    tracking = replace(config.tracking, enabled=config.tracking.enabled and main)
+    continued = kept.state.tracking_run if kept else None
+    tags = {"stage": "training", **run_tags(config, store, run)} if main else {}
+    tracked = track(
+        tracking,
+        work_folder(),
+        run_name(config, store.name, run),
+        continued=continued,
+        tags=tags,
+        machine=True,
+    )
+    with StopSignals() as signals, tracked as tracker:
+        resolved = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+        if kept is not None:
+            trainer.resume(kept)
             report(f"run {run}: going on from step {trainer.step} in epoch {trainer.epoch + 1}")
-        elif processes.main:
-            _begin(config, folder)
+        elif main:  # without what an older run left
+            for name in (FOLDER, "checkpoints"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            write_text(folder / "config.yaml", resolved)
         if tracker.run_id != continued:  # a new run, or one in place of a deleted one
-            _describe(config, store, tracker, run)
+            tracker.parameters(asdict(config))
+            tracker.text(resolved, "config.yaml")
+            tracker.dataset(store.name, store.digest, store.path, "training")
+            tracker.note(run_note(config, store, run))
         parameters = sum(p.numel() for p in trainer.objective.vae.parameters())
         report(
             f"run {run}: {quantity(len(trainer.data), 'slice')} of "
@@ -114,21 +124,22 @@ def _train(config: Config, run: str, restart: bool, store: Store, processes: Pro
             f"{parameters / 1e6:.2f} M parameters, on {processes}"
         )
         metrics = trainer.fit(tracker, signals)
+
     report(f"run {run} is trained in {trainer.epoch} epochs\n  {summary(metrics)}")
-    if found_rates := rates(metrics):
-        report(f"  {found_rates}")
+    if by_level := rates(metrics):
+        report(f"  {by_level}")
     for note in missed(trainer, metrics):
         report(f"note: {note}")
     report(f"checkpoints: {folder / 'checkpoints'}")
 
 
 def missed(trainer: Trainer, metrics: dict[str, float]) -> Iterator[str]:
-    """What a finished run has missed, and the way out. metrics: of its last epoch."""
+    """Aims that a finished run has missed, and the way out. metrics: of its last epoch."""
     settings = trainer.config.training
     mean = trainer.monitor.psnr_of_the_mean() if trainer.monitor else -math.inf
-    if (found := metrics.get("validation_psnr", math.inf)) <= mean:
+    if (psnr := metrics.get("validation_psnr", math.inf)) <= mean:
         yield (
-            f"at {found:.1f} dB reconstructions are no better than the mean slice ({mean:.1f} dB): "
+            f"at {psnr:.1f} dB reconstructions are no better than the mean slice ({mean:.1f} dB): "
             "the training diverged, or was too short. Train anew, --restart true, with a lower "
             f"training.learning_rate (now {settings.learning_rate:g}), another training.seed or "
             "more epochs"
@@ -153,15 +164,6 @@ def _fit(config: Config, folder: Path, store: Store, device: torch.device) -> No
         print(f"note: {note}")
 
 
-def _latest(folder: Path, processes: Processes) -> Checkpoint | None:
-    """The checkpoint to go on from: the main process's choice, which all of them read."""
-    found = latest_checkpoint(folder) if processes.main else None
-    step = processes.from_main(found.state.step if found else None)
-    if found is not None or step is None:
-        return found
-    return load_checkpoint(path_of(folder, step))
-
-
 def check_unchanged(state: TrainingState, config: Config, store: Store, run: str) -> None:
     """Raise InputError if a checkpoint's run was made with another configuration or store."""
     changed = differences(state.config, asdict(config))
@@ -172,25 +174,6 @@ def check_unchanged(state: TrainingState, config: Config, store: Store, run: str
             f"run {run} was trained with another {', '.join(changed)}: choose another name "
             f"({run_option()}…), or train it anew with --restart true"
         )
-
-
-def _begin(config: Config, folder: Path) -> None:
-    """Start a new run: without what an older one left, its configuration saved."""
-    for name in (FOLDER, "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    write_text(folder / "config.yaml", _resolved(config))
-
-
-def _resolved(config: Config) -> str:
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def _describe(config: Config, store: Store, tracker: Tracker, run: str) -> None:
-    """Describe a new MLflow run: parameters, configuration, store, what to look at."""
-    tracker.parameters(asdict(config))
-    tracker.text(_resolved(config), "config.yaml")
-    tracker.dataset(store.name, store.digest, store.path, "training")
-    tracker.note(run_note(config, store, run))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -16,8 +16,8 @@ from pipeline.losses.law import GaussianLaw, LaplaceLaw
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.config import Level, ModelConfig
 from pipeline.models.vae import Posterior
+from pipeline.training.control import RateController
 from pipeline.training.objective import Objective
-from pipeline.training.rate import RateController
 from pipeline.training.step import TrainingStep
 
 MODEL = ModelConfig(

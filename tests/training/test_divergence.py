@@ -10,7 +10,7 @@ from data_prep.common.mlflow_runs import Tracker
 from pipeline.data.slices import Store
 from pipeline.errors import Failed
 from pipeline.training.checkpoint import find_checkpoint
-from pipeline.training.divergence import IN_A_ROW, Diverged, Watch
+from pipeline.training.control import IN_A_ROW, Diverged, Watch
 from pipeline.training.loop import LONG_ENOUGH, MOST_SETBACKS, Trainer
 
 VALUES = 4096

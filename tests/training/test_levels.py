@@ -54,7 +54,7 @@ def test_levels_open_at_their_share_of_the_steps(tiny_store: Store, tmp_path: Pa
     assert second["levels_open"] == pytest.approx((1 + 2 + 2) / 3)
     assert first["rate_side_8"] == first["rate_side_16"] == second["rate_side_16"] == 0
     assert second["rate_side_8"] > 0 < third["rate_side_16"]
-    assert trainer.smoothed.vae.decoder.opened.tolist() == [1, 1, 1]
+    assert trainer.steps.averaged.vae.decoder.opened.tolist() == [1, 1, 1]
 
 
 def test_levels_open_by_the_clock_where_that_ends_the_run(

@@ -17,10 +17,10 @@ from pipeline.distributed import choose_device
 from pipeline.errors import InputError
 from pipeline.models.config import Level
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
+from pipeline.training.description import levels_of, rates, summary
 from pipeline.training.loop import Trainer, load_objective
 from pipeline.training.monitor import ValidationMonitor
 from pipeline.training.objective import Objective
-from pipeline.training.summary import levels_of, rates, summary
 from pipeline.training.train import missed
 
 
@@ -157,7 +157,7 @@ def test_the_averaged_weights_are_the_documented_average(
     for n, weight in enumerate(history[1:], start=1):
         decay = min(0.3, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
-    found = next(trainer.smoothed.parameters())
+    found = next(trainer.steps.averaged.parameters())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert len(history) == 9 == trainer.step
 
@@ -166,11 +166,11 @@ def test_evaluation_looks_at_the_averaged_weights(tiny_store: Store, tmp_path: P
     monitor = FixedMonitor()
     trainer = _trainer(tiny_store, tmp_path, monitor, training__epochs=2)
     trainer.fit(Rows())
-    assert all(model is trainer.smoothed for model in monitor.seen)
+    assert all(model is trainer.steps.averaged for model in monitor.seen)
     loaded = load_objective(_last(tmp_path), trainer.config)
     assert not loaded.training
     for key, value in loaded.state_dict().items():
-        assert torch.equal(value, trainer.smoothed.state_dict()[key])
+        assert torch.equal(value, trainer.steps.averaged.state_dict()[key])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.training.rate import RateController
+from pipeline.training.control import RateController
 
 
 @given(

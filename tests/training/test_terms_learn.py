@@ -35,7 +35,7 @@ def test_a_short_training_lowers_the_loss(tiny_store: Store, tmp_path: Path, nam
     for old, new in zip(before, trainer.objective.term.parameters(), strict=True):
         assert not torch.equal(old, new), "a term's parameters are trained, too"
     images = torch.rand(2, 1, 32, 32)
-    model = trainer.smoothed.eval()
+    model = trainer.steps.averaged.eval()
     scores = model_scores(model, images, model.vae.infer(images), torch.Generator())
     assert ("elbo_bits_per_dim" in scores) == TERMS[name].density
     assert all(value.isfinite().all() for value in scores.values())

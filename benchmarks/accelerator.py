@@ -50,10 +50,9 @@ from speed import (
 from terms import CASES, measure_terms, resized
 
 from data_prep.store import Store, StoreError
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
-from pipeline.parsing import load_config
 
 PARTS = ("agreement", "speed", "terms", "repeat", "training")
 SIDE = 128

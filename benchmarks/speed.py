@@ -13,9 +13,8 @@ from measure import Spread, alternate, synchronise
 from terms import resized
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.distributed import Processes
-from pipeline.parsing import load_config
 from pipeline.training.objective import build_objective
 from pipeline.training.step import TrainingStep
 

@@ -41,9 +41,9 @@ from terms import CASES, measure_terms
 from throughput import LARGE_BATCH, measure_reading, measure_throughput
 
 from data_prep.store import Store, StoreError
+from pipeline.config import load_config
 from pipeline.distributed import Processes
 from pipeline.errors import InputError, Stopped
-from pipeline.parsing import load_config
 from pipeline.training.objective import build_objective
 
 PARTS = ("terms", "quality", "throughput", "reading")

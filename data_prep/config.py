@@ -3,12 +3,12 @@
 # ruff: noqa: RUF009 (_key makes a dataclass field)
 
 import json
-import math
 import re
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from data_prep.common.errors import require
 from data_prep.volume.plausibility import PlausibilityConfig
 
 # Raised when the arithmetic from volume to slices changes: older shards are then made anew.
@@ -22,6 +22,9 @@ CHECKS_VERSION = 1
 VOLUMES = ("hcp", "template_cohort")
 IMAGE_SETS = ("celeba", "cifar10")
 
+SIZES = (32, 64, 128, 256)
+AXES = ("LR", "AP", "IS")
+
 # Width and height of CelebA's aligned images, pixels.
 CELEBA_SHAPE = (178, 218)
 
@@ -29,31 +32,22 @@ CELEBA_SHAPE = (178, 218)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
+def _check(holds: bool, message: str) -> None:
+    if not holds:
         raise ValueError(message)
 
 
 def _check_template(key: str, template: str) -> None:
-    parts = PurePosixPath(template).parts
-    _require("{subject}" in template, f"prepare.{key} must contain {{subject}}, got '{template}'")
-    _require(
-        not PurePosixPath(template).is_absolute() and ".." not in parts,
+    path = PurePosixPath(template)
+    _check("{subject}" in template, f"prepare.{key} must contain {{subject}}, got '{template}'")
+    _check(
+        not path.is_absolute() and ".." not in path.parts,
         f"prepare.{key} must be a path below prepare.root, got '{template}'",
     )
-    _require(
-        not template.lower().endswith((".dcm", ".ima")),
+    _check(
+        path.suffix.lower() not in (".dcm", ".ima"),
         f"prepare.{key}: DICOM is not read: convert the scans to NIfTI with dcm2niix first,"
         f" got '{template}'",
-    )
-
-
-def _check_orientation(codes: str) -> None:
-    both = ["".join(sorted(next((p for p in ("LR", "AP", "IS") if c in p), c))) for c in codes]
-    _require(
-        not codes or sorted(both) == ["AP", "IS", "LR"],
-        "prepare.assume_orientation must say where the three axes run to, such as RAS or LAS,"
-        f" got '{codes}'",
     )
 
 
@@ -111,16 +105,14 @@ class SplitConfig:
     rest as their shares are to each other."""
 
     def __post_init__(self) -> None:
-        shares = {"train": self.train, "validation": self.validation, "test": self.test}
-        for key, share in shares.items():
-            _require(0 <= share <= 1, f"prepare.split.{key} must be between 0 and 1, got {share}")
-        total = sum(shares.values())
-        _require(
+        require("prepare.split", self, ">= 0, <= 1", "train", "validation", "test")
+        total = self.train + self.validation + self.test
+        _check(
             abs(total - 1) < 1e-6,
             f"prepare.split: train + validation + test must sum to 1, got {total:g}",
         )
         number, folds = self.folds if re.fullmatch(r"\d+/\d+", self.fold) else (0, 0)
-        _require(
+        _check(
             not self.fold or (1 <= number <= folds and folds >= 2 and self.test < 1),
             f"prepare.split.fold must be a part of several, such as 2/5, got '{self.fold}'",
         )
@@ -151,11 +143,8 @@ class CohortConfig:
     """Decides who they are."""
 
     def __post_init__(self) -> None:
-        _require(
-            1 <= self.people <= 9999,
-            f"prepare.cohort.people must be from 1 to 9999, got {self.people}",
-        )
-        _require(self.seed >= 0, f"prepare.cohort.seed must not be negative, got {self.seed}")
+        require("prepare.cohort", self, ">= 1, <= 9999", "people")
+        require("prepare.cohort", self, ">= 0", "seed")
 
 
 @dataclass(frozen=True)
@@ -241,73 +230,43 @@ class PrepareConfig:
     download: bool = _key(False, *IMAGE_SETS, decides="nothing")
 
     def __post_init__(self) -> None:
-        _require(
+        _check(
             not self.name or PLAIN_NAME.fullmatch(self.name) is not None,
             f"prepare.name must be a plain file name, got '{self.name}'",
-        )
-        _require(
-            self.source in VOLUMES + IMAGE_SETS,
-            f"prepare.source must be hcp, template_cohort, celeba or cifar10, got '{self.source}'",
-        )
-        _require(
-            self.plane in ("axial", "coronal", "sagittal"),
-            f"prepare.plane must be axial, coronal or sagittal, got '{self.plane}'",
         )
         _check_template("template", self.template)
         if self.mask_template:
             _check_template("mask_template", self.mask_template)
-            _require(
+            _check(
                 "{session}" not in self.mask_template or "{session}" in self.template,
                 "prepare.mask_template has {session}, so prepare.template must have it too",
             )
-        _require(
-            math.isfinite(self.mask_threshold) and self.mask_threshold > 0,
-            f"prepare.mask_threshold must be above 0, got {self.mask_threshold}",
+        axes = [next((a for a in AXES if c in a), "") for c in self.assume_orientation]
+        _check(
+            not axes or sorted(axes) == sorted(AXES),
+            "prepare.assume_orientation must say where the three axes run to, such as RAS or LAS,"
+            f" got '{self.assume_orientation}'",
         )
-        _check_orientation(self.assume_orientation)
-        _require(
-            self.subjects_table_extra in ("refuse", "ignore"),
-            "prepare.subjects_table_extra must be refuse or ignore,"
-            f" got '{self.subjects_table_extra}'",
-        )
-        _require(
-            self.size in (32, 64, 128, 256),
-            f"prepare.size must be 32, 64, 128 or 256, got {self.size}",
-        )
-        for name in ("spacing_mm", "slice_spacing_mm"):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and 0 < value <= 100,
-                f"prepare.{name} must be above 0 and at most 100 mm, got {value}",
-            )
-        _require(
-            0 < self.min_brain_area <= 1,
-            f"prepare.min_brain_area must be above 0 and at most 1, got {self.min_brain_area}",
-        )
-        low, high = self.lower_percentile, self.upper_percentile
-        _require(
-            0 <= low < high <= 100,
-            "prepare.lower_percentile must be below prepare.upper_percentile,"
-            f" both from 0 to 100, got {low} and {high}",
-        )
-        for name in ("max_slices", "workers", "max_quarantined"):
-            value = getattr(self, name)
-            _require(value >= 0, f"prepare.{name} must not be negative, got {value}")
-        _require(
+        _check(self.size in SIZES, f"prepare.size must be 32, 64, 128 or 256, got {self.size}")
+        _check(
             self.source != "cifar10" or self.size == 32,
             f"prepare.size must be 32 for the source cifar10, got {self.size}",
         )
-        _require(
-            0 <= self.crop <= min(CELEBA_SHAPE),
-            f"prepare.crop must be from 0 to {min(CELEBA_SHAPE)}, got {self.crop}",
+        require("prepare", self, "> 0, < inf", "mask_threshold")
+        require("prepare", self, "> 0, <= 100", "spacing_mm", "slice_spacing_mm")
+        require("prepare", self, "> 0, <= 1", "min_brain_area")
+        require("prepare", self, ">= 0, <= 100", "lower_percentile", "upper_percentile")
+        _check(
+            self.lower_percentile < self.upper_percentile,
+            "prepare.lower_percentile must be below prepare.upper_percentile,"
+            f" got {self.lower_percentile} and {self.upper_percentile}",
         )
-        _require(
-            self.validation_images > 0,
-            f"prepare.validation_images must be above 0, got {self.validation_images}",
-        )
+        require("prepare", self, ">= 0", "max_slices", "workers", "max_quarantined")
+        require("prepare", self, f">= 0, <= {min(CELEBA_SHAPE)}", "crop")
+        require("prepare", self, "> 0", "validation_images")
         for key in fields(self):
             sources = key.metadata["sources"]
-            _require(
+            _check(
                 self.source in sources or getattr(self, key.name) == default_of(key),
                 f"prepare.{key.name} belongs to source {' or '.join(sources)}, not {self.source}:"
                 " leave it out",

@@ -25,8 +25,8 @@ import numpy as np
 
 from data_prep.common.errors import InputError
 from data_prep.common.files import atomic_file, sha256_of
-from data_prep.common.invocation import command
 from data_prep.common.names import DIGITS, shard_name
+from data_prep.common.wording import command
 from data_prep.config import CHECKS_VERSION, PrepareConfig, where_keys
 from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
 from data_prep.split import SPLITS

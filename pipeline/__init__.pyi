@@ -8,6 +8,7 @@ from .blur.likelihood import gaussian_nll as gaussian_nll
 from .blur.spectrum import precision as precision
 from .blur.spectrum import transfer_function as transfer_function
 from .config import Config as Config
+from .config import load_config as load_config
 from .data.slices import SliceDataset as SliceDataset
 from .data.slices import open_store as open_store
 from .errors import InputError as InputError
@@ -24,4 +25,3 @@ from .models.config import ModelConfig as ModelConfig
 from .models.vae import VAE as VAE
 from .package import DecoderPackage as DecoderPackage
 from .package import open_package as open_package
-from .parsing import load_config as load_config

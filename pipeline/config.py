@@ -1,13 +1,18 @@
 """The one configuration: a frozen dataclass per section, read from YAML by jsonargparse.
 
-Sections of packages below this floor are defined beside their component; `training` and
-`evaluation`, whose packages are above, are defined here, so that imports run downwards only.
+Sections of packages below this floor are defined beside their component; `training`, `evaluation`
+and `compare`, whose packages are above, are defined here, so that imports run downwards only.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import PrepareConfig
+from data_prep import PrepareConfig, Store
+from data_prep.common.command_line import ConfigFile, Parser, command_parser
+from data_prep.common.errors import require
+from data_prep.common.files import find_folder
 from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig, PriorConfig
@@ -82,21 +87,18 @@ class TrainingConfig:
     """Epochs between image grids and recorded kernels."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "kernel_learning_rate", "beta",
-                    "checkpoint_every", "validate_every", "figure_every", "accumulation",
-                    "keep_checkpoints")  # fmt: skip
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be positive, not {getattr(self, name)}")
-        for name in ("max_minutes", "lr_warmup_steps", "rate_warmup_steps", "gradient_clip",
-                     "threads", "seed", "max_skipped", "checkpoint_minutes",
-                     "epoch_steps"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} must not be negative: {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.rate_target is not None and self.rate_target <= 0:
-            raise ValueError(f"training.rate_target must be positive, not {self.rate_target}")
+        require("training", self, "> 0", "learning_rate", "kernel_learning_rate", "beta")
+        require(
+            "training", self, ">= 1", "epochs", "batch_size", "accumulation", "checkpoint_every",
+            "keep_checkpoints", "validate_every", "figure_every",
+        )  # fmt: skip
+        require(
+            "training", self, ">= 0", "max_minutes", "lr_warmup_steps", "rate_warmup_steps",
+            "gradient_clip", "threads", "seed", "max_skipped", "checkpoint_minutes", "epoch_steps",
+        )  # fmt: skip
+        require("training", self, ">= 0, < 1", "ema_decay")
+        if self.rate_target is not None:
+            require("training", self, "> 0", "rate_target")
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,49 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.other_people and not self.store:
             raise ValueError("evaluation.other_people is for another store: set evaluation.store")
-        for name in ("batch_size", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} must be at least 1: {getattr(self, name)}")
-        for name in ("max_slices", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"evaluation.{name} must not be negative: {getattr(self, name)}")
+        require("evaluation", self, ">= 1", "batch_size", "samples")
+        require("evaluation", self, ">= 0", "max_slices", "threads")
+
+
+@dataclass(frozen=True)
+class ForeignOptions:
+    """Reconstructions of another program, for `evaluate --reconstructions`.
+
+    Args:
+        reconstructions: a folder with `originals` and `reconstructions`, in which files of one name
+            belong together, a subject each; or a torch.export program (.pt2), images (B,C,H,W) in
+            [0,1] to the same shape. A program can run code: use one that you trust.
+        store: a prepared store, whose images the program is given.
+        split: subjects of the store: test, validation, or all.
+        max_slices: most slices scored per subject, evenly thinned; 0 = all.
+        lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
+        lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
+        download: whether they may be downloaded where none are found.
+        output: folder of the results; WORK/scores/NAME where empty.
+    """
+
+    reconstructions: str
+    store: str = ""
+    split: Literal["test", "validation", "all"] = "test"
+    max_slices: int = 0
+    lpips_alex_weights: str = ""
+    lpips_vgg_weights: str = ""
+    download: bool = False
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.settings  # checks the values
+        if not Path(self.reconstructions).exists():
+            raise ValueError(f"--reconstructions: {self.reconstructions} is not there")
+        if self.store:
+            Store.open(find_folder(self.store, "stores"))
+
+    @property
+    def settings(self) -> EvaluationConfig:
+        """The settings that decide a score, as in the evaluation of a run."""
+        given = asdict(self)
+        shared = given.keys() & asdict(EvaluationConfig()).keys() - {"store"}
+        return EvaluationConfig(**{name: given[name] for name in shared})
 
 
 @dataclass(frozen=True)
@@ -163,14 +202,11 @@ class CompareConfig:
     """One seed and 200 steps: a trial run, whose scores mean little."""
 
     def __post_init__(self) -> None:
-        if self.jobs < 0:
-            raise ValueError(f"compare.jobs must not be negative: {self.jobs}")
+        require("compare", self, ">= 0", "jobs")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"compare.seeds must hold numbers from 0 on, not {list(self.seeds)}")
         if any(not rate >= 0 for rate in self.rate_targets):
-            raise ValueError(
-                f"compare.rate_targets must not be negative: {list(self.rate_targets)}"
-            )
+            raise ValueError(f"compare.rate_targets must be >= 0, not {list(self.rate_targets)}")
 
 
 @dataclass(frozen=True)
@@ -198,3 +234,39 @@ class Config:
                 f"likelihood.kernel_size {self.likelihood.kernel_size} is larger than "
                 f"prepare.size {self.prepare.size}"
             )
+
+
+def config_parser(start: str, about: str, example: str, shown: Sequence[str] = ("",)) -> Parser:
+    """A parser of --config, --run, --restart and every key of the configuration.
+
+    All commands accept all keys, so that one file and one set of overrides serves them all; help
+    tells those that begin with one of `shown`.
+    """
+    parser = command_parser(start, about, example, shown)
+    parser.add_argument("--config", action=ConfigFile, help="YAML file of the configuration")
+    parser.add_argument(
+        "--run", type=str, default="", help="name of the run; the config's by default"
+    )
+    parser.add_argument(
+        "--restart", type=bool, default=False, help="train anew what was trained before"
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def load_config(path: str | Path, *overrides: str) -> Config:
+    """A configuration from a YAML file.
+
+    Args:
+        path: of the YAML file.
+        overrides: as on the command line.
+
+    Raises:
+        InputError: with the file or key, in one line.
+
+    Example:
+        >>> load_config("configs/demo.yaml", "--training.epochs=5").training.epochs
+        5
+    """
+    parser = config_parser("", "", "")
+    return parser.made(Config, parser.read(["--config", str(path), *overrides]))

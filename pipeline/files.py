@@ -22,8 +22,8 @@ from data_prep.common.files import (
     writable,
     write_text,
 )
-from data_prep.common.invocation import command
 from data_prep.common.spreadsheet import csv_line
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 
 __all__ = [

@@ -13,13 +13,12 @@ from PIL import Image
 
 from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
+from data_prep.common.command_line import read_layers
 from data_prep.common.errors import InputError
-from data_prep.common.layers import read_layers
 from data_prep.common.mlflow_connection import flat_keys
 from pipeline.__main__ import main as pipeline
-from pipeline.config import Config, EvaluationConfig, work_keys
+from pipeline.config import Config, EvaluationConfig, load_config, work_keys
 from pipeline.package.export import MACHINES_OWN
-from pipeline.parsing import load_config
 from pipeline.training.train import INDIFFERENT
 
 ROOT = Path(__file__).parents[1]
@@ -69,10 +68,8 @@ def test_it_means_what_it_did(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_is_read_by_both_programs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = configuration(["--config", str(path)])
-    assert found is not None and found.name == STORES.get(path.stem, path.stem)
-    with pytest.raises(SystemExit) as ended:
-        pipeline(["train", "--config", str(path), "--print_config"])
-    assert ended.value.code == 0
+    assert found.name == STORES.get(path.stem, path.stem)
+    assert pipeline(["train", "--config", str(path), "--print_config"]) == 0
     assert f"source: {found.source}" in capsys.readouterr().out
 
 
@@ -130,7 +127,7 @@ def test_a_file_lies_over_the_one_it_extends(tmp_path: Path) -> None:
     assert config.compare.seeds == (9,)
     assert (config.prepare.spacing_mm, config.prepare.split.salt) == (1.0, "15")
     prepared = configuration(["--config", str(tmp_path / "top.yaml")])
-    assert prepared is not None and (prepared.name, prepared.split.salt) == ("top", "15")
+    assert (prepared.name, prepared.split.salt) == ("top", "15")
 
 
 @pytest.mark.parametrize(

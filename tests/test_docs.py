@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.__main__ import COMMANDS
+from pipeline.cli import COMMANDS
 from pipeline.config import Config
 from pipeline.models.config import Level
 

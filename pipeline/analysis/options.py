@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import Store, StoreError
-from data_prep.common.invocation import command
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import existing_package, find_folder, is_address
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from data_prep.common.console import steady_output
 from data_prep.common.mlflow_connection import quieten_mlflow
+from pipeline.config import load_config
 from pipeline.errors import InputError, Stopped
 from pipeline.files import locked
-from pipeline.parsing import load_config
 
 # A scheduler's signal to all of a job's processes has come here as well, and a second one would
 # not let the state be saved.

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.common.invocation import command
 from data_prep.common.mlflow_connection import flat_keys
 from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.progress import Reporter
+from data_prep.common.wording import command
 from pipeline.blur.kernel_loss import kernel_width
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.data.other_people import FILES_CHECKED
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, evenly_spread
 from pipeline.errors import InputError
@@ -41,8 +42,6 @@ from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
 from pipeline.metrics.statistics import Interval, interval, single
 from pipeline.models.vae import Inference
-from pipeline.parsing import load_config
-from pipeline.progress import Reporter
 from pipeline.tracking.names import score_name
 from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import find_checkpoint

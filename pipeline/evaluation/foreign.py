@@ -6,17 +6,18 @@ python -m pipeline evaluate --reconstructions model.pt2 --store STORE    a torch
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.common.progress import Reporter
 from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
+from pipeline.config import ForeignOptions as Options
 from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
 from pipeline.errors import InputError
 from pipeline.evaluation.figures import SHOWN_SUBJECTS, pair_figures
@@ -26,7 +27,6 @@ from pipeline.evaluation.record import FILES, REPORT
 from pipeline.evaluation.report import About, Evaluation, shell_line, write_evaluation
 from pipeline.evaluation.scores import table
 from pipeline.files import work_folder, writable
-from pipeline.progress import Reporter
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 # Rounding of a program's own scaling to [0,1].
@@ -34,43 +34,6 @@ SLACK = 1e-3
 
 Pair = tuple[dict[str, str], Tensor, Tensor]
 """Names of a subject and its family, its images, their reconstructions, (n,C,H,W) in [0,1]."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of the command.
-
-    Args:
-        reconstructions: a folder with `originals` and `reconstructions`, in which files of one name
-            belong together, a subject each; or a torch.export program (.pt2), images (B,C,H,W) in
-            [0,1] to the same shape. A program can run code: use one that you trust.
-        store: a prepared store, whose images the program is given.
-        split: subjects of the store: test, validation, or all.
-        max_slices: most slices scored per subject, evenly thinned; 0 = all.
-        lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
-        lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
-        download: whether they may be downloaded where none are found.
-        output: folder of the results; WORK/scores/NAME where empty.
-    """
-
-    reconstructions: str
-    store: str = ""
-    split: Literal["test", "validation", "all"] = "test"
-    max_slices: int = 0
-    lpips_alex_weights: str = ""
-    lpips_vgg_weights: str = ""
-    download: bool = False
-    output: str = ""
-
-    def __post_init__(self) -> None:
-        _ = self.settings  # checks the values
-
-    @property
-    def settings(self) -> EvaluationConfig:
-        """The settings that decide a score, as in the evaluation of a run."""
-        given = asdict(self)
-        shared = given.keys() & asdict(EvaluationConfig()).keys() - {"store"}
-        return EvaluationConfig(**{name: given[name] for name in shared})
 
 
 def run(options: Options) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from data_prep.common.invocation import command
+from data_prep.common.progress import Reporter
+from data_prep.common.wording import command
 from pipeline.config import Config
 from pipeline.data.slices import Store
 from pipeline.errors import InputError
@@ -24,7 +25,6 @@ from pipeline.fits.residual import fit_residual
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.prior import LatentPrior
 from pipeline.models.vae import VAE
-from pipeline.progress import Reporter
 
 FOLDER, RECORD = "fits", "fits.json"
 RESIDUAL, PRIOR = "residual.safetensors", "prior.safetensors"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data_prep.common.progress import Reporter
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.config import AugmentationConfig
@@ -14,7 +15,6 @@ from pipeline.data.slices import SliceDataset, Store
 from pipeline.models.config import PriorConfig
 from pipeline.models.prior import LatentPrior, pieces_of
 from pipeline.models.vae import VAE
-from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 
 BATCH = 64

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from data_prep.common.progress import Reporter
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset, Store, evenly_spread
 from pipeline.losses.residual import ResidualLaw, at_edge
 from pipeline.models.vae import VAE
-from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 
 BATCH = 16

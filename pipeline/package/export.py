@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep import PrepareConfig
-from data_prep.common.invocation import command
+from data_prep.common.wording import command
 from data_prep.config import where_keys
 from pipeline.config import EvaluationConfig, work_keys
 from pipeline.errors import InputError

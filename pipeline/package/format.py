@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from data_prep.common.invocation import command
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import existing_package, find_folder, is_address, locked, swapped_in, write_json
 from pipeline.losses.config import LikelihoodConfig

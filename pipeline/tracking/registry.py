@@ -12,10 +12,10 @@ from unittest import mock
 
 import numpy as np
 
-from data_prep.common.invocation import command
 from data_prep.common.mlflow_connection import mlflow_address, mlflow_errors, open_mlflow
 from data_prep.common.mlflow_runs import active_run, connect_mlflow, mlflow_failures
 from data_prep.common.redaction import shown_address
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.tracking.runs import EXPERIMENT_NOTE, TrackingConfig

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from data_prep.common.invocation import command
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import atomic_file, sync_folder, write_text
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.progress import Reporter
 from pipeline.config import Config
 from pipeline.data.augmentation import apply, draw
 from pipeline.data.loading import Batches, EpochSampler
 from pipeline.data.slices import SliceDataset, Store
 from pipeline.distributed import Processes
 from pipeline.errors import Failed, InputError, Stopped
-from pipeline.progress import Reporter
 from pipeline.randomness import Stream, generator
 from pipeline.tracking.names import epoch_name
 from pipeline.training.checkpoint import (

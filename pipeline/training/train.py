@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep.common.invocation import run_option
 from data_prep.common.mlflow_connection import flat_keys
-from data_prep.common.wording import quantity
+from data_prep.common.wording import quantity, run_option
 from data_prep.config import where_keys
 from pipeline.config import Config, work_keys
 from pipeline.data.slices import Store, open_store

@@ -14,12 +14,11 @@ import torch
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.errors import InputError
 from pipeline.fits.fits import PRIOR, RECORD, RESIDUAL, Fits, fit, read_fits, write_fits
 from pipeline.models.vae import VAE
 from pipeline.package import format
-from pipeline.parsing import load_config
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.loop import load_objective
 

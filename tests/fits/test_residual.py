@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from data_prep.common.progress import Reporter
 from data_prep.store import Store
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.evaluation.trained_run import load_trained_run
 from pipeline.fits import residual
 from pipeline.fits.residual import FEWEST, LEVEL, factors_of, fit_residual
 from pipeline.losses.residual import ResidualLaw
 from pipeline.models.vae import VAE
-from pipeline.parsing import load_config
-from pipeline.progress import Reporter
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.loop import load_objective
 

@@ -14,13 +14,13 @@ import torch
 from data_prep.common.mlflow_runs import track_run
 from data_prep.store import Store
 from pipeline.__main__ import main
+from pipeline.config import load_config
 from pipeline.errors import InputError
 from pipeline.fits.fits import fits_digest, read_fits, write_fits
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.package import describe, format, load
 from pipeline.package.standalone import largest_error
-from pipeline.parsing import load_config
 from pipeline.tracking import served_decoder
 from pipeline.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pipeline.training.loop import load_objective

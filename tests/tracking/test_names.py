@@ -3,10 +3,10 @@
 import pytest
 
 from data_prep.common.provenance import ROOT, code_version
-from pipeline.commands.ui import has_desktop
 from pipeline.evaluation.scores import headline_names
 from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES
 from pipeline.tracking.names import epoch_name, score_name, table
+from pipeline.tracking.ui import has_desktop
 
 KEYS = [metric.key for metric in (*RECONSTRUCTION, *SAMPLES, *DENSITY)]
 

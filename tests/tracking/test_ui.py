@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.common.mlflow_connection import mlflow_client
 from pipeline.__main__ import main
-from pipeline.commands import opening, ui
+from pipeline.tracking import ui
 
 
 @pytest.fixture
@@ -89,19 +89,19 @@ def test_the_browser_opens_once_the_server_answers(
 ) -> None:
     answers: list[bool] = [False, False, True]
     opened: list[str] = []
-    monkeypatch.setattr(opening, "answers", lambda port: answers.pop(0))
-    monkeypatch.setattr(opening.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(opening.webbrowser, "open", opened.append)
-    opening.main("http://127.0.0.1:1/#/here", 1, show=True)
+    monkeypatch.setattr(ui, "answers", lambda port: answers.pop(0))
+    monkeypatch.setattr(ui.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ui.webbrowser, "open", opened.append)
+    ui.wait("http://127.0.0.1:1/#/here", 1, show=True)
     assert not answers and opened == ["http://127.0.0.1:1/#/here"]
     assert "http://127.0.0.1:1/#/here" in capsys.readouterr().out
 
 
 def test_it_does_not_wait_for_a_server_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = iter([10, 10, 1])
-    monkeypatch.setattr(opening.os, "getppid", lambda: next(parents))
-    monkeypatch.setattr(opening, "answers", lambda port: False)
-    monkeypatch.setattr(opening.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ui.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(ui, "answers", lambda port: False)
+    monkeypatch.setattr(ui.time, "sleep", lambda seconds: None)
     refuse: Callable[[str], None] = pytest.fail
-    monkeypatch.setattr(opening.webbrowser, "open", refuse)
-    opening.main("address", 1, show=True)
+    monkeypatch.setattr(ui.webbrowser, "open", refuse)
+    ui.wait("address", 1, show=True)

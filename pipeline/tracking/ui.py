@@ -3,17 +3,19 @@
 python -m pipeline ui [--port 5000]
 """
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep.common.invocation import command
+from data_prep.common.errors import require
 from data_prep.common.mlflow_connection import (
     mlflow_address,
     mlflow_errors,
@@ -21,18 +23,19 @@ from data_prep.common.mlflow_connection import (
     quieten_mlflow,
 )
 from data_prep.common.redaction import HIDDEN, shown_address
-from pipeline.commands import opening
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import work_folder
 from pipeline.tracking.runs import VIEW, TrackingConfig
 
+HOST = "127.0.0.1"
 # Set in a session on another machine, or in a job: a browser there shows nobody anything.
 ELSEWHERE = ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "CI")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which experiment to show, and where."""
+    """The experiment to show, and a place for its pages."""
 
     port: int = 5000
     """Port of MLflow's pages on this machine."""
@@ -42,8 +45,7 @@ class Options:
     """Whether a browser is opened; auto: on a desktop, not over ssh and not in a job."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.port < 65536:
-            raise ValueError(f"port must be from 1 to 65535, not {self.port}")
+        require("ui", self, ">= 1, <= 65535", "port")
 
 
 def run(options: Options) -> None:
@@ -69,12 +71,31 @@ def run(options: Options) -> None:
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
         raise InputError(f"there is no {database} yet: first train a run ({command('train')})")
-    check_free(options.port)
-    address = f"http://{opening.HOST}:{options.port}/{page_of(uri, options.experiment)}"
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((HOST, options.port))
+        except OSError as error:
+            raise InputError(
+                f"port {options.port} can't be used ({error.strerror}): choose another, as in "
+                "make ui PORT=5001"
+            ) from error
+    address = f"http://{HOST}:{options.port}/{page_of(uri, options.experiment)}"
     print("MLflow starts, which takes some seconds", flush=True)
     words = [address, str(options.port), "show" if show else "say"]
-    subprocess.Popen([sys.executable, "-m", opening.__name__, *words])
-    serve(uri, options.port)
+    subprocess.Popen([sys.executable, "-m", "pipeline.tracking.ui", *words])
+    # A line for each picture of a page would push the address out of sight.
+    words = ["--host", HOST, "--port", str(options.port), "--workers", "1"]
+    words += ["--uvicorn-opts", "--log-level warning"]
+    # The address goes by the environment, not as a word: it may hold a password.
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_REGISTRY_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+    program = [sys.executable, "-m", "mlflow", "ui", *words]
+    os.execve(sys.executable, program, quiet | os.environ | settings)
 
 
 def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
@@ -100,30 +121,32 @@ def page_of(uri: str, experiment: str) -> str:
     return f"#/experiments/{known.experiment_id}/runs?{VIEW}" if known else f"#/experiments?{VIEW}"
 
 
-def check_free(port: int) -> None:
-    """Raise InputError if something has the port already."""
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((opening.HOST, port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} can't be used ({error.strerror}): choose another, as in "
-                "make ui PORT=5001"
-            ) from error
+def answers(port: int) -> bool:
+    """Whether MLflow answers on a port of this machine, past any proxy."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
-def serve(uri: str, port: int) -> None:
-    """Go on as MLflow's server: this process keeps its number and gets the signals."""
-    # A line for each picture of a page would push the address out of sight.
-    words = ["--host", opening.HOST, "--port", str(port), "--workers", "1"]
-    words += ["--uvicorn-opts", "--log-level warning"]
-    # The address goes by the environment, not as a word: it may hold a password.
-    settings = {
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_REGISTRY_STORE_URI": uri,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-    program = [sys.executable, "-m", "mlflow", "ui", *words]
-    os.execve(sys.executable, program, quiet | os.environ | settings)
+def wait(address: str, port: int, show: bool) -> None:
+    """Say where the pages are once the server, the parent of this process, answers or has ended."""
+    server = os.getppid()
+    while os.getppid() == server:
+        if answers(port):
+            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+            if show:
+                webbrowser.open(address)
+            return
+        time.sleep(0.3)
+
+
+if __name__ == "__main__":
+    try:
+        wait(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "show")
+    except KeyboardInterrupt:
+        sys.exit(130)

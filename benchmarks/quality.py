@@ -20,7 +20,7 @@ from measure import synchronise
 from peers import PROJECT, PROJECT_SHORT, Contestant, count, project_notes, reconstruct
 from torch import Tensor
 
-from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.tracking import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
 from pipeline.data.loading import Batches, EpochSampler

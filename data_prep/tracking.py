@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.common.errors import InputError
-from data_prep.common.mlflow_runs import track_run
 from data_prep.common.provenance import code_version
+from data_prep.common.tracking import track_run
 from data_prep.report.writing import FOLDER, PAGE, TABLE
 from data_prep.split import SPLITS
 from data_prep.store import Store
@@ -25,14 +25,23 @@ def track(store: Store, work: Path) -> None:
     Raises:
         InputError: MLflow cannot be used. The store is not touched.
     """
-    about, instead = EXPERIMENT_NOTE, "--prepare.track false"
-    tags = tags_of(store)
+    configuration = store.manifest["configuration"]
+    tags = {
+        "stage": "preparation",
+        "dataset": store.name,
+        "store_digest": store.digest,
+        "source": str(configuration.get("source", "")),
+        "size": str(store.image_shape[-1]),
+        "simulated": str(store.simulated).lower(),
+        **code_version(),
+    }
+    instead = "--prepare.track false"
     try:
         with track_run(
-            EXPERIMENT, work, store.name, about=about, instead=instead, tags=tags
+            EXPERIMENT, work, store.name, about=EXPERIMENT_NOTE, instead=instead, tags=tags
         ) as run:
             run.note(note(store))
-            run.parameters({"prepare": store.manifest["configuration"]})
+            run.parameters({"prepare": configuration})
             run.metrics(counts(store))
             for name in (PAGE, TABLE):
                 run.file(store.path / FOLDER / name, FOLDER)
@@ -40,30 +49,12 @@ def track(store: Store, work: Path) -> None:
         raise InputError(f"the store {store.name} is finished, but {error}") from None
 
 
-def tags_of(store: Store) -> dict[str, str]:
-    """Tags to filter the list of runs by."""
-    return {
-        "stage": "preparation",
-        "dataset": store.name,
-        "store_digest": store.digest,
-        "source": str(store.manifest["configuration"].get("source", "")),
-        "size": str(store.image_shape[-1]),
-        "simulated": str(store.simulated).lower(),
-        **code_version(),
-    }
-
-
-def nouns(store: Store) -> tuple[str, str]:
-    """Words for the store's entries and for their images."""
-    return ("blocks", "images") if store.image_set else ("subjects", "slices")
-
-
 def counts(store: Store) -> dict[str, int]:
     """Numbers of entries, images and quarantined entries, by their names as metrics."""
     numbers = {"quarantined/all": len(store.quarantined)}
     for reason, number in Counter(q.reason for q in store.quarantined).items():
         numbers[f"quarantined/{reason}"] = number
-    whole, part = nouns(store)
+    whole, part = ("blocks", "images") if store.image_set else ("subjects", "slices")
     for split in SPLITS:
         entries = store.subjects(split)
         numbers[f"{whole}/{split}"] = len(entries)
@@ -73,8 +64,8 @@ def counts(store: Store) -> dict[str, int]:
 
 def note(store: Store) -> str:
     """The run's description."""
-    numbers, (whole, part) = counts(store), nouns(store)
-    _, height, width = store.image_shape
+    numbers, (_, height, width) = counts(store), store.image_shape
+    whole, part = ("blocks", "images") if store.image_set else ("subjects", "slices")
     lines = ["**The people of this store are simulated.**", ""] if store.simulated else []
     lines += [f"| split | {whole} | {part} |", "| --- | --- | --- |"]
     lines += [f"| {s} | {numbers[f'{whole}/{s}']} | {numbers[f'{part}/{s}']} |" for s in SPLITS]

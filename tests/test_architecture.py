@@ -122,8 +122,7 @@ def test_there_are_no_circles() -> None:
 
 
 MLFLOW = {
-    "data_prep.common.mlflow_connection",
-    "data_prep.common.mlflow_runs",
+    "data_prep.common.tracking",
     "pipeline.tracking.registry",
     "pipeline.tracking.served_decoder",
 }

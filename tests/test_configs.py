@@ -15,7 +15,7 @@ from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
 from data_prep.common.command_line import read_layers
 from data_prep.common.errors import InputError
-from data_prep.common.mlflow_connection import flat_keys
+from data_prep.common.tracking import flat_keys
 from pipeline.__main__ import main as pipeline
 from pipeline.config import Config, EvaluationConfig, load_config, work_keys
 from pipeline.package.export import MACHINES_OWN

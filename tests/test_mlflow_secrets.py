@@ -1,21 +1,28 @@
 """A password of MLflow's address is in no text and no file; a server that is gone costs seconds."""
 
-import logging
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.common import mlflow_connection
-from data_prep.common.mlflow_connection import PATIENCE, impatient, mlflow_reason, quieten_mlflow
-from data_prep.common.redaction import shown_address, without_secrets
+from data_prep import tracking
+from data_prep.common.errors import InputError
+from data_prep.common.tracking import (
+    PATIENCE,
+    impatient,
+    mlflow_client,
+    mlflow_errors,
+    quieten_mlflow,
+    shown_address,
+    without_secrets,
+)
 from data_prep.store import Store
 from pipeline.__main__ import main
 
@@ -25,13 +32,12 @@ TOKEN = "t0k3n-of-the-query"
 # Seconds, imports on a busy machine included: it is 13 and less on a quiet one, and minutes with
 # the client's own patience.
 LONGEST = 60
-# The default levels are those of larger images than the tiny store's.
-LEAST = ("--model.levels", "[{side: 4, channels: 2}]")
+TRAIN = ["train", "--data.store", "tiny", "--model.levels", "[{side: 4, channels: 2}]"]
 
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address of this machine where nobody listens, with a password and a token."""
+    """An address of this machine where nobody listens, with a password."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,11 +51,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
     [
         ("http://me:secret@host:5000", "http://***@host:5000"),
         ("https://token@host/a/b", "https://***@host/a/b"),
-        (
-            "postgresql+psycopg2://u:p@ss@db/x?password=abc&a=b",
-            "postgresql+psycopg2://***@db/x?***",
-        ),
-        ("http://host?token=abc", "http://host?***"),
+        ("postgresql://u:p@ss@db/x?password=abc&a=b", "postgresql://***@db/x?***"),
         ("http://u:a/b?c#d@host/x#y", "http://***@host/x#***"),
         ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
@@ -78,50 +80,11 @@ def test_no_text_holds_them(user: str, password: str, form: str) -> None:
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
 def test_nor_one_that_has_a_variable_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "open sesame")
-    assert mlflow_reason(OSError("Error: Bearer open sesame\nmore")) == "Error: Bearer ***"
-
-
-def test_a_password_is_known_with_and_without_percent_signs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@host")
-    assert without_secrets(f"{SECRET} pa55w0rd!x") == "*** ***"
-
-
-def test_a_training_without_its_server_ends_in_one_line_without_the_password(
-    nobody: str, work: Path, store_writer: Callable[..., Store], capfd: pytest.CaptureFixture[str]
-) -> None:
-    store_writer(work)
-    assert main(["train", "--data.store", "tiny", *LEAST]) == 2
-    said = capfd.readouterr()
-    assert len(said.err.splitlines()) == 1
-    assert f"MLflow can't be used at {shown_address(nobody)}" in said.err
-    assert "pa55w0rd" not in said.out + said.err
-    assert_nowhere(work)
-
-
-def test_so_does_a_preparation_whose_store_is_there_and_soon(
-    nobody: str, work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from data_prep import tracking
-    from data_prep.common.errors import InputError
-
-    manifest = {
-        "name": "x", "configuration": {}, "configuration_digest": "", "image_shape": [1, 32, 32],
-        "simulated": False,
-    }  # fmt: skip
-    store = Store(work / "stores/x", manifest, (), ())
-    work.mkdir()
-    import mlflow  # noqa: F401  (its import takes long on a busy machine)
-
-    began = time.monotonic()
-    with pytest.raises(InputError) as ended:
-        tracking.track(store, work)
-    assert time.monotonic() - began < LONGEST
-    assert "the store x is finished" in str(ended.value)
-    assert "pa55w0rd" not in f"{ended.value}{capfd.readouterr()}"
-    assert ended.value.__cause__ is None  # a notebook prints the cause, address and all
-    assert_nowhere(work)
+    with pytest.raises(InputError) as told, mlflow_errors("what", "way out"):
+        raise OSError(f"Error: Bearer open sesame {SECRET} pa55w0rd!x\nmore")
+    assert str(told.value) == "what (Error: Bearer *** *** ***): way out"
+    assert told.value.__cause__ is None  # a notebook prints the cause, address and all
 
 
 def assert_nowhere(folder: Path) -> None:
@@ -131,27 +94,44 @@ def assert_nowhere(folder: Path) -> None:
             assert b"pa55w0rd" not in content and TOKEN.encode() not in content, path
 
 
-def test_a_package_of_a_registry_that_is_gone_is_told_the_same_way(
-    nobody: str, capfd: pytest.CaptureFixture[str]
+def test_a_server_that_is_gone_is_one_line_without_the_password(
+    nobody: str, work: Path, store_writer: Callable[..., Store], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["lesions", "--package", "models:/x/1", "--store", "tiny"]) == 2
-    said = capfd.readouterr()
-    assert len(said.err.splitlines()) == 1 and "pa55w0rd" not in said.err + said.out
+    store_writer(work)
+    for words in (TRAIN, ["lesions", "--package", "models:/x/1", "--store", "tiny"]):
+        assert main(words) == 2
+        said = capfd.readouterr()
+        assert len(said.err.splitlines()) == 1 and shown_address(nobody) in said.err
+        assert "pa55w0rd" not in said.out + said.err
+    assert_nowhere(work)
+
+
+def test_so_is_it_for_a_preparation_whose_store_is_there_and_soon(nobody: str, work: Path) -> None:
+    manifest = {
+        "name": "x", "configuration": {}, "configuration_digest": "", "image_shape": [1, 32, 32],
+        "simulated": False,
+    }  # fmt: skip
+    work.mkdir()
+    import mlflow  # noqa: F401  (its import takes long on a busy machine)
+
+    began = time.monotonic()
+    with pytest.raises(InputError, match="the store x is finished") as ended:
+        tracking.track(Store(work / "stores/x", manifest, (), ()), work)
+    assert time.monotonic() - began < LONGEST and "pa55w0rd" not in str(ended.value)
+    assert_nowhere(work)
 
 
 def test_mlflow_s_own_patience_comes_back_and_the_user_s_wins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quieten_mlflow()
+    retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    monkeypatch.delenv(retries, raising=False)
     with impatient():
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-        assert (
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-            == PATIENCE["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-        )
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+        assert os.environ[retries] == PATIENCE[retries]
+    assert retries not in os.environ
 
 
 def test_a_database_that_is_none_is_told_in_seconds(
@@ -162,24 +142,8 @@ def test_a_database_that_is_none_is_told_in_seconds(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work}")  # a folder
     began = time.monotonic()
     with pytest.raises(Exception, match="unable to open database"):
-        mlflow_connection.mlflow_client("x", work)
+        mlflow_client("x", work)
     assert time.monotonic() - began < LONGEST
-
-
-@pytest.fixture
-def hushed() -> Iterator[None]:
-    level = logging.getLogger("urllib3.connectionpool").level
-    yield
-    logging.getLogger("urllib3.connectionpool").setLevel(level)
-
-
-@pytest.mark.usefixtures("hushed")
-def test_mlflow_prints_no_address_of_a_run_that_holds_a_password(
-    monkeypatch: pytest.MonkeyPatch, nobody: str
-) -> None:
-    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
-    quieten_mlflow()
-    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
 
 
 def test_a_configuration_has_no_place_for_an_address(
@@ -194,27 +158,23 @@ def test_a_configuration_has_no_place_for_an_address(
     assert_nowhere(work)
 
 
-def test_ui_shows_an_address_without_them() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "ui"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"MLFLOW_TRACKING_URI": f"http://me:{SECRET}@host:1?token={TOKEN}"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "http://host:1 in a browser" in done.stdout
-    assert "pa55w0rd" not in done.stdout and TOKEN not in done.stdout
-
-
-def test_in_a_process_of_its_own_nothing_else_is_said(
+def test_in_processes_of_their_own_nothing_else_is_said(
     nobody: str, work: Path, store_writer: Callable[..., Store]
 ) -> None:
+    """`ui` shows a server's address; MLflow itself would print that of a run, password and all."""
     store_writer(work)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "train", "--data.store", "tiny", *LEAST],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "pa55w0rd" not in done.stdout + done.stderr
+    address = f"http://me:{SECRET}@host:1?token={TOKEN}"
+    print_run = "from data_prep.common.tracking import *; quieten_mlflow(); print(os.environ)"
+    for words, code, where, shown in (
+        (["-m", "pipeline", *TRAIN], 2, nobody, ""),
+        (["-m", "pipeline", "ui"], 0, address, "http://host:1 in a browser"),
+        (["-c", f"import os\n{print_run}"], 0, address, "SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=ROOT,
+            env=os.environ | {"MLFLOW_TRACKING_URI": where}, check=False,
+        )  # fmt: skip
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, code // 2), done.stderr
+        assert shown in done.stdout
+        if words[0] == "-m":
+            assert "pa55w0rd" not in done.stdout + done.stderr and TOKEN not in done.stdout

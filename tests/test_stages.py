@@ -19,9 +19,8 @@ import torch
 import yaml
 from tiny import TINY
 
-from data_prep.common.mlflow_connection import NOTE
-from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.provenance import code_version
+from data_prep.common.tracking import NOTE, Tracker
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.backbones import WeightsNotFound
@@ -31,7 +30,7 @@ from pipeline.evaluation import networks, record, report
 from pipeline.evaluation.calibration import FITTED, keys
 from pipeline.metrics.catalogue import HEADLINE, MEMORISATION
 from pipeline.metrics.perceptual import PerceptualDistance
-from pipeline.tracking.names import score_name
+from pipeline.tracking.runs import score_name
 from pipeline.training import train
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
 from pipeline.training.loop import Trainer

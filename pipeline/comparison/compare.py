@@ -16,9 +16,9 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from data_prep.common.mlflow_connection import flat_keys
 from data_prep.common.pages import data_uri, page_templates
 from data_prep.common.provenance import code_version
+from data_prep.common.tracking import flat_keys
 from data_prep.common.wording import run_option
 from pipeline.comparison import figures
 from pipeline.comparison.plan import Entry, at_rate, jobs_at_once, plan

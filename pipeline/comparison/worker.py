@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from data_prep.common.console import steady_output
-from data_prep.common.mlflow_connection import quieten_mlflow
+from data_prep.common.tracking import quieten_mlflow
 from pipeline.config import load_config
 from pipeline.errors import InputError, Stopped
 from pipeline.files import locked

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.common.mlflow_connection import flat_keys
-from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.progress import Reporter
+from data_prep.common.tracking import Tracker, flat_keys
 from data_prep.common.wording import command
 from pipeline.blur.kernel_loss import kernel_width
 from pipeline.config import Config, load_config
@@ -42,8 +41,7 @@ from pipeline.losses.residual import ResidualLaw
 from pipeline.metrics import sharpness
 from pipeline.metrics.statistics import Interval, interval, single
 from pipeline.models.vae import Inference
-from pipeline.tracking.names import score_name
-from pipeline.tracking.runs import track
+from pipeline.tracking.runs import score_name, track
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.objective import Objective

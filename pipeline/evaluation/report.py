@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from data_prep.common.mlflow_connection import flat_keys
 from data_prep.common.pages import data_uri, page_templates
+from data_prep.common.tracking import flat_keys
 from data_prep.common.wording import program, quantity
 from pipeline.config import Config
 from pipeline.data.slices import Store

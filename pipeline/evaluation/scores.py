@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.metrics.catalogue import CALIBRATION, GROUPS, HEADLINE, Metric
 from pipeline.metrics.statistics import FEW_FAMILIES, Interval, few, few_calibrated
-from pipeline.tracking.names import score_name
-from pipeline.tracking.names import table as markdown
+from pipeline.tracking.runs import score_name
+from pipeline.tracking.runs import table as markdown
 
 Metrics = Mapping[str, Interval]
 

@@ -12,9 +12,15 @@ from unittest import mock
 
 import numpy as np
 
-from data_prep.common.mlflow_connection import mlflow_address, mlflow_errors, open_mlflow
-from data_prep.common.mlflow_runs import active_run, connect_mlflow, mlflow_failures
-from data_prep.common.redaction import shown_address
+from data_prep.common.tracking import (
+    active_run,
+    connect_mlflow,
+    mlflow_address,
+    mlflow_errors,
+    mlflow_failures,
+    open_mlflow,
+    shown_address,
+)
 from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import work_folder
@@ -40,7 +46,12 @@ def register(
         config.experiment, work, EXPERIMENT_NOTE, "--register false"
     )
     name = f"{config.experiment}-decoder"
-    with mlflow_failures(), _quiet(), _address(work):
+    with (
+        mlflow_failures(),
+        _quiet(),
+        # MLflow's functions without a client use our address, too.
+        mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=mlflow_address(work)),
+    ):
         import mlflow.pyfunc
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -72,7 +83,11 @@ def register(
                 outputs=Schema([TensorSpec(single, (-1, *shape))]),
             ),
             input_example=np.zeros((1, latent), dtype=np.float32),
-            pip_requirements=_requirements(metadata),
+            pip_requirements=[
+                f"mlflow=={mlflow.__version__}",
+                f"numpy=={np.__version__}",
+                f"torch=={str(metadata['pytorch_version']).partition('+')[0]}",
+            ],
             registered_model_name=name,
         )
         number = str(made.registered_model_version)
@@ -95,29 +110,30 @@ def fetch(source: str) -> Path:
     """
     uri = mlflow_address(work_folder())
     database = Path(uri.removeprefix("sqlite:///"))
+    register_it = f"register one with {command('export', run='…')}"
     if uri.startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
         raise InputError(
             f"{source}: there is no MLflow database {database}: set WORK or MLFLOW_TRACKING_URI"
         )
     with mlflow_errors(
         f"{source} can't be fetched from MLflow at {shown_address(uri)}",
-        f"register it with {command('export', run='…')}, or set MLFLOW_TRACKING_URI",
+        f"{register_it}, or set MLFLOW_TRACKING_URI",
     ):
         import mlflow.artifacts
 
         with _quiet(), open_mlflow(work_folder()) as client:
             location = _location(client, source)
+        if location is None:
+            raise InputError(f"{source}: that run has no such model: {register_it}")
         place = mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri)
     files = sorted(Path(place).glob("**/metadata.json"))
     if not files:
-        raise InputError(
-            f"{source} holds no decoder package: register one with {command('export', run='…')}"
-        )
+        raise InputError(f"{source} holds no decoder package: {register_it}")
     return files[0].parent
 
 
-def _location(client: Any, source: str) -> str:
-    """Where MLflow keeps the files of an address.
+def _location(client: Any, source: str) -> str | None:
+    """The place where MLflow keeps the files of an address; None where a run has no such model.
 
     Its own look-up uses the process's global address, and writes beside the files.
     """
@@ -134,21 +150,7 @@ def _location(client: Any, source: str) -> str:
         model = client.get_logged_model(output.model_id)
         if model.name == name:
             return str(model.artifact_location)
-    raise InputError(
-        f"{source}: that run has no model {name!r}: register one with {command('export', run='…')}"
-    )
-
-
-def _requirements(metadata: Mapping[str, Any]) -> list[str]:
-    import mlflow
-
-    torch = str(metadata["pytorch_version"]).partition("+")[0]
-    return [f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch}"]
-
-
-def _address(work: Path) -> contextlib.AbstractContextManager[Any]:
-    """A block in which MLflow's functions without a client use our address, too."""
-    return mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=mlflow_address(work))
+    return None
 
 
 @contextlib.contextmanager

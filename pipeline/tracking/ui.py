@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.common.errors import require
-from data_prep.common.mlflow_connection import (
+from data_prep.common.tracking import (
+    HIDDEN,
     mlflow_address,
     mlflow_errors,
     open_mlflow,
     quieten_mlflow,
+    shown_address,
 )
-from data_prep.common.redaction import HIDDEN, shown_address
 from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import work_folder

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.common.mlflow_runs import Tracker
 from data_prep.common.progress import Reporter
+from data_prep.common.tracking import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import apply, draw
 from pipeline.data.loading import Batches, EpochSampler
@@ -20,7 +20,7 @@ from pipeline.data.slices import SliceDataset, Store
 from pipeline.distributed import Processes
 from pipeline.errors import Failed, InputError, Stopped
 from pipeline.randomness import Stream, generator
-from pipeline.tracking.names import epoch_name
+from pipeline.tracking.runs import epoch_name
 from pipeline.training.checkpoint import (
     BEST,
     Checkpoint,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep.common.mlflow_connection import flat_keys
+from data_prep.common.tracking import flat_keys
 from data_prep.common.wording import quantity, run_option
 from data_prep.config import where_keys
 from pipeline.config import Config, work_keys

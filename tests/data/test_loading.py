@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 import pipeline.data.loading as loading
-from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.tracking import Tracker
 from data_prep.config import PrepareConfig
 from data_prep.store import Store, SubjectEntry, new_manifest, write_manifest
 from pipeline.config import Config, TrainingConfig

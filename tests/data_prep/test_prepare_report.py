@@ -16,7 +16,7 @@ from small_volumes import LAYOUT, brain, write_cohort, write_nifti
 from test_prepare_stage import configured
 
 from data_prep.__main__ import main
-from data_prep.common.mlflow_connection import KIND, MODEL_TRAINING, NOTE
+from data_prep.common.tracking import KIND, MODEL_TRAINING, NOTE
 from data_prep.report.quality import (
     BINS,
     FEWEST,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.common.mlflow_runs import track_run
+from data_prep.common.tracking import track_run
 from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.config import load_config

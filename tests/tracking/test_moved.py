@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.common.mlflow_connection import ADDRESSES, mlflow_client
+from data_prep.common.tracking import ADDRESSES, mlflow_client
 from pipeline.tracking.registry import fetch
 from pipeline.tracking.runs import TrackingConfig, track
 

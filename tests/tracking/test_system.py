@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.common.mlflow_connection import open_mlflow
-from data_prep.common.mlflow_runs import Tracker, track_run
+from data_prep.common.tracking import Tracker, open_mlflow, track_run
 
 
 def logged(work: Path, run: Tracker) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trainers import FixedMonitor, config
 
-from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.tracking import Tracker
 from pipeline.data.slices import Store
 from pipeline.errors import Failed
 from pipeline.training.checkpoint import find_checkpoint

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.tracking import Tracker
 from data_prep.store import Store
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import DataConfig

@@ -15,7 +15,7 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
-from data_prep.common.mlflow_runs import Tracker
+from data_prep.common.tracking import Tracker
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import DataConfig
 from pipeline.losses.config import LikelihoodConfig

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,19 @@ def test_importing_the_face_loads_nothing_heavy(face: ModuleType) -> None:
     program = f"import sys, {face.__name__}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_users_own_pipeline_hides_nothing_from_sharp_vae(tmp_path: Path) -> None:
+    """Where Python starts in a folder that has one; its other modules are found as ever."""
+    for name in ("pipeline", "data_prep", "other"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)" if name != "other" else "")
+    program = "import sharp_vae, other; from pipeline import VAE; print(sharp_vae.VAE is VAE)"
+    for words in (["-c", program], ["-m", "sharp_vae", "train", "--help"]):
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, check=True,
+        )  # fmt: skip
+        assert "True" in done.stdout or "--training.epochs" in done.stdout
 
 
 @name_of
@@ -159,7 +173,9 @@ def test_k_space_is_the_faces_as_well() -> None:
         assert (error < 1e-5) == (acceleration == 1)
 
 
-@pytest.mark.parametrize("name", ["data_prep", "pipeline", "data_prep.volume.transforms"])
+@pytest.mark.parametrize(
+    "name", ["data_prep", "pipeline", "sharp_vae", "data_prep.volume.transforms"]
+)
 def test_the_examples_of_modules_hold(name: str) -> None:
     failed, tried = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert tried and not failed

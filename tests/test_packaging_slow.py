@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("data_prep", "pipeline")
+PACKAGES = ("data_prep", "pipeline", "sharp_vae")
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +70,6 @@ def test_the_installed_commands_run(wheel: Path, tmp_path: Path) -> None:
     where = "import data_prep, pipeline.blur as p; print(data_prep.__file__, p.__file__)"
     found = _run(folder / "python", "-c", where, cwd=tmp_path).split()
     assert all(Path(path).is_relative_to(packages) for path in found)
-    assert "--prepare.root" in _run(folder / "sharp-vae-prepare", "--help", cwd=tmp_path)
+    assert "--prepare.root" in _run(folder / "sharp-vae", "prepare", "--help", cwd=tmp_path)
     assert "evaluate" in _run(folder / "sharp-vae", "--help", cwd=tmp_path)
     assert "--training.epochs" in _run(folder / "sharp-vae", "train", "--help", cwd=tmp_path)

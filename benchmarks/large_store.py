@@ -25,8 +25,7 @@ from data_prep.config import PrepareConfig
 from data_prep.entries import SubjectEntry
 from data_prep.store import Store, new_manifest, write_manifest
 from pipeline.data.config import DataConfig
-from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import SliceDataset
+from pipeline.data.slices import Batches, EpochSampler, SliceDataset
 
 MIB = 2**20
 

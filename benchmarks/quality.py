@@ -23,8 +23,7 @@ from torch import Tensor
 from data_prep.common.tracking import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
-from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import SliceDataset, Store
+from pipeline.data.slices import Batches, EpochSampler, SliceDataset, Store
 from pipeline.errors import InputError
 from pipeline.metrics.fidelity import psnr
 from pipeline.metrics.sharpness import high_frequency_ratio
@@ -136,8 +135,7 @@ class Scorer:
         self.distance: Any = None
         if not perceptual:
             return
-        from pipeline.backbones import WeightsNotFound
-        from pipeline.metrics.perceptual import PerceptualDistance
+        from pipeline.metrics.perceptual import PerceptualDistance, WeightsNotFound
 
         try:
             self.distance = PerceptualDistance("alex")

@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Config
 from pipeline.data.augmentation import augment
-from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import SliceDataset, Store
+from pipeline.data.slices import Batches, EpochSampler, SliceDataset, Store
 from pipeline.distributed import Processes
 from pipeline.randomness import Stream, generator
 

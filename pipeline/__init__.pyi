@@ -12,7 +12,6 @@ from .config import load_config as load_config
 from .data.slices import SliceDataset as SliceDataset
 from .data.slices import open_store as open_store
 from .errors import InputError as InputError
-from .evaluation.differences import paired_differences as paired_differences
 from .losses.config import LikelihoodConfig as LikelihoodConfig
 from .losses.registry import build_term as build_term
 from .metrics.fidelity import psnr as psnr
@@ -20,6 +19,7 @@ from .metrics.fidelity import ssim as ssim
 from .metrics.perceptual import PerceptualDistance as PerceptualDistance
 from .metrics.sharpness import blur_effect as blur_effect
 from .metrics.sharpness import high_frequency_ratio as high_frequency_ratio
+from .metrics.statistics import paired_differences as paired_differences
 from .models.config import Level as Level
 from .models.config import ModelConfig as ModelConfig
 from .models.vae import VAE as VAE

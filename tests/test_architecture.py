@@ -14,7 +14,6 @@ FLOORS = {
     "pipeline.errors": 0.0,
     "pipeline.randomness": 0.0,
     "pipeline.files": 0.5,
-    "pipeline.backbones": 0.5,
     "pipeline.distributed": 0.5,
     "pipeline.figures": 0.7,
     "pipeline.tracking": 1.0,

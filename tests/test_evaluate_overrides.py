@@ -1,6 +1,7 @@
 """What `evaluate` is told beside the run is honoured, or refused by name; and who may be scored."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import yaml
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.backbones import WeightsNotFound
-from pipeline.evaluation import networks, record
+from pipeline.config import Config
+from pipeline.evaluation import evaluate as stage
+from pipeline.evaluation import scoring
+from pipeline.evaluation.run import fingerprint, trained_store
+from pipeline.metrics.perceptual import WeightsNotFound
+from pipeline.training.checkpoint import find_checkpoint
 
 Command = Callable[..., str]
 
@@ -25,9 +30,10 @@ def evaluate(
     def nowhere(*_: object) -> Any:
         raise WeightsNotFound("not here")
 
-    monkeypatch.setattr(networks, "PerceptualDistance", nowhere)
-    monkeypatch.setattr(networks, "inception_weights", nowhere)
-    monkeypatch.setattr(record, "_may_be_had_now", lambda *_: False)
+    monkeypatch.setattr(scoring, "PerceptualDistance", nowhere)
+    monkeypatch.setattr(scoring, "inception_weights", nowhere)
+    read = partial(stage.read_evaluation, complete=False)
+    monkeypatch.setattr(stage, "read_evaluation", read)
 
     def run(*words: str, code: int = 0) -> str:
         capsys.readouterr()
@@ -140,3 +146,21 @@ def test_validation_subjects_are_scored_as_the_run_s_own_and_called_so(
     assert "set evaluation.store" in evaluate(others, code=2)
     said = evaluate("--evaluation.store=tiny", others, code=2)
     assert "is the one that was trained on" in said
+
+
+@pytest.mark.parametrize("path", ["tiny", "/scratch/stores/elsewhere"])
+def test_the_store_trained_on_is_known_by_its_path_or_name_and_its_digest(
+    tiny_run: Path, path: str
+) -> None:
+    checkpoint = find_checkpoint(tiny_run / "checkpoints", "best")
+    state, stores = checkpoint.state, tiny_run.parents[1] / "stores"
+    state.config["data"]["store"] = path
+    store = trained_store(state)
+    assert store is not None and store.digest == Store.open(stores / "tiny").digest
+    there = fingerprint(checkpoint, store, Config())
+    stores.rename(stores.with_name("moved"))
+    assert trained_store(state) is None
+    assert fingerprint(checkpoint, store, Config()) != there, "scores differ without it"
+    stores.with_name("moved").rename(stores)
+    state.store["digest"] = "0" * 64
+    assert trained_store(state) is None

@@ -13,8 +13,8 @@ from tiny import TINY
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.backbones import WeightsNotFound
-from pipeline.evaluation import figures, networks
+from pipeline.evaluation import figures, scoring
+from pipeline.metrics.perceptual import WeightsNotFound
 from pipeline.training.checkpoint import find_checkpoint
 
 SPLITS = ("train", "train", "train", "validation", "validation", "test", "test")
@@ -75,8 +75,8 @@ def made(
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "PerceptualDistance", nowhere)  # quicker without
-        patch.setattr(networks, "inception_weights", nowhere)
+        patch.setattr(scoring, "PerceptualDistance", nowhere)  # quicker without
+        patch.setattr(scoring, "inception_weights", nowhere)
         patch.setattr(figures, "run_figures", lambda *_: {})
         for split in ("", "train", "validation", "test"):
             work = tmp_path_factory.mktemp("roles").resolve() / "work"

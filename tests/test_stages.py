@@ -23,13 +23,13 @@ from data_prep.common.provenance import code_version
 from data_prep.common.tracking import NOTE, Tracker
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.backbones import WeightsNotFound
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.config import DataConfig
-from pipeline.evaluation import networks, record, report
+from pipeline.evaluation import report, scoring
+from pipeline.evaluation import run as scored_run
 from pipeline.evaluation.calibration import FITTED, keys
 from pipeline.metrics.catalogue import HEADLINE, MEMORISATION
-from pipeline.metrics.perceptual import PerceptualDistance
+from pipeline.metrics.perceptual import PerceptualDistance, WeightsNotFound
 from pipeline.tracking.runs import score_name
 from pipeline.training import train
 from pipeline.training.checkpoint import Checkpoint, find_checkpoint
@@ -301,8 +301,8 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(network: str, *_: object) -> Any:
         raise WeightsNotFound(f"no weights for {network} anywhere")
 
-    monkeypatch.setattr(networks, "PerceptualDistance", nowhere)
-    monkeypatch.setattr(networks, "inception_weights", lambda *_: nowhere("FID"))
+    monkeypatch.setattr(scoring, "PerceptualDistance", nowhere)
+    monkeypatch.setattr(scoring, "inception_weights", lambda *_: nowhere("FID"))
 
 
 def test_another_store_is_scored_in_a_folder_of_its_own(
@@ -354,7 +354,7 @@ def test_no_two_splits_or_stores_share_a_folder(
         data=DataConfig(store="tiny"),
         evaluation=EvaluationConfig(split=split),  # type: ignore[arg-type]
     )
-    assert record.evaluation_folder(config, store_writer(work, store)) == folder
+    assert scored_run.evaluation_folder(config, store_writer(work, store)) == folder
 
 
 def test_an_interrupted_evaluation_leaves_the_one_before(
@@ -393,12 +393,12 @@ def test_what_was_left_out_is_scored_once_its_weights_are_here(
             raise WeightsNotFound("nowhere")
         return Path("weights.pth")
 
-    monkeypatch.setattr(record, "inception_weights", find)
+    monkeypatch.setattr(scored_run, "inception_weights", find)
     inputs = {"evaluation": asdict(EvaluationConfig())}
     metrics = {key: {"mean": 1.0, "low": None, "high": None} for key in WEIGHTED - left_out}
     (tmp_path / "inputs.json").write_text(json.dumps(inputs))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert record.read_evaluation(tmp_path, inputs) == (None if again else metrics)
+    assert scored_run.read_evaluation(tmp_path, inputs) == (None if again else metrics)
 
 
 def test_images_of_another_shape_are_refused(

@@ -17,8 +17,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch import Tensor
 
 from data_prep.sources.simulated.marking import is_simulated
-from pipeline.data.intensity import to_scanner
-from pipeline.data.slices import SubjectEntry
+from pipeline.data.slices import SubjectEntry, to_scanner
 from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
 from pipeline.files import write_nifti

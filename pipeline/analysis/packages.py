@@ -12,8 +12,7 @@ from pipeline.analysis.options import (
     PackageOptions,
     StoreOptions,
 )
-from pipeline.data.other_people import FILES_CHECKED, WAY_OUT
-from pipeline.data.slices import Store, SubjectEntry, open_store
+from pipeline.data.slices import FILES_CHECKED, WAY_OUT, Store, SubjectEntry, open_store
 from pipeline.data.volumes import differing
 from pipeline.errors import InputError
 from pipeline.files import work_folder

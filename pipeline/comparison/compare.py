@@ -1,50 +1,98 @@
-"""The comparison stage: trains and scores what is missing, then writes tables and figures."""
+"""The comparison stage: trains and scores what is missing, then writes tables and figures.
 
+A run is a process of its own: python -m pipeline.comparison.compare CONFIG RUN [--restart]. It
+stops, its state saved, soon after its standard input has ended: none outlives its comparison.
+"""
+
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
 
+from data_prep.common.console import steady_output
 from data_prep.common.pages import data_uri, page_templates
 from data_prep.common.provenance import code_version
-from data_prep.common.tracking import flat_keys
+from data_prep.common.tracking import flat_keys, quieten_mlflow
 from data_prep.common.wording import run_option
-from pipeline.comparison import figures
-from pipeline.comparison.plan import Entry, at_rate, jobs_at_once, plan
-from pipeline.comparison.table import differences_of, notes, tables_at
-from pipeline.config import Config
+from data_prep.executors.local import available_cores
+from pipeline.blur import Form
+from pipeline.comparison import table
+from pipeline.comparison.table import at_rate
+from pipeline.config import Config, load_config
 from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
-from pipeline.errors import InputError
-from pipeline.evaluation.networks import load_networks
-from pipeline.evaluation.record import earlier_scores, evaluation_folder, store_to_score
+from pipeline.distributed import choose_device
+from pipeline.errors import InputError, Stopped
+from pipeline.evaluation import figures
+from pipeline.evaluation.evaluate import evaluate_run
+from pipeline.evaluation.run import earlier_scores, evaluation_folder, store_to_score
+from pipeline.evaluation.scoring import load_networks
 from pipeline.figures import write_figure
 from pipeline.files import locked, run_folder, work_folder, write_text
+from pipeline.losses.config import LikelihoodConfig
+from pipeline.losses.law import Shape
+from pipeline.losses.registry import TERMS, build_term
 from pipeline.models.config import describe_levels
 from pipeline.tracking.runs import track
 from pipeline.training.checkpoint import find_checkpoint, latest_checkpoint
 from pipeline.training.control import RateController
 from pipeline.training.description import SIMULATED, run_name, run_tags
 from pipeline.training.loop import load_objective
-from pipeline.training.train import check_unchanged
+from pipeline.training.train import check_unchanged, train_run
 
+# The blur term's second form is a row of its own where no terms are named.
+DEFAULT = (*TERMS, "blur:positive_definite")
+# What `compare.quick` leaves of a configuration: enough to see that everything works.
+QUICK_EPOCHS, QUICK_STEPS, QUICK_WARMUP, QUICK_IMAGES, QUICK_SAMPLES = 8, 25, 2, 1000, 64
 SHOWN_SUBJECTS = 6
 # Keys whose values stand above the tables.
 SHARED = (
-    "training.epochs", "training.epoch_steps", "training.batch_size", "training.learning_rate",
-    "likelihood.warmup_epochs", "likelihood.constant", "likelihood.kernel_size", "model.width",
-    "evaluation.checkpoint", "evaluation.max_slices",
-)  # fmt: skip
+    "training.epochs",
+    "training.epoch_steps",
+    "training.batch_size",
+    "training.learning_rate",
+    "likelihood.warmup_epochs",
+    "likelihood.constant",
+    "likelihood.kernel_size",
+    "model.width",
+    "evaluation.checkpoint",
+    "evaluation.max_slices",
+)
+# A scheduler's signal to all of a job's processes has come to a run as well, and a second one
+# would not let its state be saved.
+GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: its term as it was asked for, the rate that it is held at in nats, and its seed.
+
+    rate 0: none is held, β stays training.beta.
+    """
+
+    term: str
+    rate: float
+    seed: int
+    run: str
+    config: Config
+
+    @property
+    def checkpoints(self) -> Path:
+        return run_folder(self.run) / "checkpoints"
+
+    def __str__(self) -> str:
+        return f"{self.term}, {at_rate(self.rate)}, seed {self.seed}"
 
 
 def compare(config: Config, name: str, restart: bool = False) -> Path:
@@ -81,14 +129,14 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         runs = pd.DataFrame([_outcome(entry) for entry in made])
         place = evaluation_folder(made[0].config, scored)
         folders = {entry.run: run_folder(entry.run) / place for entry in made}
-        differences = differences_of(runs, folders)
+        differences = table.differences_of(runs, folders)
         missing = [*absent.items(), *((f"run {run}", why) for run, why in failed.items())]
         page = {
             "title": title,
             "simulated": scored.simulated,
             "conditions": _conditions(made[0].config, store, scored),
-            "rates": tables_at(runs, differences),
-            "notes": notes(runs, differences, missing),
+            "rates": table.tables_at(runs, differences),
+            "notes": table.notes(runs, differences, missing),
         }
         drawn = _figures(runs, differences, made, scored, folders)
         for file, figure in drawn.items():
@@ -111,18 +159,107 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
     return folder
 
 
+def plan(config: Config, name: str, image_shape: Shape) -> tuple[list[Entry], dict[str, str]]:
+    """All runs of a comparison, seed by seed, and the terms that are left out, with the reasons.
+
+    name: of the comparison; image_shape: (C,H,W) of the store. Raises InputError where a term is
+    unknown, or is named and can't judge such images, something is named twice, or no rate is given.
+    """
+    settings = config.compare
+    rates = settings.rate_targets or (config.training.rate_target,)
+    if None in rates:
+        raise InputError(
+            "terms are compared at one rate: give it in nats with --compare.rate_targets [400], "
+            "or hold β instead with [0]"
+        )
+    if settings.quick:
+        config, name = quick(config), f"{name}-quick"
+    if config.likelihood.warmup_epochs >= config.training.epochs:
+        raise InputError(
+            f"likelihood.warmup_epochs {config.likelihood.warmup_epochs} leaves nothing of "
+            f"training.epochs {config.training.epochs} to compare: no term would be trained"
+        )
+    terms, absent = _terms(config, image_shape)
+    threads = config.training.threads or max(1, available_cores() // jobs_at_once(config))
+    # By steps, never by the clock, which slow terms would lose against.
+    config = replace(config, training=replace(config.training, threads=threads, max_minutes=0.0))
+    entries = []
+    for seed, rate, term in itertools.product(config.compare.seeds, rates, terms):
+        training = replace(config.training, rate_target=rate or None, seed=seed)
+        own = replace(config, training=training, likelihood=terms[term])
+        run = f"{name}-{term.replace(':', '_')}-r{rate:g}-s{seed}"
+        entries.append(Entry(term, float(rate or 0.0), seed, run, own))
+    if len({entry.run for entry in entries}) < len(entries):
+        raise InputError(
+            f"compare.terms, seeds or rate_targets name something twice: {list(settings.terms)}, "
+            f"{list(settings.seeds)}, {list(rates)}"
+        )
+    return entries, absent
+
+
+def _terms(
+    config: Config, image_shape: Shape
+) -> tuple[dict[str, LikelihoodConfig], dict[str, str]]:
+    """The section `likelihood` of each term; and of those that can't be built here, the reason."""
+    named: dict[str, LikelihoodConfig] = {}
+    absent: dict[str, str] = {}
+    for name in config.compare.terms or DEFAULT:
+        term, colon, form = name.partition(":")
+        forms = get_args(Form)
+        if term not in TERMS or (colon and (term != "blur" or form not in forms)):
+            blurs = ", ".join(f"blur:{form}" for form in forms)
+            raise InputError(f"compare.terms must be of {', '.join(TERMS)}, {blurs}, not {name!r}")
+        likelihood = replace(config.likelihood, term=term)
+        if form:
+            likelihood = replace(likelihood, form=form)  # type: ignore[arg-type]
+        try:
+            build_term(likelihood, image_shape)
+        except (InputError, ValueError) as error:
+            if config.compare.terms:
+                raise InputError(str(error)) from error
+            absent[name] = str(error)
+        else:
+            if likelihood not in named.values():  # blur, and blur in the form that it has anyway
+                named[name] = likelihood
+    return named, absent
+
+
+def quick(config: Config) -> Config:
+    """One seed and a few hundred steps: a trial of the whole, whose scores mean little."""
+    training, warmup = config.training, config.likelihood.warmup_epochs
+    training = replace(
+        training,
+        epochs=min(QUICK_EPOCHS, training.epochs),
+        epoch_steps=min(QUICK_STEPS, training.epoch_steps or QUICK_STEPS),
+        rate_warmup_steps=min(QUICK_STEPS, training.rate_warmup_steps),
+    )
+    samples = min(QUICK_SAMPLES, config.evaluation.samples)
+    return replace(
+        config,
+        compare=replace(config.compare, seeds=config.compare.seeds[:1]),
+        likelihood=replace(config.likelihood, warmup_epochs=min(QUICK_WARMUP, warmup)),
+        training=training,
+        prior=replace(config.prior, images=min(QUICK_IMAGES, config.prior.images)),
+        evaluation=replace(config.evaluation, samples=samples),
+    )
+
+
+def jobs_at_once(config: Config) -> int:
+    """`compare.jobs`, or for 0 a run a core on a CPU, and one run on a GPU."""
+    on_cpu = choose_device(config.training.device).type == "cpu"
+    return config.compare.jobs or (available_cores() if on_cpu else 1)
+
+
 def _finished(entry: Entry, store: Store) -> bool:
     """Whether a run is trained and scored. Raises InputError where it was made otherwise."""
-    folder = run_folder(entry.run)
     try:
-        checkpoint = latest_checkpoint(folder / "checkpoints")
+        checkpoint = latest_checkpoint(entry.checkpoints)
         if checkpoint is None:
             return False
         check_unchanged(checkpoint.state, entry.config, store, entry.run)
     except InputError as error:
-        raise InputError(
-            f"{error}; or remove {folder}, and the same command makes it anew"
-        ) from error
+        way_out = f"or remove {run_folder(entry.run)}, and the same command makes it anew"
+        raise InputError(f"{error}; {way_out}") from error
     try:
         return checkpoint.state.finished and earlier_scores(entry.config, entry.run) is not None
     except InputError:  # stopped before its fits, which the same training makes
@@ -165,7 +302,7 @@ def _train_and_score(
 def _started(entry: Entry, logs: Path, restart: bool) -> subprocess.Popen[bytes]:
     settings = logs / f"{entry.run}.yaml"
     write_text(settings, yaml.safe_dump(asdict(entry.config), sort_keys=False, allow_unicode=True))
-    words = [sys.executable, "-m", "pipeline.comparison.worker", str(settings), entry.run]
+    words = [sys.executable, "-m", "pipeline.comparison.compare", str(settings), entry.run]
     with (logs / f"{entry.run}.log").open("ab") as stream:
         return subprocess.Popen(
             words + ["--restart"] * restart,
@@ -181,8 +318,8 @@ def _reason(log: Path, code: int) -> str:
     """Why a run failed: its signal, or the last line of its log."""
     if code < 0:
         return f"stopped by {signal.Signals(-code).name} (see {log})"
-    lines = log.read_text("utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").split("\n")]
+    last = next((line for line in reversed(lines) if line), f"exit code {code}")
     return f"{last.removeprefix('error: ')} (see {log})"
 
 
@@ -191,8 +328,7 @@ def _outcome(entry: Entry) -> dict[str, Any]:
     scores = earlier_scores(entry.config, entry.run)
     if scores is None:
         raise InputError(f"run {entry.run} has lost its scores: give the same command again")
-    state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
-    controller = RateController(**state.controller)
+    controller = RateController(**find_checkpoint(entry.checkpoints, "last").state.controller)
     labels = {"term": entry.term, "rate_target": entry.rate, "seed": entry.seed, "run": entry.run}
     held = {"rate_settled": controller.settled, "beta": controller.beta}
     return labels | held | {key: interval["mean"] for key, interval in scores.items()}
@@ -201,28 +337,29 @@ def _outcome(entry: Entry) -> dict[str, Any]:
 def _conditions(config: Config, store: Store, scored: Store) -> list[tuple[str, str]]:
     """What all runs have in common, as a reader needs to judge or to repeat them."""
     split, keys = config.evaluation.split, dict(flat_keys(asdict(config)))
-    levels = f"levels {describe_levels(config.model.levels)}"
+
+    def counted(place: Store, part: str) -> str:
+        entries = place.subjects(part)
+        images = sum(len(entry.slice_indices) for entry in entries)
+        return f"{images} images of {len({entry.family for entry in entries})} families"
+
+    alike = [*(f"{key} {keys[key]}" for key in SHARED)]
+    alike.append(f"levels {describe_levels(config.model.levels)}")
     return [
         ("store", f"{store.name}, digest {store.digest[:12]}, images {store.image_shape}"),
-        ("trained on", f"train, {_counted(store, 'train')}"),
-        ("scored on", f"{split} of store {scored.name}, {_counted(scored, split)}"),
-        ("alike", ", ".join([f"{key} {keys[key]}" for key in SHARED] + [levels])),
+        ("trained on", f"train, {counted(store, 'train')}"),
+        ("scored on", f"{split} of store {scored.name}, {counted(scored, split)}"),
+        ("alike", ", ".join(alike)),
         ("not alike", "the term; weights, order, augmentation and noise by the seed"),
-        ("torch", version("torch")),
+        ("torch", torch.__version__),
     ]
-
-
-def _counted(store: Store, split: str) -> str:
-    entries = store.subjects(split)
-    images = sum(len(entry.slice_indices) for entry in entries)
-    return f"{images} images of {len({entry.family for entry in entries})} families"
 
 
 def _markdown(page: dict[str, Any]) -> str:
     conditions = "\n".join(f"- {key}: {value}" for key, value in page["conditions"])
     parts = [f"# Comparison {page['title']}", SIMULATED * page["simulated"], conditions]
     for heading, tables in page["rates"]:
-        parts += [f"## {heading}", *(table.markdown for table in tables)]
+        parts += [f"## {heading}", *(each.markdown for each in tables)]
     return "\n\n".join(part for part in [*parts, *page["notes"]] if part) + "\n"
 
 
@@ -235,16 +372,17 @@ def _figures(
     folders: dict[str, Path],
 ) -> dict[str, Figure]:
     """Scores, differences; and of the first seed at each rate, the same slices and calibration."""
-    split = made[0].config.evaluation.split
-    where = f"{split} subjects of store {store.name}" + ", SIMULATED people" * store.simulated
-    drawn = {"scores.png": figures.scores(runs, f"Scores of {where}")}
+    settings = made[0].config.evaluation
+    where = f"{settings.split} subjects of store {store.name}"
+    where += ", SIMULATED people" * store.simulated
+    drawn = {"scores.png": table.draw_scores(runs, f"Scores of {where}")}
     if len(differences):
         title = f"Paired differences, 95% intervals over families, {where}"
-        drawn["differences.png"] = figures.differences(differences, title)
-    subjects = store.subjects(split)
+        drawn["differences.png"] = table.draw_differences(differences, title)
+    subjects = store.subjects(settings.split)
     data = SliceDataset(store, [subjects[i] for i in evenly_spread(len(subjects), SHOWN_SUBJECTS)])
-    middle = [(a + b) // 2 for a, b in zip(data.first[:-1], data.first[1:], strict=True)]
-    images = torch.stack([data[int(index)] for index in middle])
+    middle = [(int(a) + int(b)) // 2 for a, b in itertools.pairwise(data.first)]
+    images = data.__getitems__(middle)
     rates = dict.fromkeys(entry.rate for entry in made)
     for rate in rates:
         mine = [entry for entry in made if entry.rate == rate]  # seed by seed
@@ -253,13 +391,13 @@ def _figures(
         title = f"at {at_rate(rate)}, the first seed, {where}"
         pictures = {"original": images}
         for term, entry in first.items():
-            checkpoint = find_checkpoint(run_folder(entry.run) / "checkpoints", "last")
+            checkpoint = find_checkpoint(entry.checkpoints, settings.checkpoint)
             vae = load_objective(checkpoint, entry.config).vae
             pictures[term.replace(":", "\n")] = vae.decode(vae.encode(images).mean)
         names = [entry.subject for entry in data.subjects]
-        drawn[f"reconstructions{suffix}"] = figures.side_by_side(pictures, names, f"Slices {title}")
-        evaluations = {term: folders[entry.run] for term, entry in first.items()}
-        if figure := figures.calibration(evaluations, f"Calibration {title}"):
+        drawn[f"reconstructions{suffix}"] = table.side_by_side(pictures, names, f"Slices {title}")
+        scored = {term: folders[entry.run] for term, entry in first.items()}
+        if figure := figures.calibration_of(scored, f"Calibration {title}"):
             drawn[f"calibration{suffix}"] = figure
     return drawn
 
@@ -276,9 +414,14 @@ def _track(
     memory, work = folder / "mlflow_run.txt", work_folder()
     earlier = memory.read_text("utf-8").strip() if memory.exists() else None
     name = f"{store.name}, {len({entry.term for entry in made})} terms compared ({folder.name})"
-    tags = {"stage": "comparison", "dataset": store.name, "size": str(store.image_shape[-1]),
-            "simulated": str(store.simulated).lower(), "store_digest": store.digest,
-            **code_version()}  # fmt: skip
+    tags = {
+        "stage": "comparison",
+        "dataset": store.name,
+        "size": str(store.image_shape[-1]),
+        "simulated": str(store.simulated).lower(),
+        "store_digest": store.digest,
+        **code_version(),
+    }
     with track(config.tracking, work, name, continued=earlier, tags=tags) as parent:
         if parent.run_id is None:
             return
@@ -289,8 +432,37 @@ def _track(
         for file in drawn:
             parent.file(folder / "figures" / file, "figures")
         for entry in made:
-            state = find_checkpoint(run_folder(entry.run) / "checkpoints", "last").state
+            state = find_checkpoint(entry.checkpoints, "last").state
             own = {"stage": "training", **run_tags(entry.config, store, entry.run)}
             name, continued = run_name(entry.config, store.name, entry.run), state.tracking_run
             with track(config.tracking, work, name, continued=continued, tags=own) as child:
                 child.tags({"mlflow.parentRunId": parent.run_id, "compare.term": entry.term})
+
+
+def main(path: str, run: str, restart: bool) -> int:
+    """One run, trained and scored; returns 0 done, 2 bad input, 128 + N for signal N."""
+    steady_output()
+    quieten_mlflow()
+    threading.Thread(target=_end_with_the_input, daemon=True).start()
+    try:
+        # The process of a comparison that was killed a moment ago may still be saving its state.
+        with locked(Path(f"{path}.lock")):
+            train_run(load_config(path), run, restart)
+            evaluate_run(load_config(path), run)
+    except (InputError, OSError) as error:
+        print(f"error: {error}")
+        return 2
+    except Stopped as error:
+        print(f"{error}, state saved")
+        return 128 + error.number
+    return 0
+
+
+def _end_with_the_input() -> None:
+    sys.stdin.read()
+    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], "--restart" in sys.argv[3:]))

@@ -1,15 +1,19 @@
-"""The tables of a comparison: means a term, and paired differences to a reference term."""
+"""Tables and figures of a comparison: means a term, paired differences to a reference term."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from pipeline.comparison.plan import at_rate
-from pipeline.evaluation.differences import paired_differences
-from pipeline.metrics.catalogue import GROUPS, Metric
-from pipeline.metrics.statistics import few
+from pipeline.figures import COLOURS, bare, image_grid, legend_below
+from pipeline.metrics.catalogue import GROUPS, RECONSTRUCTION, Metric
+from pipeline.metrics.statistics import few, paired_differences
+from pipeline.tracking.runs import table as markdown
 
 LPIPS = {"lpips_alex", "lpips_vgg"}
 VGG16 = {"kid_vgg16", "fd_vgg16", "sample_kid_vgg16", "sample_fd_vgg16"}
@@ -26,6 +30,16 @@ FAVOURED: dict[str, tuple[set[str], str]] = {
     "watson_dft": (LPIPS, "its parameters were fitted to the human judgements that LPIPS uses"),
 }
 UNSEEN = "no difference seen"
+MARKERS = "os^"  # changes with each turn of the colours
+SHOWN = {m.key: m for m in RECONSTRUCTION if m.headline}
+# Scores against the rate that was spent; last the trade of distortion and perception (Blau,
+# Michaeli, CVPR 2018).
+PANELS = [*(("rate", key) for key in SHOWN if key != "rate"), ("psnr", "lpips_alex")]
+
+
+def at_rate(target: float) -> str:
+    """The rate that was held, in words: in nats, or β for 0."""
+    return f"{target:g} nats" if target else "fixed β"
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"### {self.title}\n\n{markdown(self.heads, self.rows)}"
 
 
 def differences_of(runs: pd.DataFrame, folders: Mapping[str, Path]) -> pd.DataFrame:
@@ -64,16 +77,14 @@ def differences_of(runs: pd.DataFrame, folders: Mapping[str, Path]) -> pd.DataFr
             seeds = terms[term].index.intersection(terms[reference].index)
             if term == reference or seeds.empty:
                 continue
-            first, second = (
-                [folders[terms[name][seed]] for seed in seeds] for name in (term, reference)
-            )
-            table = paired_differences(first, second).reset_index()
-            table.insert(0, "seeds", len(seeds))
-            table.insert(0, "reference", reference)
-            table.insert(0, "term", term)
-            table.insert(0, "rate_target", rate)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+            first, second = ([folders[terms[n][s]] for s in seeds] for n in (term, reference))
+            labels = {"rate_target": rate, "term": term, "reference": reference}
+            labels["seeds"] = len(seeds)
+            tables.append(paired_differences(first, second).reset_index().assign(**labels))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*labels, *table.columns.difference([*labels], sort=False)]]
 
 
 def tables_at(runs: pd.DataFrame, differences: pd.DataFrame) -> list[tuple[str, list[Table]]]:
@@ -86,9 +97,8 @@ def tables_at(runs: pd.DataFrame, differences: pd.DataFrame) -> list[tuple[str, 
             shown = [m for m in metrics if m.key in group and group[m.key].notna().any()]
             if shown:
                 tables.append(_means(name, shown, group))
-                paired = [m for m in shown if len(apart) and m.key in set(apart["metric"])]
-                if paired:
-                    tables.append(_differences(name, paired, apart))
+            if paired := [m for m in shown if len(apart) and m.key in set(apart["metric"])]:
+                tables.append(_differences(name, paired, apart))
         pages.append((at_rate(float(str(rate))), tables))
     return pages
 
@@ -100,20 +110,17 @@ def _means(name: str, metrics: Sequence[Metric], runs: pd.DataFrame) -> Table:
     for term, group in runs.groupby("term", sort=False):
         label = str(term) + ("" if group["rate_settled"].all() else " †")
         label += "" if len(group) == seeds else f" ({len(group)} of {seeds} seeds)"
-        favoured = FAVOURED.get(str(term), (set(),))[0]
-        cells = [_mean(metric, group[metric.key]) + " ‡" * (metric.key in favoured)
-                 for metric in metrics]  # fmt: skip
-        rows.append([label, *cells, f"{group['beta'].mean():.3g}"])
+        cells = [label]
+        for metric in metrics:
+            values = group[metric.key]
+            cell = metric.shown(values.mean(skipna=False))
+            if len(group) > 1 and cell != "–":
+                cell += f" ± {values.std():.{metric.decimals}f}"
+            cells.append(cell + " ‡" * (metric.key in FAVOURED.get(str(term), (set(),))[0]))
+        rows.append([*cells, f"{group['beta'].mean():.3g}"])
     if any(metric.data is not None for metric in metrics):
         rows.append(["data", *(_data(metric, runs) for metric in metrics), ""])
     return Table(name, ["term", *(metric.heading for metric in metrics), "β"], rows)
-
-
-def _mean(metric: Metric, values: pd.Series) -> str:
-    if values.isna().any():
-        return "–"
-    spread = f" ± {values.std():.{metric.decimals}f}" if len(values) > 1 else ""
-    return metric.shown(values.mean()) + spread
 
 
 def _data(metric: Metric, runs: pd.DataFrame) -> str:
@@ -140,14 +147,13 @@ def _difference(metric: Metric, row: Mapping[Hashable, float]) -> str:
         return "–"
     if pd.isna(row["low"]):
         return f"{mean} (no interval)"
-    between = f"[{low}, {high}]"
-    return f"{UNSEEN} {between}" if row["low"] <= 0 <= row["high"] else f"{mean} {between}"
+    return f"{UNSEEN if row['low'] <= 0 <= row['high'] else mean} [{low}, {high}]"
 
 
 def notes(
     runs: pd.DataFrame, differences: pd.DataFrame, missing: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """What a reader must know of the tables. missing: terms or runs left out, with the reasons."""
+    """Notes that a reader needs. missing: terms or runs left out, with the reasons."""
     several = runs.groupby(["term", "rate_target"]).size().max() > 1
     spread = "mean ± standard deviation between seeds" if several else "one seed"
     lines = [
@@ -175,3 +181,68 @@ def notes(
             f"epochs ({held}): differences of such a term are not at one rate."
         )
     return lines + [f"Not in the table: {what}: {reason}" for what, reason in missing]
+
+
+def draw_scores(runs: pd.DataFrame, title: str) -> Figure:
+    """Scores against rate and against each other, a line per term; bars: spread between seeds."""
+    panels = [(x, y) for x, y in PANELS if {x, y} <= set(runs.dropna(axis=1))]
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(4.2 * min(len(panels), 3), 0.6 + 4.0 * rows), layout="constrained")
+    for place, (x, y) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, min(len(panels), 3), place)
+        for index, term in enumerate(dict.fromkeys(runs["term"])):
+            line = runs[runs["term"] == term].groupby("rate_target")[[x, y]]
+            mean, spread = line.mean().sort_values(x), line.std().fillna(0.0)
+            spread, colour = spread.loc[mean.index], COLOURS[index % len(COLOURS)]
+            marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+            style: dict[str, Any] = {
+                "ms": 6,
+                "lw": 1.2,
+                "capsize": 2,
+                "color": colour,
+                "marker": marker,
+            }
+            axes.errorbar(mean[x], mean[y], xerr=spread[x], yerr=spread[y], label=term, **style)
+        axes.set(xlabel=SHOWN[x].heading, ylabel=SHOWN[y].heading)
+        axes.grid(alpha=0.25)
+    legend_below(figure, axes)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_differences(table: pd.DataFrame, title: str) -> Figure:
+    """Paired differences with their intervals, a line per term and rate, a panel per metric."""
+    shown = [key for key in SHOWN if key in set(table["metric"])]
+    first = table[table["metric"] == shown[0]]
+    names = first["term"] + " − " + first["reference"] + ", " + first["rate_target"].map(at_rate)
+    size = (1.6 + 2.7 * len(shown), 1.3 + 0.32 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axes, key in zip(panels, shown, strict=True):
+        rows = table[table["metric"] == key]
+        ends = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        bars = np.nan_to_num(ends)
+        axes.errorbar(rows["mean"], range(len(rows)), xerr=bars, fmt="o", color=COLOURS[1])
+        axes.axvline(0.0, color="0.25", ls=":", lw=1.5)
+        axes.set_xlabel(SHOWN[key].label)
+    panels[0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def side_by_side(rows: Mapping[str, Tensor], subjects: Sequence[str], title: str) -> Figure:
+    """A row per label, originals or a term's reconstructions: (N,C,H,W) in [0,1], N subjects."""
+    count, _, height, width = next(iter(rows.values())).shape
+    size = (1.9 + 1.3 * count, 0.9 + 1.3 * height / width * len(rows))
+    figure = Figure(figsize=size, layout="compressed")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for row, (label, images) in enumerate(rows.items()):
+        for column in range(count):
+            panel = axes[row, column]
+            panel.imshow(image_grid(images[column : column + 1]), interpolation="nearest")
+            bare(panel)
+            panel.set_title(subjects[column] if row == 0 else "", fontsize=8)
+        axes[row, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=11)
+    return figure

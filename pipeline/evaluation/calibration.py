@@ -1,4 +1,4 @@
-"""Do residuals follow their law?
+"""Whether residuals follow their law.
 
 Two laws are tested: that of the term, under which the model was trained, and the one that was
 fitted to the residuals afterwards (`losses.residual`). Both are N(x̂, S C S) for most terms. If one
@@ -12,6 +12,7 @@ what happens in the brain. All reconstructions decode the posterior's mean.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,28 @@ def keys(law: str, names: Sequence[str] = EVERY + GAUSSIAN_ONLY) -> list[str]:
     return [prefix + name for name in names]
 
 
-Spread = dict[str, Tensor]
-"""What a law expected of some residuals, (B,C,H,W) each.
+@dataclass(frozen=True)
+class Spread:
+    """The expectation of a law of some residuals, (B,C,H,W) each.
 
-half_width: of the pixel's 90% interval, intensity; probability: of a smaller residual; crps:
-intensity. Of Gaussians alone: posterior_width, half_width with the reconstruction's own variance
-over draws of the latent added; whitened: the whitened residual, standard deviations.
-"""
+    half_width: of the pixel's 90% interval, intensity; probability: of a smaller residual; crps:
+    intensity. Of Gaussians alone: posterior_width, half_width with the reconstruction's own
+    variance over draws of the latent added; whitened: the whitened residual, standard deviations.
+    """
+
+    half_width: Tensor
+    probability: Tensor
+    crps: Tensor
+    posterior_width: Tensor | None = None
+    whitened: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence["Spread"]) -> "Spread":
+        """One of all images, on the CPU."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Spread)}
+        return Spread(**{k: torch.cat(v).cpu() for k, v in columns.items() if v[0] is not None})
+
+
 Curves = dict[str, Any]
 """One subject's distributions under one law, for the figure; NaN where a subject has none.
 
@@ -70,15 +86,16 @@ def missing(objective: Objective, term: str, lawless: str = "") -> dict[str, str
     lawless: why there is no fitted law; empty where there is one.
     """
     absent = dict.fromkeys(keys(FITTED), lawless) if lawless else {}
+    law, reason = None, f"{term} has no interval in closed form"
     if not objective.term.density:
-        return absent | dict.fromkeys(keys(term), f"{term} is not a density")
-    if not objective.term.has_scale:
-        return absent | dict.fromkeys(keys(term), f"{term} has not been trained under yet")
-    law = objective.term.law(None)
+        reason = f"{term} is not a density"
+    elif not objective.term.has_scale:
+        reason = f"{term} has not been trained under yet"
+    else:
+        law = objective.term.law(None)
     if law is None:
-        reason = f"{term} has no interval in closed form"
-        return absent | dict.fromkeys(keys(term), reason)
-    if not isinstance(law, GaussianLaw):
+        absent |= dict.fromkeys(keys(term), reason)
+    elif not isinstance(law, GaussianLaw):
         absent |= dict.fromkeys(keys(term, GAUSSIAN_ONLY), f"{term} is not Gaussian")
     return absent
 
@@ -90,47 +107,40 @@ def expected_spread(
     middle: Inference,
     generator: torch.Generator,
     fitted: ResidualLaw | None = None,
-) -> tuple[Tensor, dict[str, Spread]]:
-    """Residuals at the posterior's mean, and what each law expected of them.
+) -> dict[str, Spread]:
+    """The expectation of each law, "term" and FITTED, of residuals at the posterior's mean.
 
     Args:
         objective: a trained model in evaluation mode.
         images: (B,C,H,W) in [0,1].
-        middle: what `VAE.infer` gives for them without noise.
+        middle: the result of `VAE.infer` for them without noise.
         generator: of draws from the posterior, on the model's device.
         fitted: the law of its residuals, where one was fitted.
-
-    Returns:
-        Residuals (B,C,H,W), intensity, and a spread for each law, "term" and FITTED.
     """
-    vae = objective.vae
-    reconstruction = middle.reconstruction
-    residual = images - reconstruction
+    vae, reconstruction = objective.vae, middle.reconstruction
     laws: dict[str, Law] = {}
     if (own := objective.law(middle.latent)) is not None:
         laws["term"] = own
     if fitted is not None:
         laws[FITTED] = fitted(reconstruction)
-    if not laws:
-        return residual, {}
     # About the mean's reconstruction, which is what the residual is taken from.
-    drawn = torch.zeros_like(residual)
-    for _ in range(DRAWS):
+    drawn = torch.zeros_like(images)
+    for _ in range(DRAWS if laws else 0):
         noise = vae.prior_latents(len(images), generator)
         other = vae.infer(images, noise, middle.features)
         drawn += (other.reconstruction - reconstruction).square() / DRAWS
-    return residual, {name: spread_of(law, residual, drawn) for name, law in laws.items()}
+    return {name: spread_of(law, images - reconstruction, drawn) for name, law in laws.items()}
 
 
 def spread_of(law: Law, residual: Tensor, variance: Tensor) -> Spread:
-    """What a law expected of residuals (B,C,H,W); variance: of the reconstruction, of them."""
+    """A law's expectation of residuals (B,C,H,W); variance: of the reconstruction, of them."""
     width = law.half_width(LEVEL, residual.shape)
-    spread = {"half_width": width, "probability": law.cdf(residual), "crps": law.crps(residual)}
-    if isinstance(law, GaussianLaw):
-        deviation = law.standard_deviation(residual.shape)
-        spread["posterior_width"] = width * (1 + variance / deviation.square()).sqrt()
-        spread["whitened"] = law.whiten(residual)
-    return spread
+    expected = width, law.cdf(residual), law.crps(residual)
+    if not isinstance(law, GaussianLaw):
+        return Spread(*expected)
+    deviation = law.standard_deviation(residual.shape)
+    wider = width * (1 + variance / deviation.square()).sqrt()
+    return Spread(*expected, wider, law.whiten(residual))
 
 
 def regions(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -146,35 +156,15 @@ def regions(images: np.ndarray) -> dict[str, np.ndarray]:
         if not mask.all():
             rim[k] = mask & (ndimage.distance_transform_edt(mask) <= RIM_PIXELS)
     interior, intensity = brain & ~rim, images.mean(axis=1)
-    found = {"brain": brain, "rim": rim, "interior": interior}
     low, high = np.quantile(intensity[interior], [1 / 3, 2 / 3]) if interior.any() else (0.0, 0.0)
-    found["dark third"] = interior & (intensity <= low)
-    found["middle third"] = interior & (intensity > low) & (intensity <= high)
-    found["bright third"] = interior & (intensity > high)
-    return found
-
-
-def of_subject(
-    images: Tensor, batches: Sequence[tuple[Tensor, Mapping[str, Spread]]]
-) -> tuple[dict[str, float], dict[str, Curves]]:
-    """`measure` of one subject under every law.
-
-    Args:
-        images: all slices of the subject, (n,C,H,W), on the CPU.
-        batches: what `expected_spread` gave for them, batch by batch.
-
-    Returns:
-        Metrics by their names in metrics.json, and curves by law.
-    """
-    residual = torch.cat([residual for residual, _ in batches]).cpu()
-    row: dict[str, float] = {}
-    curves = {}
-    for law in batches[0][1]:
-        parts = [spreads[law] for _, spreads in batches]
-        spread = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-        measured, curves[law] = measure(images, residual, spread)
-        row |= dict(zip(keys(law, list(measured)), measured.values(), strict=True))
-    return row, curves
+    return {
+        "brain": brain,
+        "rim": rim,
+        "interior": interior,
+        "dark third": interior & (intensity <= low),
+        "middle third": interior & (intensity > low) & (intensity <= high),
+        "bright third": interior & (intensity > high),
+    }
 
 
 def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str, float], Curves]:
@@ -183,7 +173,7 @@ def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str,
     Args:
         images: (n,C,H,W) in [0,1].
         residual: (n,C,H,W), intensity.
-        spread: what the law expected of it.
+        spread: the law's expectation of it.
 
     Returns:
         Metrics by EVERY and, of a Gaussian law, GAUSSIAN_ONLY, and the curves of the figure.
@@ -198,8 +188,8 @@ def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str,
         return {name: values[parts[name]].mean().item() for name in REGIONS}  # NaN if empty
 
     size = residual.double().abs()
-    covered = (size <= spread["half_width"]).double()
-    crps, pit = spread["crps"].double(), _histogram(spread["probability"], brain)
+    covered = (size <= spread.half_width).double()
+    crps, pit = spread.crps.double(), _histogram(spread.probability, brain)
     row = {
         "coverage_90": covered[brain].mean().item(),
         "coverage_90_image": covered.mean().item(),
@@ -207,10 +197,10 @@ def measure(images: Tensor, residual: Tensor, spread: Spread) -> tuple[dict[str,
         "pit_distance": float(np.abs(pit - 1 / BINS).sum() / 2),
     }
     curves: Curves = {"pit": pit, "coverage": by_region(covered), "crps": by_region(crps)}
-    if "whitened" in spread:
-        white = spread["whitened"].double()
+    if spread.whitened is not None and spread.posterior_width is not None:
+        white = spread.whitened.double()
         variance = radial_variance(white).mean(dim=0).numpy()
-        wider = (size <= spread["posterior_width"]).double()
+        wider = (size <= spread.posterior_width).double()
         row |= {
             "coverage_90_posterior": wider[brain].mean().item(),
             "whitened_variance": white.square().mean().item(),
@@ -229,6 +219,18 @@ def _histogram(probability: Tensor, mask: Tensor) -> np.ndarray:
     """Shares of probabilities in 20 equal bins of [0,1]; all are 1/20 where a law is right."""
     counts = torch.histc(probability[mask].double(), BINS, 0.0, 1.0).numpy()
     return counts / max(counts.sum(), 1)
+
+
+def of_subject(
+    images: Tensor, residual: Tensor, spreads: Mapping[str, Spread]
+) -> tuple[dict[str, float], dict[str, Curves]]:
+    """`measure` under every law: metrics by their names in metrics.json, and curves by law."""
+    row: dict[str, float] = {}
+    curves = {}
+    for law, spread in spreads.items():
+        measured, curves[law] = measure(images, residual, spread)
+        row |= dict(zip(keys(law, list(measured)), measured.values(), strict=True))
+    return row, curves
 
 
 def mean_curves(curves: Sequence[Curves]) -> Curves:

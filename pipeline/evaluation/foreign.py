@@ -5,7 +5,7 @@ python -m pipeline evaluate --reconstructions model.pt2 --store STORE    a torch
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -18,22 +18,21 @@ from data_prep.common.progress import Reporter
 from pipeline.analysis.geometry import read_array
 from pipeline.config import EvaluationConfig
 from pipeline.config import ForeignOptions as Options
-from pipeline.data.slices import SliceDataset, Store, evenly_spread, open_store
+from pipeline.data.slices import SliceDataset, Store, open_store
 from pipeline.errors import InputError
-from pipeline.evaluation.figures import SHOWN_SUBJECTS, pair_figures
-from pipeline.evaluation.networks import load_networks
-from pipeline.evaluation.pairs import Tally, mean_of
-from pipeline.evaluation.record import FILES, REPORT
-from pipeline.evaluation.report import About, Evaluation, shell_line, write_evaluation
-from pipeline.evaluation.scores import table
+from pipeline.evaluation.figures import pair_figures
+from pipeline.evaluation.report import About, Evaluation, shell_line, table, write_evaluation
+from pipeline.evaluation.run import FILES, REPORT
+from pipeline.evaluation.scoring import Scored, Tally, load_networks
 from pipeline.files import work_folder, writable
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 # Rounding of a program's own scaling to [0,1].
 SLACK = 1e-3
 
-Pair = tuple[dict[str, str], Tensor, Tensor]
-"""Names of a subject and its family, its images, their reconstructions, (n,C,H,W) in [0,1]."""
+Pair = tuple[dict[str, str], Tensor, Tensor, float]
+"""Names of a subject and its family, its images, their reconstructions, (n,C,H,W) in [0,1], and
+the share of all subjects that are then done."""
 
 
 def run(options: Options) -> None:
@@ -41,14 +40,17 @@ def run(options: Options) -> None:
     source, store = Path(options.reconstructions), None
     if not source.is_dir():
         if not options.store:
-            raise InputError(f"{source} is no folder: a program needs --store STORE, whose images "
-                             "it reconstructs")  # fmt: skip
+            raise InputError(
+                f"{source} is no folder: a program needs --store STORE, whose images it "
+                "reconstructs"
+            )
         store = open_store(options.store, work_folder())
-        pairs, count = _of_program(source, store, options)
+        pairs = _of_program(source, store, options)
     elif options.store:
         raise InputError("a folder has originals of its own: leave --store out")
     else:
-        pairs, count = _of_folder(source)
+        pairs = _of_folder(source)
+    first = next(pairs)  # a mistake in it shows before anything is written or loaded
     name = source.name.partition(".")[0]
     folder = Path(options.output or work_folder() / "scores" / name)
     writable(folder)
@@ -58,7 +60,7 @@ def run(options: Options) -> None:
             "folder"
         )
     simulated = store is not None and store.simulated
-    evaluation = score(pairs, count, options.settings, simulated)
+    evaluation = score(chain([first], pairs), options.settings, simulated)
     given = {k: v for k, v in asdict(options).items() if v != getattr(Options, k, None)}
     about = About(
         title=name,
@@ -74,63 +76,44 @@ def run(options: Options) -> None:
 
 
 @torch.no_grad()
-def score(
-    pairs: Iterator[Pair], count: int, settings: EvaluationConfig, simulated: bool
-) -> Evaluation:
+def score(pairs: Iterable[Pair], settings: EvaluationConfig, simulated: bool) -> Evaluation:
     """The table of `evaluate` but for what needs a model: rate, bound, calibration, samples.
 
-    Args:
-        pairs: subject by subject; what is wrong with one raises InputError when it is reached.
-        count: how many there are.
-        settings: of the scores.
-        simulated: whether the images are; the figure's title mentions it.
+    pairs: subject by subject; a wrong one raises InputError when it is reached. simulated: whether
+    the images are; the figure's title mentions it.
     """
-    first = next(pairs)  # a mistake in it shows before networks are loaded
     tally = Tally(load_networks(settings))
     with Reporter() as reporter:
-        for number, (labels, images, made) in enumerate(chain([first], pairs), 1):
+        for labels, images, made, done in pairs:
+            name = labels["subject"]
             if (images == images[..., :1, :1]).all():
-                raise InputError(
-                    f"the originals of {labels['subject']} are black, or flat: leave it out"
-                )
+                raise InputError(f"the originals of {name} are black, or flat: leave it out")
             batches = zip(*(x.split(settings.batch_size) for x in (images, made)), strict=True)
-            parts = [tally.slice_scores(*batch) for batch in batches]
-            tally.add(labels, mean_of(parts), images, made)
-            reporter.update(number / count, f"subject {number}/{count}")
-    of = "another program" + (" (simulated people)" if simulated else "")
-    return Evaluation(
-        tally.metrics(settings.seed),
-        tally.rows,
-        pair_figures(tally, of),
-        tally.networks.absent,
-        [tally.shown[n] for n in evenly_spread(len(tally.shown), SHOWN_SUBJECTS)],
-        tally.best,
-        tally.worst,
-    )
+            tally.add(labels, Scored.joined([tally.score(*batch) for batch in batches]))
+            reporter.update(done, f"subject {name}")
+    figures = pair_figures(tally, "another program" + " (simulated people)" * simulated)
+    return Evaluation(tally.metrics(settings.seed), tally, figures, tally.networks.absent)
 
 
-def _of_folder(folder: Path) -> tuple[Iterator[Pair], int]:
+def _of_folder(folder: Path) -> Iterator[Pair]:
     """Pairs of files, all names checked before the first is read."""
     originals, made = (_files(folder / part) for part in ("originals", "reconstructions"))
     if alone := sorted(originals.keys() ^ made.keys()):
         path = (originals | made)[alone[0]]
         raise InputError(f"{path} has no file of its name in the other folder: each needs its pair")
-
-    def pairs() -> Iterator[Pair]:
-        size = None
-        for name, path in originals.items():
-            images, reconstructions = _slices(path), _slices(made[name])
-            if images.shape != reconstructions.shape:
-                raise InputError(
-                    f"{path} is {_shape(images)}, {made[name]} {_shape(reconstructions)}: a pair "
-                    "must have one shape"
-                )
-            if images.shape[1:] != (size := size or images.shape[1:]):
-                raise InputError(f"{path} holds images of another size than the files before it")
-            labels = {"subject": name, "family": name}
-            yield labels, _in_range(images, path), _in_range(reconstructions, made[name])
-
-    return pairs(), len(originals)
+    size = None
+    for number, (name, path) in enumerate(originals.items(), 1):
+        images, reconstructions = _slices(path), _slices(made[name])
+        if images.shape != reconstructions.shape:
+            raise InputError(
+                f"{path} is {_shape(images)}, {made[name]} {_shape(reconstructions)}: a pair "
+                "must have one shape"
+            )
+        if images.shape[1:] != (size := size or images.shape[1:]):
+            raise InputError(f"{path} holds images of another size than the files before it")
+        labels = {"subject": name, "family": name}
+        pair = _in_range(images, path), _in_range(reconstructions, made[name])
+        yield labels, *pair, number / len(originals)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -144,8 +127,10 @@ def _files(folder: Path) -> dict[str, Path]:
         if suffix:
             files[name] = path
     if not files:
-        raise InputError(f"no {', '.join(SUFFIXES)} in {folder}: put originals and reconstructions "
-                         "in two folders of those names")  # fmt: skip
+        raise InputError(
+            f"no {', '.join(SUFFIXES)} in {folder}: put originals and reconstructions in two "
+            "folders of those names"
+        )
     return files
 
 
@@ -157,8 +142,10 @@ def _slices(path: Path) -> Tensor:
     elif not path.name.endswith(".npy") and values.ndim == 3:
         values = values.transpose(2, 0, 1)[:, None]
     if values.ndim != 4 or not values.size or values.shape[1] not in (1, 3):
-        raise InputError(f"{path} must hold slices (n,H,W) or (n,C,H,W), C 1 or 3, or a volume "
-                         f"(X,Y,Z) in NIfTI, not {values.shape}")  # fmt: skip
+        raise InputError(
+            f"{path} must hold slices (n,H,W) or (n,C,H,W), C 1 or 3, or a volume (X,Y,Z) in "
+            f"NIfTI, not {values.shape}"
+        )
     if not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
         raise InputError(f"{path} must hold finite floating-point numbers, in [0,1]")
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
@@ -174,7 +161,8 @@ def _in_range(images: Tensor, source: Path) -> Tensor:
     return images.clamp(0, 1)
 
 
-def _of_program(path: Path, store: Store, options: Options) -> tuple[Iterator[Pair], int]:
+def _of_program(path: Path, store: Store, options: Options) -> Iterator[Pair]:
+    """A store's subjects through a program."""
     entries = store.subjects(options.split)
     if not entries:
         raise InputError(f"store {store.name} has no subjects in split {options.split}")
@@ -186,30 +174,22 @@ def _of_program(path: Path, store: Store, options: Options) -> tuple[Iterator[Pa
         none = f"{path} is no torch.export program: save one with torch.export.save"
         raise InputError(none) from error
     data = SliceDataset(store, entries)
-
-    def through(images: Tensor) -> Tensor:
-        try:
-            made = program(images)
-        except Exception as error:  # whatever a program raises for an input that it can't take
-            line = (str(error).strip().splitlines() or [""])[0][:120]
-            raise InputError(
-                f"{path} can't take images {tuple(images.shape)} ({type(error).__name__}: {line}): "
-                "export it with a dynamic batch, for images of the store's size"
-            ) from error
-        if not isinstance(made, Tensor) or made.shape != images.shape:
-            got = _shape(made) if isinstance(made, Tensor) else type(made).__name__
-            raise InputError(f"{path} gives {got} for images {tuple(images.shape)}: it must give "
-                             "images of their shape")  # fmt: skip
-        return made.float()
-
-    def pairs() -> Iterator[Pair]:
-        for number, entry in enumerate(entries):
-            images = data.of_subject(number, options.max_slices)
-            made = [through(batch) for batch in images.split(options.settings.batch_size)]
-            labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
-            yield labels, images, _in_range(torch.cat(made), path)
-
-    return pairs(), len(entries)
+    for number, entry in enumerate(entries):
+        images, made = data.of_subject(number, options.max_slices), []
+        for batch in images.split(options.settings.batch_size):
+            try:
+                made.append(program(batch).float())
+                if made[-1].shape != batch.shape:
+                    raise ValueError(_shape(made[-1]))
+            except Exception as error:  # whatever a program raises for an input it can't take
+                line = (str(error).strip().splitlines() or [""])[0][:120]
+                raise InputError(
+                    f"{path} gives no images of the same shape for images {_shape(batch)} "
+                    f"({type(error).__name__}: {line}): export it with a dynamic batch, for images "
+                    "of the store's size"
+                ) from error
+        labels = {"subject": entry.subject, "family": entry.family, "split": entry.split}
+        yield labels, images, _in_range(torch.cat(made), path), (number + 1) / len(entries)
 
 
 def _shape(images: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: tables, figures, and the page that shows all (report.html)."""
+"""An evaluation's files: tables, figures, the page that shows all; and its scores as text."""
 
 import io
 import json
@@ -17,38 +17,44 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.common.pages import data_uri, page_templates
-from data_prep.common.tracking import flat_keys
+from data_prep.common.tracking import Tracker, flat_keys
 from data_prep.common.wording import program, quantity
 from pipeline.config import Config
-from pipeline.data.slices import Store
-from pipeline.evaluation.pairs import Pair
-from pipeline.evaluation.record import REPORT
-from pipeline.evaluation.scores import groups_of, headline_of, notes_of
+from pipeline.data.slices import FILES_CHECKED, Store, evenly_spread
+from pipeline.evaluation.figures import SHOWN_SUBJECTS
+from pipeline.evaluation.run import REPORT
+from pipeline.evaluation.scoring import Pair, Tally
 from pipeline.figures import image_grid, write_figure
 from pipeline.files import csv_text, run_folder, swapped_in, write_json, write_text
-from pipeline.metrics.statistics import Interval
+from pipeline.metrics.catalogue import GROUPS, HEADLINE, Metric
+from pipeline.metrics.statistics import FEW_FAMILIES, Interval, few, few_calibrated
+from pipeline.tracking.runs import score_name
+from pipeline.tracking.runs import table as markdown
+from pipeline.training.description import SIMULATED
+
+Metrics = Mapping[str, Interval]
 
 # Images of fewer pixels are shown enlarged, each pixel as a square: smoothing would hide blur.
 SMALL_SIDE = 160
+LOOK = """\
+- *Artifacts*, `figures`: reconstructions with error maps, samples, kernels, spectra, calibration
+- `scores.json`: every metric with its 95% interval; `per_subject.csv`: every subject's"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores, and what a report shows of them.
 
-    metrics: aggregated; rows: a row per subject; figures: by file name; absent: metrics that are
-    left out, each with the reason; pairs: middle slices of subjects, evenly spread; best and worst:
-    slices; samples and data: images (n,C,H,W), as many drawn from the prior as of the data; drawn:
-    where the samples' latents come from; calibration: curves, to draw runs side by side later.
+    metrics: aggregated; tally: the table of subjects; figures: by file name; absent: metrics that
+    are left out, each with the reason; samples and data: images (n,C,H,W), as many drawn from the
+    prior as of the data; drawn: the latents of samples, in words; calibration: curves, to draw runs
+    side by side later.
     """
 
     metrics: dict[str, Interval]
-    rows: Sequence[Mapping[str, Any]]
+    tally: Tally
     figures: Mapping[str, Figure]
     absent: Mapping[str, str]
-    pairs: Sequence[Pair]
-    best: Sequence[Pair]
-    worst: Sequence[Pair]
     samples: Tensor | None = None
     data: Tensor | None = None
     drawn: str = ""
@@ -59,9 +65,8 @@ class Evaluation:
 class About:
     """Title and origin of a report.
 
-    kind: what the page is, after the title; what: was scored; of: on what, after the number of
-    subjects; seen: what must be said where the subjects are not unseen ones; settings: the
-    configuration as YAML.
+    kind: of page, after the title; what: was scored; of: on what, after the number of subjects;
+    seen: the note where the subjects are not unseen ones; settings: the configuration as YAML.
     """
 
     title: str
@@ -122,25 +127,25 @@ def shell_line(name: str, options: Mapping[str, Any]) -> str:
 
 
 def write_evaluation(
-    folder: Path, evaluation: Evaluation, inputs: dict[str, Any], about: About
+    folder: Path, evaluation: Evaluation, inputs: Mapping[str, Any], about: About
 ) -> None:
-    """Write figures, tables and the report: all of them, or the folder stays as it was."""
+    """Write all files of an evaluation, in place of an older one's; all or none are there."""
     with swapped_in(folder) as new:
         for name, figure in evaluation.figures.items():
             write_figure(new / "figures" / name, figure)
-        write_text(new / "per_subject.csv", csv_text(evaluation.rows))
+        write_text(new / "per_subject.csv", csv_text(evaluation.tally.rows))
         if evaluation.calibration is not None:
             write_json(new / "calibration.json", evaluation.calibration)
-        write_text(new / REPORT, report(new, evaluation, about))
+        write_text(new / REPORT, page(new, evaluation, about))
         write_json(new / "inputs.json", inputs, sort_keys=True)
         write_json(new / "metrics.json", evaluation.metrics)
 
 
-def report(folder: Path, evaluation: Evaluation, about: About) -> str:
+def page(folder: Path, evaluation: Evaluation, about: About) -> str:
     """The page; its figures lie in folder/figures."""
-    metrics, rows = evaluation.metrics, evaluation.rows
+    metrics, tally = evaluation.metrics, evaluation.tally
     place, noun = ("image", "block") if about.image_set else ("slice", "subject")
-    slices = quantity(sum(row["slices"] for row in rows), place)
+    slices = quantity(sum(row["slices"] for row in tally.rows), place)
     people = "" if about.seen else "unseen "
     people += "simulated people" if about.simulated else "subjects"
     figures = {
@@ -159,31 +164,30 @@ def report(folder: Path, evaluation: Evaluation, about: About) -> str:
         own = version("sharp-vae-mri")
     except PackageNotFoundError:
         own = "not installed"
-    return page_templates("pipeline.evaluation").get_template(REPORT).render(
+    middle = [tally.shown[n] for n in evenly_spread(len(tally.shown), SHOWN_SUBJECTS)]
+    pairs = {"middle": middle, "best": tally.best, "worst": tally.worst}
+    template = page_templates("pipeline.evaluation").get_template(REPORT)
+    return template.render(
         about=about,
         place=place,
-        lead=f"{about.what}, scored on {slices} of {quantity(len(rows), noun)}{about.of}.",
+        lead=f"{about.what}, scored on {slices} of {quantity(len(tally.rows), noun)}{about.of}.",
         beside=people.replace("subjects", "images") if about.image_set else f"slices of {people}",
         parts=[*parts, ("scores", "All scores"), ("repeat", "To repeat it")],
         notes=notes_of(metrics),
         headline=headline_of(metrics),
         groups=groups,
-        floors=any(one.floor for _, scores in groups for one in scores),
+        floors=any(score.floor for _, scores in groups for score in scores),
         more=len(metrics) - sum(len(scores) for _, scores in groups),
         reasons=reasons,
-        small=max(evaluation.pairs[0].image.shape[-2:]) < SMALL_SIDE,
-        shown={
-            kind: [_shown(pair, place) for pair in pairs]
-            for kind, pairs in (("middle", evaluation.pairs), ("best", evaluation.best),
-                                ("worst", evaluation.worst))
-        },
+        small=max(tally.shown[0].image.shape[-2:]) < SMALL_SIDE,
+        shown={kind: [_shown(pair, place) for pair in some] for kind, some in pairs.items()},
         count=0 if evaluation.samples is None else len(evaluation.samples),
         samples=picture(evaluation.samples, columns=6),
         data=picture(evaluation.data, columns=6),
         drawn=evaluation.drawn,
         figures=figures,
         versions=f"sharp-vae-mri {own}, torch {torch.__version__}",
-    )  # fmt: skip
+    )
 
 
 def _shown(pair: Pair, place: str) -> dict[str, Any]:
@@ -211,3 +215,159 @@ def picture(images: Tensor | None, columns: int = 1) -> str:
     stream = io.BytesIO()
     Image.fromarray(grid[..., 0] if grey else grid).save(stream, "PNG", optimize=True)
     return data_uri(stream.getvalue())
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric and its value as text; interval, data and floor are empty where there is none.
+
+    floor: the score of the mean slice in place of every reconstruction.
+    """
+
+    metric: Metric
+    mean: str
+    interval: str
+    data: str
+    floor: str
+
+
+def scores_of(metrics: Metrics, group: Sequence[Metric]) -> list[Score]:
+    """The scores of a group that a run has, in the group's order."""
+    return [_score(metric, metrics) for metric in group if metric.key in metrics]
+
+
+def _score(metric: Metric, metrics: Metrics) -> Score:
+    mean, low, high = (metrics[metric.key][part] for part in ("mean", "low", "high"))
+    interval = "" if low is None else f"[{metric.shown(low)}, {metric.shown(high)}]"
+    data = "" if metric.data is None else f"{metric.data}".removesuffix(".0")
+    if isinstance(metric.data, str):  # another metric's value
+        data = metric.shown(metrics[metric.data]["mean"]) if metric.data in metrics else ""
+    floor = metrics.get(f"floor_{metric.key}")
+    lowest = "" if floor is None else metric.shown(floor["mean"])
+    return Score(metric, metric.shown(mean), interval, data, lowest)
+
+
+def groups_of(metrics: Metrics) -> list[tuple[str, list[Score]]]:
+    """Names of groups and their scores; groups without any are left out."""
+    groups = [(name, scores_of(metrics, group)) for name, group in GROUPS.items()]
+    return [(name, scores) for name, scores in groups if scores]
+
+
+def headline_of(metrics: Metrics) -> list[Score]:
+    """The scores of a report's tiles: none of calibration where nothing was learned."""
+    learned = not below_floor(metrics)
+    shown = [m for m in HEADLINE if learned or not m.key.startswith("calibration_")]
+    return scores_of(metrics, shown)
+
+
+def notes_of(metrics: Metrics) -> list[str]:
+    """Notes beside the scores: a run that learned nothing, few families."""
+    means = {key: value["mean"] for key, value in metrics.items()}
+    notes = []
+    if below_floor(metrics):
+        notes.append(
+            f"reconstructions ({means['psnr']:.1f} dB) are no better than the mean slice "
+            f"({means['floor_psnr']:.1f} dB): nothing was learned"
+        )
+    if count := means.get("families"):
+        notes.append(few(int(count)))
+    if (count := means.get("calibration_families")) is not None:
+        notes.append(few_calibrated(int(count)))
+    if (count := means.get("sample_families")) and count < FEW_FAMILIES:
+        notes.append(
+            f"samples were compared with {count:.0f} families: with so few no test can show privacy"
+        )
+    return [text for text in notes if text]
+
+
+def below_floor(metrics: Metrics) -> bool:
+    """Whether the mean slice would be as good a reconstruction of every slice, by PSNR."""
+    score, floor = (metrics.get(key, {}).get("mean") for key in ("psnr", "floor_psnr"))
+    return score is not None and floor is not None and score <= floor
+
+
+def table(metrics: Metrics) -> str:
+    """The scores for a terminal, aligned: name, arrow, mean, interval, the data's own, floor.
+
+    Metrics without a place in the catalogue are counted in a line of their own; notes follow.
+    """
+    groups = groups_of(metrics)
+    scores = [score for _, group in groups for score in group]
+    rows = [("", "better", "mean", "95% interval", "data", "floor" * any(s.floor for s in scores))]
+    for name, group in groups:
+        rows.append((name, "", "", "", "", ""))
+        for s in group:
+            rows.append(
+                (f"  {s.metric.label}", s.metric.arrow, s.mean, s.interval, s.data, s.floor)
+            )
+    aligned = [row for row in rows if any(row[1:])]  # a group's name may be longer than its column
+    widths = [max(len(row[column]) for row in aligned) for column in range(6)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    if more := len(metrics) - len(scores):
+        lines.append(f"and {more} more in metrics.json")
+    return "\n".join([*lines, *(f"note: {text}" for text in notes_of(metrics))])
+
+
+def note(metrics: Metrics, absent: Mapping[str, str]) -> str:
+    """Headline scores as a table of Markdown, and what is missing."""
+    rows = [
+        ["samples: " * s.metric.key.startswith("sample_") + s.metric.heading, s.mean, s.interval]
+        for s in scores_of(metrics, HEADLINE)
+    ]
+    parts = [markdown(["score", "mean", "95% interval"], rows)]
+    parts += [f"Note: {text}." for text in notes_of(metrics)]
+    if absent:
+        parts.append(f"Not scored: {', '.join(sorted(absent))}; `absent.json` says why.")
+    return "\n\n".join(parts)
+
+
+def headline_names(means: Mapping[str, Any], folder: str) -> dict[str, float]:
+    """Headline means by their names on the training run in MLflow.
+
+    folder: the evaluation's. Scores of others than the run's own test subjects have it as their
+    group: they must not pass for test scores, nor for the validation of the epochs.
+    """
+    names = {}
+    for key in (metric.key for metric in HEADLINE if means.get(metric.key) is not None):
+        name = score_name(key, "test")
+        own = folder == "evaluation"
+        names[name if own else f"{folder}/{name.removeprefix('test/')}"] = means[key]
+    return names
+
+
+def log_evaluation(
+    tracker: Tracker,
+    evaluation: Evaluation,
+    folder: Path,
+    store: Store,
+    config: Config,
+    seen: str,
+) -> None:
+    """Log an evaluation to its own run, and its headline to the training run that it is of."""
+    split, metrics, absent = config.evaluation.split, evaluation.metrics, evaluation.absent
+    if config.evaluation.other_people:
+        tracker.tags({"other_people": FILES_CHECKED})
+    if below_floor(metrics):
+        tracker.tags({"learned": "nothing: reconstructions are no better than the mean slice"})
+    tracker.dataset(store.name, store.digest, store.path, "evaluation")
+    for name in evaluation.figures:
+        tracker.file(folder / "figures" / name, "figures")
+    for name in ("per_subject.csv", "metrics.json", REPORT):
+        tracker.text((folder / name).read_text("utf-8"), name)
+    means = {key: v["mean"] for key, v in metrics.items() if v["mean"] is not None}
+    tracker.metrics({score_name(key, split): mean for key, mean in means.items()})
+    first = [metric.key for metric in HEADLINE if metric.key in metrics]
+    keys = [*first, *sorted(metrics.keys() - set(first))]
+    parts = {part: [metrics[key][part] for key in keys] for part in ("mean", "low", "high")}
+    names = [score_name(key, split) for key in keys]
+    tracker.table({"metric": names, **parts, "key": keys}, "scores.json")
+    if absent:
+        tracker.text(json.dumps(absent, indent=1, sort_keys=True), "absent.json")
+    notes = [note(metrics, absent), f"{seen}." * bool(seen), SIMULATED * store.simulated]
+    tracker.note("\n\n".join([*filter(None, notes), LOOK]))
+    tracker.parent.metrics(headline_names(means, folder.name))
+    tracker.parent.tags({f"{folder.name}_run": str(tracker.run_id)})

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbones import WeightsNotFound, backbone_state, explain, probe
 from pipeline.errors import InputError
 from pipeline.losses.base import Distortion, ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.law import Images, Shape, Transfer
+from pipeline.metrics.perceptual import WeightsNotFound, backbone_state, explain, probe
 
 # Indices in torchvision's `features`: convolutions up to relu3_1, those whose output is compared,
 # those before which 2×2 pixels are max-pooled.

@@ -7,7 +7,7 @@ because values under different networks can't be compared.
 
 import logging
 from statistics import fmean
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,15 +23,6 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 Kind = Literal["data", "reconstruction", "sample"]
 Metric = Literal["kid", "frechet"]
 PREFIXES: dict[Kind, str] = {"reconstruction": "", "sample": "sample_"}
-
-
-class FeatureNetwork(Protocol):
-    """Gives each image `size` features."""
-
-    size: int
-
-    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d"]:
-        """The features of images in [0,1]."""
 
 
 class _Given(nn.Module):
@@ -115,8 +106,8 @@ def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> float:
 def frechet_distance(data: Float[Tensor, "N d"], other: Float[Tensor, "M d"]) -> float:
     """Squared Fréchet distance of two Gaussians with the features' means and covariances.
 
-    Heusel et al. 2017 (see `inception`), through torchmetrics, in float64. Its expectation falls
-    with the number of images, most where they are fewer than features: compare at equal numbers.
+    Heusel et al. 2017 (see `InceptionFeatures`), through torchmetrics, in float64. Its expectation
+    falls with the number of images, most where they are fewer than features: compare at equal ones.
     Pairs share what an image is by chance, so of reconstructions it is smaller than of as many
     independent images, and 0 for perfect ones: compare it with other reconstructions alone.
 
@@ -138,20 +129,16 @@ def frechet_distance(data: Float[Tensor, "N d"], other: Float[Tensor, "M d"]) ->
 
 
 class ImageSets:
-    """Features of originals, reconstructions and prior samples under one network, and scores.
+    """Features of originals, reconstructions and prior samples under one network, and scores."""
 
-    Every image passes the network once, as it comes along.
-    """
+    def __init__(self, size: int, names: dict[Metric, str]) -> None:
+        """size: of the features (n,size); names: what each metric is called with them."""
+        self._size, self._names = size, names
+        self._features: dict[Kind, list[Tensor]] = {}
 
-    def __init__(self, network: FeatureNetwork, names: dict[Metric, str]) -> None:
-        """names: what each metric is called with this network's features."""
-        self._network = network
-        self._names = names
-        self._features: dict[Kind, list[Tensor]] = {"data": [], "reconstruction": [], "sample": []}
-
-    def add(self, kind: Kind, images: Float[Tensor, "B C H W"]) -> None:
-        """Add images in [0,1] to a set. Raises ValueError where the network refuses them."""
-        self._features[kind].append(self._network.features(images).double().cpu())
+    def add(self, kind: Kind, features: Float[Tensor, "B d"]) -> None:
+        """Add images to a set by their features."""
+        self._features.setdefault(kind, []).append(features.double().cpu())
 
     def scores(self, seed: int) -> dict[str, Interval]:
         """Each metric of the reconstructions and prior samples (`sample_`) that were added.
@@ -159,29 +146,24 @@ class ImageSets:
         One number belongs to all subjects together, so low and high are None. The mean is also None
         where a set has one image only. Warns where a Fréchet distance is biased.
         """
-        sets = {kind: torch.cat(found) for kind, found in self._features.items() if found}
-        data, found = sets["data"], {}
+        sets = {kind: torch.cat(parts) for kind, parts in self._features.items()}
+        data, scores = sets["data"], {}
         for kind, prefix in PREFIXES.items():
-            if kind not in sets:
-                continue
-            other = sets[kind]
-            for metric, name in self._names.items():
+            for metric, name in self._names.items() if kind in sets else ():
                 value = None
-                if min(len(data), len(other)) >= 2:
-                    value = (
-                        kernel_distance(data, other, seed, paired=kind == "reconstruction")
-                        if metric == "kid"
-                        else frechet_distance(data, other)
-                    )
-                found[prefix + name] = single(value)
-        self._warn({kind: len(images) for kind, images in sets.items()})
-        return found
-
-    def _warn(self, counts: dict[Kind, int]) -> None:
-        name, size = self._names.get("frechet"), self._network.size
-        if name is not None and min(counts.values()) < size:
-            few = ", ".join(f"{count} of {kind}" for kind, count in counts.items())
+                if min(len(data), len(sets[kind])) < 2:
+                    pass
+                elif metric == "kid":
+                    value = kernel_distance(data, sets[kind], seed, kind == "reconstruction")
+                else:
+                    value = frechet_distance(data, sets[kind])
+                scores[prefix + name] = single(value)
+        frechet = self._names.get("frechet")
+        if frechet is not None and min(map(len, sets.values())) < self._size:
+            few = ", ".join(f"{len(images)} of {kind}" for kind, images in sets.items())
             log.warning(
                 "%s and sample_%s are biased: there are fewer images (%s) than feature dimensions "
-                "(%d). Compare only scores of equally many images", name, name, few, size,
-            )  # fmt: skip
+                "(%d). Compare only scores of equally many images",
+                *(frechet, frechet, few, self._size),
+            )
+        return scores

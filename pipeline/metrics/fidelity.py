@@ -14,10 +14,10 @@ def check_images(images: Float[Tensor, "B C H W"], name: str = "images") -> None
 
     Args:
         images: finite, intensity in [0,1], B at least 1.
-        name: what the error message calls them.
+        name: for the message.
 
     Raises:
-        ValueError: another shape, dtype or range, with the one that was found.
+        ValueError: another shape, dtype or range, which it names.
     """
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"{name} must be (B,C,H,W) and not empty, got {tuple(images.shape)}")
@@ -72,19 +72,10 @@ def psnr(
 def brain_psnr(
     image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, " B"]:
-    """PSNR over the brain alone, so that slices with much and with little of it can be compared.
+    """PSNR where any channel of the image is above 0, dB, float64, at most 100; NaN without brain.
 
-    The surround is black and easy: it raises the `psnr` of a slice that shows little brain.
-
-    Args:
-        image: intensity in [0,1]; brain is where any channel is above 0.
-        reconstruction: intensity in [0,1].
-
-    Returns:
-        dB, float64, at most 100; NaN for a slice without brain.
-
-    Raises:
-        ValueError: from `check_pair`.
+    So slices with much and with little brain can be compared: the surround is black and easy.
+    Raises ValueError from `check_pair`.
     """
     check_pair(image, reconstruction)
     brain = (image > 0).any(dim=1, keepdim=True)

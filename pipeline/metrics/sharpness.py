@@ -62,10 +62,9 @@ def _half_plane(height: int, width: int, device: torch.device) -> tuple[Tensor, 
     return radius, half_spectrum_weights(width, like=radius).expand_as(radius)
 
 
-def _power(images: Tensor) -> Tensor:
+def _power(fields: Tensor) -> Tensor:
     """Half-plane power spectrum, mean over channels: (B,H,W//2+1) float64."""
-    check_images(images)
-    return torch.fft.rfft2(images.double(), norm="ortho").abs().square().mean(dim=1)
+    return torch.fft.rfft2(fields.double(), norm="ortho").abs().square().mean(dim=1)
 
 
 def frequencies(height: int, width: int) -> Float[Tensor, " bins"]:
@@ -121,8 +120,8 @@ def radial_variance(fields: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]
     White noise of variance 1 has 1 in every bin.
     """
     height, width = fields.shape[-2:]
-    power = torch.fft.rfft2(fields.double(), norm="ortho").abs().square().mean(dim=1)
-    return _bin(power, height, width) / radial_counts(height, width).to(power.device)
+    counts = radial_counts(height, width).to(fields.device)
+    return _bin(_power(fields), height, width) / counts
 
 
 @torch.no_grad()
@@ -141,10 +140,9 @@ def high_frequency_power(
     Raises:
         ValueError: from `check_images`.
     """
-    power = _power(images)
-    height, width = images.shape[-2:]
-    radius, weight = _half_plane(height, width, images.device)
-    return (power * weight * (radius >= cutoff - _EDGE)).sum(dim=(1, 2))
+    check_images(images)
+    radius, weight = _half_plane(images.shape[-2], images.shape[-1], images.device)
+    return (_power(images) * weight * (radius >= cutoff - _EDGE)).sum(dim=(1, 2))
 
 
 def high_frequency_ratio(
@@ -171,7 +169,9 @@ def high_frequency_ratio(
         >>> round(high_frequency_ratio(noise, noise / 2), 3)
         0.25
     """
-    _check_sizes(images, reconstructions)
+    if images.shape[1:] != reconstructions.shape[1:]:
+        sizes = f"{tuple(images.shape[1:])} and {tuple(reconstructions.shape[1:])}"
+        raise ValueError(f"images of one size are needed, got {sizes}")
     return ratio_of_means(high_frequency_power(images), high_frequency_power(reconstructions))
 
 
@@ -203,20 +203,12 @@ def gradient_magnitude(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     return length.unflatten(0, images.shape[:2]).mean(dim=1)
 
 
-def ratio_of_means(data: Float[Tensor, " B"], found: Float[Tensor, " N"]) -> float:
-    """Mean of `found` over mean of `data`. Raises ValueError where that of `data` is 0."""
+def ratio_of_means(data: Float[Tensor, " B"], other: Float[Tensor, " N"]) -> float:
+    """Mean of `other` over mean of `data`. Raises ValueError where that of `data` is 0."""
     mean = data.mean().item()
     if mean <= 0.0:
         raise ValueError("the data have no such detail: the ratio is undefined")
-    return found.mean().item() / mean
-
-
-def _check_sizes(images: Tensor, reconstructions: Tensor) -> None:
-    if images.shape[1:] != reconstructions.shape[1:]:
-        raise ValueError(
-            f"images of one size are needed, got {tuple(images.shape[1:])} "
-            f"and {tuple(reconstructions.shape[1:])}"
-        )
+    return other.mean().item() / mean
 
 
 # Ratios of a subject's sum over images to the data's, by the measure of one image.
@@ -242,16 +234,11 @@ def spectrum_error(
         rounding of the 16-bit store, counts as 1e-11.
 
     Raises:
-        ValueError: not two-dimensional, empty, or different bins.
+        ValueError: not two-dimensional, empty, or of different bins.
     """
-    if power_data.ndim != 2 or power_reconstruction.ndim != 2:
-        raise ValueError("spectra must be (B,n_bins)")
-    if power_data.shape[1] != power_reconstruction.shape[1]:
-        raise ValueError(
-            f"spectra have different bins: {power_data.shape[1]}, {power_reconstruction.shape[1]}"
-        )
-    if not (power_data.numel() and power_reconstruction.numel()):
-        raise ValueError("spectra must not be empty")
+    shapes = power_data.shape, power_reconstruction.shape
+    if any(len(x) != 2 or not x.numel() for x in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"spectra must be (B,n_bins) of equal bins, not empty: {shapes}")
     logs = [
         power.double().mean(dim=0).clamp(min=POWER_FLOOR).log()
         for power in (power_data, power_reconstruction)

@@ -1,4 +1,4 @@
-"""From slices to subjects to families to one number with its interval.
+"""From slices to subjects to families to one number with its interval; differences of runs.
 
 Slices of a subject, sessions of a subject and siblings are not independent, so the unit of every
 interval is the family: the mean over a subject's slices, then over a family's subjects, then over
@@ -7,12 +7,20 @@ families.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-Interval = dict[str, float | None]
+from pipeline.errors import InputError
 
+Interval = dict[str, float | None]
+Rows = str | Path | pd.DataFrame
+"""The folder of an evaluation, or the rows of its per_subject.csv."""
+
+# Columns of a table of subjects that are no scores.
+LABELS = ("subject", "family", "split", "slices")
 # Below so many families an interval is as uncertain as the deviation it is made of.
 FEW_FAMILIES = 8
 # Below so many the coverage of a law that was calibrated on them is off by more than .05 or so on
@@ -33,9 +41,9 @@ def family_means(values: NDArray[np.floating], families: Sequence[str]) -> NDArr
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) != len(families):
         raise ValueError(f"values must be (S,) with S families: {values.shape}, {len(families)}")
-    names = {name: place for place, name in enumerate(dict.fromkeys(families))}
-    places = np.array([names[name] for name in families], dtype=np.intp)
-    return np.bincount(places, values, len(names)) / np.bincount(places, minlength=len(names))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(families))}
+    places = np.array([numbers[name] for name in families], dtype=np.intp)
+    return np.bincount(places, values, len(numbers)) / np.bincount(places, minlength=len(numbers))
 
 
 def interval(values: NDArray[np.floating], level: float = 0.95) -> Interval:
@@ -55,9 +63,7 @@ def interval(values: NDArray[np.floating], level: float = 0.95) -> Interval:
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not 0.0 < level < 1.0:
-        raise ValueError(
-            f"values must be (F,), got {values.shape}, and level within (0,1): {level}"
-        )
+        raise ValueError(f"values must be (F,), level in (0,1), not {values.shape} and {level}")
     if not len(values) or not np.isfinite(values).all():
         return single(None)
     mean = float(values.mean())
@@ -86,17 +92,9 @@ def over_families(
 
 
 def aggregate(
-    per_subject: Mapping[str, NDArray[np.floating]],
-    families: Sequence[str],
-    level: float = 0.95,
+    per_subject: Mapping[str, NDArray[np.floating]], families: Sequence[str], level: float = 0.95
 ) -> dict[str, Interval]:
-    """`over_families` of every metric, ready for metrics.json.
-
-    Args:
-        per_subject: metric name to (S,) values, the same subjects in the same order for all.
-        families: the family of each subject, S of them.
-        level: coverage, between 0 and 1.
-    """
+    """`over_families` of every metric, (S,) values each, ready for metrics.json."""
     return {name: over_families(values, families, level) for name, values in per_subject.items()}
 
 
@@ -108,12 +106,8 @@ def paired_difference(
 ) -> Interval:
     """Mean over families of values − other, and its interval, over the subjects that both have.
 
-    What two runs share, such as how hard a subject is, cancels. An interval that holds 0 shows no
-    difference.
-
     Args:
-        values: subject to number, of one run.
-        other: of the other run.
+        values: subject to number, of one run; other: of the other run.
         families: subject to family.
         level: coverage, between 0 and 1.
     """
@@ -122,8 +116,71 @@ def paired_difference(
     return over_families(differences, [families[name] for name in subjects], level)
 
 
+def paired_differences(
+    first: Rows | Sequence[Rows], second: Rows | Sequence[Rows], level: float = 0.95
+) -> pd.DataFrame:
+    """Mean over families of first − second, and its interval, for every metric that both have.
+
+    How hard a subject is cancels, as the subjects are the same. An interval that holds 0 shows no
+    difference. Student's t over families; seeds are averaged within subjects first, so the interval
+    is about other families and these very runs, not about other seeds.
+
+    Args:
+        first, second: each the folder of an evaluation, such as WORK/runs/RUN/evaluation, or the
+            rows of its per_subject.csv; for several seeds a list of them.
+        level: coverage, between 0 and 1.
+
+    Returns:
+        A row per metric (the index): mean, low, high, families. None is NaN: low and high of one
+        family, all three where a subject's score is not finite.
+
+    Raises:
+        InputError: a table can't be read, or the two have no subject in common.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = pd.DataFrame({"subject": list("abc"), "psnr": [30, 20, 25]})
+        >>> other = rows.assign(psnr=[28, 19, 22])
+        >>> paired_differences(rows, other).loc["psnr"].round(2).to_dict()
+        {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'families': 3.0}
+    """
+    left, right = _averaged(first), _averaged(second)
+    shared = left.index.intersection(right.index)
+    if shared.empty:
+        raise InputError(
+            "the two have no subject in common: score them on the same store and split"
+        )
+    families = left["family"].loc[shared].tolist()
+    metrics = [key for key in left.columns if key not in LABELS and key in right]
+    apart = left.loc[shared, metrics] - right.loc[shared, metrics]
+    rows = {key: over_families(apart[key].to_numpy(), families, level) for key in metrics}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+    return table.astype(float).assign(families=len(set(families))).rename_axis("metric")
+
+
+def _averaged(runs: Rows | Sequence[Rows]) -> pd.DataFrame:
+    """Scores by subject, means over runs; a subject that a run lacks has NaN."""
+    tables = [_read(rows) for rows in ([runs] if isinstance(runs, Rows) else runs)]
+    numbers = [table.select_dtypes("number") for table in tables]
+    mean = sum(numbers[1:], numbers[0]) / len(numbers)
+    families = tables[0].get("family", pd.Series(dtype=object)).reindex(mean.index)
+    return mean.assign(family=families.fillna(pd.Series(mean.index, mean.index)))
+
+
+def _read(rows: Rows) -> pd.DataFrame:
+    if isinstance(rows, pd.DataFrame):
+        return rows.set_index("subject")
+    path = Path(rows) / "per_subject.csv"
+    labels = dict.fromkeys(("subject", "family", "split"), str)
+    try:  # a subject may be called 01, or NA
+        table = pd.read_csv(path, dtype=labels, keep_default_na=False, na_values=[""])
+        return table.set_index("subject")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no table of an evaluation: score the run ({error})") from error
+
+
 def few(families: int) -> str:
-    """What must be said beside intervals over so few families; empty where they are enough."""
+    """The note beside intervals over so few families; empty where they are enough."""
     if families >= FEW_FAMILIES:
         return ""
     if families == 1:
@@ -132,7 +189,7 @@ def few(families: int) -> str:
 
 
 def few_calibrated(families: int) -> str:
-    """What must be said of a law that was calibrated on so few families; empty of enough."""
+    """The note on a law that was calibrated on so few families; empty of enough."""
     if families >= FEW_CALIBRATED:
         return ""
     if families == 0:

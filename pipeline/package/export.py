@@ -62,7 +62,7 @@ def run(options: Options) -> None:
     """The command. Raises InputError if there is no such run, or no place for the package."""
     existing_run(options.run)
     print(f"reading run {options.run}, its {options.checkpoint} checkpoint", flush=True)
-    from pipeline.evaluation.scores import below_floor
+    from pipeline.evaluation.report import below_floor
     from pipeline.package.format import TOLERANCE, read_metadata, write
 
     package, tracking = package_of_run(options)
@@ -96,7 +96,7 @@ def package_of_run(options: Options) -> "tuple[DecoderPackage, TrackingConfig]":
     Raises InputError if the run, its checkpoint or its store can't be used.
     """
     from pipeline.data.slices import open_store
-    from pipeline.evaluation.record import trained_store
+    from pipeline.evaluation.run import trained_store
     from pipeline.fits.fits import read_fits
     from pipeline.package.format import describe, hashed_subjects
     from pipeline.package.package import DecoderPackage

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.blur.spectrum import transfer_of
-from pipeline.data.intensity import to_scanner
+from pipeline.data.slices import to_scanner
 from pipeline.errors import InputError
 from pipeline.losses.base import ReconstructionTerm
 from pipeline.losses.config import LikelihoodConfig

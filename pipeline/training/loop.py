@@ -15,8 +15,7 @@ from data_prep.common.progress import Reporter
 from data_prep.common.tracking import Tracker
 from pipeline.config import Config
 from pipeline.data.augmentation import apply, draw
-from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import SliceDataset, Store
+from pipeline.data.slices import Batches, EpochSampler, SliceDataset, Store
 from pipeline.distributed import Processes
 from pipeline.errors import Failed, InputError, Stopped
 from pipeline.randomness import Stream, generator

@@ -19,7 +19,7 @@ from tiny import TINY
 
 from pipeline import paired_differences
 from pipeline.__main__ import main
-from pipeline.comparison import figures
+from pipeline.evaluation.figures import calibration_of
 from pipeline.files import locked
 
 ROOT = Path(__file__).parents[2]
@@ -90,10 +90,15 @@ def test_a_run_that_fails_is_named_and_costs_the_others_nothing(compared: Compar
     assert table in compared.said
     assert f"Not in the table: run {BLOCKED}: " in table
     assert list(pd.read_csv(compared.folder / "runs.csv")["run"]) == RUNS
+    names = {path.name for path in (compared.folder / "figures").iterdir()}
+    assert names == {"scores.png", "differences.png", "reconstructions.png", "calibration.png"}
+    assert compared.file("report.html").count("data:image/png") == 4
 
 
 def test_the_table_holds_the_runs_scores_and_their_paired_difference(compared: Compared) -> None:
     runs = pd.read_csv(compared.folder / "runs.csv").set_index("run")
+    # The best checkpoint's, which has a law of residuals.
+    assert runs["calibration_fitted_coverage_90"].notna().all()
     folders = [compared.work / "runs" / run / "evaluation" for run in RUNS]
     expected = paired_differences(folders[1], folders[0])
     written = pd.read_csv(compared.folder / "differences.csv").set_index("metric")
@@ -105,12 +110,6 @@ def test_the_table_holds_the_runs_scores_and_their_paired_difference(compared: C
     table = compared.file("table.md")
     assert "| blur − gaussian" in table and "only 2 families" in table.lower()
     assert "paired differences over 2 families" in table
-
-
-def test_the_page_shows_the_figures(compared: Compared) -> None:
-    names = {path.name for path in (compared.folder / "figures").iterdir()}
-    assert names == {"scores.png", "differences.png", "reconstructions.png", "calibration.png"}
-    assert compared.file("report.html").count("data:image/png") == 4
 
 
 def test_what_is_done_is_not_done_again_and_mlflow_nests_it(compared: Compared) -> None:
@@ -135,7 +134,6 @@ def test_what_is_done_is_not_done_again_and_mlflow_nests_it(compared: Compared) 
 @pytest.mark.parametrize(
     ("words", "key"),
     [
-        (["--compare.terms", "[gaussian,l3]"], "l3"),
         (["--compare.rate_targets", "[]"], "compare.rate_targets"),
         (["--training.epochs", "4"], "training.epochs"),
         (["--data.store", "nowhere"], "nowhere"),
@@ -158,8 +156,8 @@ def test_a_second_comparison_of_that_name_has_to_wait(compared: Compared) -> Non
 
 def test_a_figure_of_calibration_is_of_folders_that_one_names(compared: Compared) -> None:
     folder = compared.work / "runs" / RUNS[0] / "evaluation"
-    assert figures.calibration({"a": folder, "b": folder}, "test of tiny") is not None
-    assert figures.calibration({"a": compared.work}, "no law") is None
+    assert calibration_of({"a": folder, "b": folder}, "test of tiny") is not None
+    assert calibration_of({"a": compared.work}, "no law") is None
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from skimage.measure import blur_effect as skimage_blur_effect
 from torch import Tensor
 
-from pipeline.data.intensity import to_scanner
+from pipeline.data.slices import to_scanner
 from pipeline.evaluation.calibration import regions
 from pipeline.metrics.distribution import frechet_distance, kernel_distance
 from pipeline.metrics.fidelity import psnr, ssim

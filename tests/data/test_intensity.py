@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.intensity import DARK, to_scanner
+from pipeline.data.slices import DARK, to_scanner
 
 
 def normalised(values: np.ndarray, inside: np.ndarray, low: float, high: float) -> np.ndarray:

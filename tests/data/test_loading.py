@@ -19,14 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-import pipeline.data.loading as loading
+import pipeline.data.slices as loading
 from data_prep.common.tracking import Tracker
 from data_prep.config import PrepareConfig
 from data_prep.store import Store, SubjectEntry, new_manifest, write_manifest
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import AugmentationConfig, DataConfig
-from pipeline.data.loading import Batches, EpochSampler
-from pipeline.data.slices import SliceDataset, open_store
+from pipeline.data.slices import Batches, EpochSampler, SliceDataset, open_store
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 from pipeline.training.loop import Trainer

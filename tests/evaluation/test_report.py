@@ -1,55 +1,55 @@
-"""The report of a run: complete, escaped, self-contained; the slices it singles out; the table."""
+"""The report of a run: complete, escaped, self-contained; its figures, slices and table."""
 
+import io
 import math
 import re
 from collections.abc import Callable
 from html import escape
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.networks import Networks
-from pipeline.evaluation.pairs import KEPT, Pair, Tally
-from pipeline.evaluation.report import About
-from pipeline.evaluation.scores import note, notes_of, table
+from pipeline.evaluation import figures
+from pipeline.evaluation.calibration import BINS, REGIONS
+from pipeline.evaluation.report import About, note, notes_of, table
+from pipeline.evaluation.scoring import KEPT, Networks, Pair, Tally
+from pipeline.figures import image_grid, plain_decimals
 from pipeline.metrics.catalogue import GROUPS, HEADLINE
-from pipeline.metrics.fidelity import psnr
 from pipeline.metrics.statistics import Interval, single
 
 HOSTILE = "<img src='http://example.org/x.png'><script>alert('x')</script>{{ 7 * 7 }}"
 METRICS = [metric for group in GROUPS.values() for metric in group]
 
 
-def images(count: int) -> Tensor:
-    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+def images(count: int, channels: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, channels, 16, 16, generator=generator)
 
 
-def noisy(clean: Tensor, sizes: list[float]) -> Tensor:
-    """Images (n,C,H,W) with an error of one size each."""
-    return (clean + torch.tensor(sizes)[:, None, None, None]).clamp(0, 1)
+def add(tally: Tally, clean: Tensor, errors: list[float], name: str = "s") -> None:
+    """Add a subject whose slices (n,C,H,W) are reconstructed with an error of one size each."""
+    made = (clean + (clean > 0) * torch.tensor(errors)[:, None, None, None]).clamp(0, 1)
+    scored = tally.score(clean, made)
+    tally.add({"subject": name, "family": name}, scored, [10, 20, 30][: len(clean)])
 
 
 def test_extremes_are_the_best_and_the_worst_slices_of_different_subjects() -> None:
     tally, clean = Tally(Networks(), image_set=True), images(3)
     for number in range(KEPT + 3):
-        made = noisy(clean, [0.3 - 0.01 * number, 0.05 + 0.01 * number, 0.15])
-        tally.add({"subject": f"s{number}"}, {}, clean, made, [10, 20, 30])
-    assert [pair.subject for pair in tally.worst] == [f"s{n}" for n in range(KEPT)]
-    assert [pair.subject for pair in tally.best] == [f"s{n}" for n in range(KEPT)]
-    assert {pair.place for pair in tally.worst} == {10}
-    assert {pair.place for pair in tally.best} == {20}
-    best = tally.best[0]
-    assert best.psnr == psnr(best.image[None], best.reconstruction[None]).item()
-    assert torch.equal(best.image, clean[1])
-
-
-def test_a_slice_without_brain_is_no_extreme() -> None:
-    tally, clean = Tally(Networks()), images(3)
-    clean[0] = 0
-    tally.add({"subject": "s"}, {}, clean, noisy(clean, [0.3, 0.2, 0.1]), [1, 2, 3])
-    assert [pair.place for pair in tally.best] == [3]
-    assert [pair.place for pair in tally.worst] == [2]
+        add(tally, clean, [0.3 - 0.01 * number, 0.05 + 0.01 * number, 0.15], f"s{number}")
+    for pairs, place in ((tally.worst, 10), (tally.best, 20)):
+        assert [pair.subject for pair in pairs] == [f"s{n}" for n in range(KEPT)]
+        assert {pair.place for pair in pairs} == {place}
+    assert torch.equal(tally.best[0].image, clean[1])
+    clean[0] = 0  # no brain, no extreme
+    tally = Tally(Networks())
+    add(tally, clean, [0.3, 0.2, 0.1])
+    assert [pair.place for pair in (*tally.best, *tally.worst)] == [30, 20]
 
 
 @pytest.mark.parametrize("image_set", [False, True])
@@ -57,11 +57,11 @@ def test_an_empty_surround_makes_no_slice_the_best_but_of_photographs(image_set:
     """The first slice has little brain and a large error in it, the second the opposite."""
     clean = torch.zeros(2, 1, 16, 16)
     clean[0, :, :2, :2], clean[1] = 0.5, 0.5
-    made = clean + (clean > 0) * torch.tensor([0.2, 0.1])[:, None, None, None]
+    clean[:, :, 0, 0] = 0.6  # some detail, or ratios were undefined
     tally = Tally(Networks(), image_set)
-    tally.add({"subject": "s", "family": "f"}, {}, clean, made, [0, 1])
+    add(tally, clean, [0.2, 0.1])
     [best], [worst] = tally.best, tally.worst
-    assert (best.place, worst.place) == ((0, 1) if image_set else (1, 0))
+    assert (best.place, worst.place) == ((10, 20) if image_set else (20, 10))
     assert best.psnr == pytest.approx(-20 * math.log10(0.2 / 8 if image_set else 0.1), abs=1e-3)
 
 
@@ -82,62 +82,49 @@ def test_no_simulated_slice_is_called_real(
     assert re.findall(r"\breal [a-z]+", html) == ["real scans"] * simulated  # "not real scans"
 
 
-def test_the_page_asks_nothing_of_the_network(page_writer: Callable[..., str]) -> None:
-    html = page_writer()
-    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
-    sources = re.findall(r"\b(?:src|href|action|data)=\"([^\"]*)\"", html)
-    assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
-    assert "default-src 'none'" in html[:2000]
-
-
-def test_what_comes_from_files_cannot_become_html(page_writer: Callable[..., str]) -> None:
-    html = page_writer(HOSTILE)
-    assert html.count("<script>") == 1 and "alert('x')" not in html
-    assert escape(HOSTILE).replace("&#x27;", "&#39;") in html  # shown as it is
-    assert "a &amp; b" in html
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_page_shows_pictures_scores_and_how_to_repeat(
+def test_the_page_shows_pictures_scores_and_how_to_repeat_and_asks_nothing_of_the_network(
     page_writer: Callable[..., str], channels: int
 ) -> None:
     html = page_writer(channels=channels)
+    assert html == page_writer(channels=channels)
     cards = re.findall(r'<div class="card">(.*?)</div>', html, re.DOTALL)
     assert len(cards) == len(HEADLINE)
     (blur,) = (card for card in cards if "blur effect" in card)
-    assert "0.500" in blur and "[0.250, 0.750]" in blur and "data 0.341" in blur
-    assert "data" in blur and "better near the data" in blur
+    for words in ("0.500", "[0.250, 0.750]", "data 0.341", "better near the data"):
+        assert words in blur
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>', html)
     assert rows == [metric.label.replace("'", "&#39;") for metric in METRICS]
     assert html.count("data-pair>") == 3 + 1 + 1
-    assert "p01, slice 40: original" in html and "slice 42, 22.00 dB" in html
+    assert "p01, slice 40: original" in html and "slice 40, 22.00 dB" in html
     for part in ("kernels", "spectra", "samples", "repeat", "extremes"):
         assert f'id="{part}"' in html and f'href="#{part}"' in html
     assert 'id="calibration"' not in html  # it has no such figure
     assert "no weights for p01" in html and "simulated" in html
     texts = re.findall(r"<img [^>]*?alt=\"([^\"]*)\"", html)
     assert all(texts) and len(texts) == html.count("<img ")
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
+    sources = re.findall(r"\b(?:src|href|action|data)=\"([^\"]*)\"", html)
+    assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "default-src 'none'" in html[:2000]
 
 
-def test_a_page_without_samples_has_no_such_part(page_writer: Callable[..., str]) -> None:
-    clean = images(1)
-    pair = Pair("p", None, 1.0, clean[0], clean[0])
-    html = page_writer(pairs=[pair], best=[pair], worst=[pair], samples=None, data=None)
+def test_texts_of_files_cannot_become_html_and_a_page_without_samples_has_no_such_part(
+    page_writer: Callable[..., str],
+) -> None:
+    html = page_writer(HOSTILE, place=None, samples=None, data=None)
+    assert html.count("<script>") == 1 and "alert('x')" not in html
+    assert escape(HOSTILE).replace("&#x27;", "&#39;") in html  # shown as it is
+    assert "a &amp; b" in html and "slice None" not in html
     assert 'id="samples"' not in html and "#samples" not in html
-    assert "slice None" not in html
-
-
-def test_the_same_scores_give_the_same_page(page_writer: Callable[..., str]) -> None:
-    assert page_writer() == page_writer()
 
 
 def test_the_table_fits_a_terminal_of_eighty_columns() -> None:
-    every = [metric for group in GROUPS.values() for metric in group]
-    keys = {metric.key for metric in every} | {m.data for m in every if isinstance(m.data, str)}
+    keys = {m.key for m in METRICS} | {m.data for m in METRICS if isinstance(m.data, str)}
     wide: Interval = {"mean": -1234.5678, "low": -1234.5678, "high": -1234.5678}
     small: Interval = {"mean": -4.417, "low": -4.481, "high": -4.341}
-    nats = {"rate": wide}
-    assert max(map(len, table(dict.fromkeys(keys, small) | nats).splitlines())) <= 80
+    scores = dict.fromkeys(keys, small) | {"rate": wide}
+    assert max(map(len, table(scores).splitlines())) <= 80
 
 
 def test_the_table_is_aligned_with_units_and_arrows() -> None:
@@ -159,18 +146,9 @@ def test_the_table_is_aligned_with_units_and_arrows() -> None:
         "  −ELBO, bits/dim   ↓           –",
         "and 1 more in metrics.json",
     ]
-
-
-def test_the_mean_slice_is_the_floor_beside_scores() -> None:
-    metrics: dict[str, Interval] = {
-        "psnr": single(25.4), "ssim": single(0.9), "rate": single(800.0),
-        "floor_psnr": single(16.03), "floor_ssim": single(0.41),
-    }  # fmt: skip
-    lines = table(metrics).splitlines()
-    assert [line.split()[-1] for line in lines[:5]] == [
-        "floor", "Reconstructions", "16.03", "0.410", "800",
-    ]  # fmt: skip
-    assert not notes_of(metrics)
+    floors = {"psnr": single(25.4), "rate": single(800.0), "floor_psnr": single(16.03)}
+    ends = [line.split()[-1] for line in table(floors).splitlines()]
+    assert ends[:4] == ["floor", "Reconstructions", "16.03", "800"] and not notes_of(floors)
 
 
 @pytest.mark.parametrize("psnr", [7.0, 16.0])
@@ -191,3 +169,90 @@ def test_a_run_below_the_mean_slice_says_so_and_has_no_tile_of_calibration(
 def test_few_families_show_no_privacy() -> None:
     (text,) = notes_of({"sample_families": single(7.0)})
     assert "7 families" in text and not notes_of({"sample_families": single(8.0)})
+
+
+def pairs(channels: int) -> list[Pair]:
+    return [Pair(f"subject{n}", 1, 20.0, image, 0.9 * image)
+            for n, image in enumerate(images(3, channels))]  # fmt: skip
+
+
+POWER = torch.linspace(1, 0.5, 9)
+KERNELS = torch.zeros(2, 2, 1, 5, 5)
+KERNELS[0, ..., 2, 2] = 1.0
+KERNELS[1, ..., [0, 2, 2, 4], [2, 0, 4, 2]] = 0.25
+LAW = {
+    "pit": [1 / BINS] * BINS,
+    "coverage": dict.fromkeys(REGIONS, 0.9),
+    "region_variance": dict.fromkeys(REGIONS, 1.0),
+    "variance": [1.0] * 17,
+}
+DRAWN: dict[str, tuple[Callable[[], Figure], list[str]]] = {
+    "grey": (
+        lambda: figures.reconstructions(pairs(1), "Reconstructions"),
+        ["original", "reconstruction", "error", "intensity (0–1)", "subject0", "subject2"],
+    ),
+    "colour": (lambda: figures.reconstructions(pairs(3), "x"), ["subject1"]),
+    "samples": (
+        lambda: figures.samples(images(7), images(20), "x", "z"),
+        ["data  (n = 7)", "samples: decoder(z), z"],
+    ),
+    "kernels": (
+        lambda: figures.kernels(images(2, 3), {10: KERNELS[1], 1: KERNELS[0]}, "x"),
+        ["epoch 1", "epoch 10", "width 0.00 px", "width 2.00 px", "5×5"],
+    ),
+    "spectra": (
+        lambda: figures.spectra((16, 16), {"data": POWER, "samples": POWER / 2}, "x"),
+        ["cycles/pixel", "intensity²", "power of data", "f = 0.25", "samples"],
+    ),
+    "calibration": (
+        lambda: figures.calibration({"one": LAW, "two": LAW}, "test, store s"),
+        ["one", "two", "as it should be", "share of pixels", "dark third", "test, store s"],
+    ),
+    "error bars": (
+        lambda: figures.error_bars(pairs(3), torch.full((3, 3, 16, 16), 0.05), "x"),
+        ["intensity (0–1)", "standard deviations", "|error|", "subject2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_say_their_units_and_a_legend_covers_no_panel(name: str) -> None:
+    figure, buffer = DRAWN[name][0](), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=40)
+    assert np.asarray(Image.open(buffer).convert("L")).std() > 5
+    said = "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+    assert all(words in said for words in DRAWN[name][1])
+    for legend in figure.legends:
+        top = legend.get_window_extent().y1
+        assert all(axes.get_tightbbox().y0 >= top for axes in figure.axes)
+
+
+def test_errors_and_deviations_stand_in_rows_and_columns_on_one_scale() -> None:
+    figure = DRAWN["error bars"][0]()
+    figure.draw_without_rendering()
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert pictures[2].images[0].get_clim() == pictures[3].images[0].get_clim()
+    places = np.array([axes.get_position().bounds for axes in pictures]).reshape(3, 5, 4)
+    np.testing.assert_allclose(places[..., 1], places[:, :1, 1].repeat(5, 1), atol=1e-6)
+    np.testing.assert_allclose(places[..., 0], places[:1, :, 0].repeat(3, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "labels"), [(0.3, "0.3 0.4 0.5 0.6 0.7 0.8 0.9 1"),
+                                             (0.1, "0.1 0.2 0.5 1")])  # fmt: skip
+def test_a_ratio_is_labelled_in_plain_decimals(low: float, labels: str) -> None:
+    axes = Figure().subplots()
+    axes.semilogy([0, 1], [low, 1.0])
+    plain_decimals(axes.yaxis)
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert axes.yaxis.get_major_formatter().format_ticks(ticks) == labels.split()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_holds_every_pixel_in_its_place(channels: int) -> None:
+    pictures = images(5, channels)
+    grid = image_grid(pictures, columns=3, gap=2)
+    assert grid.shape == (2 * 16 + 2, 3 * 16 + 4, 3) and grid.dtype == np.uint8
+    fifth = (pictures[4].expand(3, 16, 16) * 255).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(grid[18:, 18:34], fifth)
+    assert (grid[18:, 36:] == 255).all() and (grid[16:18] == 255).all()

@@ -1,13 +1,16 @@
 """Laws of the means, their intervals over families, and paired differences."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pipeline import InputError, paired_differences
 from pipeline.metrics.statistics import (
     aggregate,
     family_means,
@@ -18,96 +21,104 @@ from pipeline.metrics.statistics import (
 )
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).map(np.array)
-TRIALS = 3000
+TRIALS = 2000
 
 
-def _covered(units: int, draws: np.ndarray, families: list[str] | None = None) -> float:
-    """The share of trials (TRIALS, S) whose interval holds the truth, 0."""
-    names = families or [str(unit) for unit in range(units)]
+@pytest.mark.parametrize(
+    ("families", "sessions"), [(3, 1), (4, 1), (7, 1), (20, 1), (8, 4), (4, 2)]
+)
+def test_an_interval_covers_the_truth_as_often_as_it_says(families: int, sessions: int) -> None:
+    """Sessions of a family, which share most, do not count as independent."""
+    random = np.random.default_rng(families)
+    shared = random.normal(size=(TRIALS, families)).repeat(sessions, axis=1)
+    draws = shared + 0.3 * random.normal(size=shared.shape) * (sessions > 1)
+    names = [str(family) for family in range(families) for _ in range(sessions)]
     ends = [over_families(row, names) for row in draws]
-    return float(np.mean([end["low"] <= 0.0 <= end["high"] for end in ends]))  # type: ignore[operator]
+    covered = np.mean([end["low"] <= 0.0 <= end["high"] for end in ends])  # type: ignore[operator]
+    assert covered == pytest.approx(0.95, abs=0.02)
 
 
-@pytest.mark.parametrize("units", [3, 4, 7, 20])
-def test_an_interval_covers_the_truth_as_often_as_it_says(units: int) -> None:
-    draws = np.random.default_rng(units).normal(size=(TRIALS, units))
-    assert _covered(units, draws) == pytest.approx(0.95, abs=0.02)
-
-
-@pytest.mark.parametrize(("count", "sessions"), [(8, 4), (4, 2)])
-def test_sessions_of_a_family_do_not_count_as_independent(count: int, sessions: int) -> None:
-    random = np.random.default_rng(count)
-    shared = random.normal(size=(TRIALS, count)).repeat(sessions, axis=1)
-    draws = shared + 0.3 * random.normal(size=shared.shape)
-    names = [str(family) for family in range(count) for _ in range(sessions)]
-    assert _covered(count, draws, names) == pytest.approx(0.95, abs=0.02)
-
-
-@settings(deadline=None, max_examples=40)
 @given(values=VALUES, level=st.floats(0.1, 0.999))
 def test_the_interval_is_student_s(values: np.ndarray, level: float) -> None:
-    found = interval(values, level)
+    made, mean = interval(values, level), values.mean()
     error = stats.sem(values)
-    mean = values.mean()
     low, high = stats.t.interval(level, len(values) - 1, mean, error) if error else (mean, mean)
-    assert [found["low"], found["mean"], found["high"]] == pytest.approx([low, mean, high])
+    assert [made["low"], made["mean"], made["high"]] == pytest.approx([low, mean, high])
 
 
 def test_families_weigh_alike_whatever_their_size_and_order() -> None:
     values, families = np.array([1.0, 2.0, 6.0, 3.0]), ["b", "a", "b", "b"]
     np.testing.assert_allclose(family_means(values, families), [10 / 3, 2.0])
-    assert over_families(values, families)["mean"] == pytest.approx((10 / 3 + 2) / 2)
-
-
-def test_one_family_has_no_interval() -> None:
-    assert over_families(np.array([0.7, 0.9]), ["a", "a"]) == {
-        "mean": pytest.approx(0.8), "low": None, "high": None,
-    }  # fmt: skip
+    one = over_families(np.array([0.7, 0.9]), ["a", "a"])
+    assert one == {"mean": pytest.approx(0.8), "low": None, "high": None}
+    assert "7" in few(7) and few(1) and not few(8)
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [1.0, np.nan], [np.inf, 1.0]])
-def test_what_is_undefined_is_none_and_valid_json(values: list[float]) -> None:
+def test_undefined_values_are_none_and_valid_json(values: list[float]) -> None:
     result = aggregate({"metric": np.array(values)}, [str(n) for n in range(len(values))])
     assert result == {"metric": {"mean": None, "low": None, "high": None}}
     json.dumps(result, allow_nan=False)
 
 
-def test_a_difference_is_taken_within_subjects() -> None:
-    """Subjects differ by tens of dB, two runs by one: the pairs see it, the means can't."""
-    random = np.random.default_rng(0)
-    names = [f"s{n}" for n in range(6)]
-    other = dict(zip(names, random.normal(30, 10, 6), strict=True))
-    values = {name: value + 1 + random.normal(0, 0.1) for name, value in other.items()}
-    families = dict(zip(names, "aabbcd", strict=True))
-    found = paired_difference(values | {"only here": 99.0}, other, families)
-    expected = over_families(
-        np.array([values[name] - other[name] for name in names]), list("aabbcd")
-    )
-    assert found == expected
-    assert found["low"] is not None and found["high"] is not None
-    assert 0.5 < found["low"] < 1 < found["high"] < 1.5
-
-
-def test_a_difference_of_equal_runs_holds_zero_as_often_as_it_says() -> None:
-    random = np.random.default_rng(1)
-    names = [str(n) for n in range(4)]
-    same = {name: name for name in names}
-    hits = 0
-    for _ in range(TRIALS):
-        first, second = (dict(zip(names, row, strict=True)) for row in random.normal(size=(2, 4)))
-        found = paired_difference(first, second, same)
-        hits += found["low"] <= 0 <= found["high"]  # type: ignore[operator]
-    assert hits / TRIALS == pytest.approx(0.95, abs=0.02)
-
-
-def test_few_families_are_warned_of() -> None:
-    assert "7" in few(7) and few(1) and not few(8)
-
-
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="families"):
         over_families(np.zeros(2), ["a"])
-    with pytest.raises(ValueError, match="F,"):
-        interval(np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="level"):
-        interval(np.zeros(2), level=1.0)
+    for values, level in ((np.zeros((2, 2)), 0.95), (np.zeros(2), 1.0)):
+        with pytest.raises(ValueError, match="level"):
+            interval(values, level)
+
+
+def test_a_difference_is_taken_within_subjects() -> None:
+    """Subjects differ by tens of dB, two runs by one: the pairs see it, the means can't."""
+    random = np.random.default_rng(0)
+    names, families = [f"s{n}" for n in range(6)], list("aabbcd")
+    other = dict(zip(names, random.normal(30, 10, 6), strict=True))
+    values = {name: value + 1 + random.normal(0, 0.1) for name, value in other.items()}
+    family = dict(zip(names, families, strict=True))
+    made = paired_difference(values | {"only here": 99.0}, other, family)
+    assert made == over_families(np.array([values[n] - other[n] for n in names]), families)
+    assert made["low"] is not None and made["high"] is not None
+    assert 0.5 < made["low"] < 1 < made["high"] < 1.5
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Subjects with names that a reader may take for numbers or for nothing; one without family."""
+    values = np.random.default_rng(0).normal(30, 5, (4, 2))
+    table = pd.DataFrame(values, columns=["psnr", "ssim"])
+    return table.assign(subject=["01", "1", "NA", "x"], family=["f", "f", "NA", None], slices=3)
+
+
+def test_differences_are_intervals_over_families_of_the_subjects_that_both_have(
+    rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    """In whatever order; a folder is as good as its rows; a run does not differ from itself."""
+    same = paired_differences(rows, rows)
+    assert list(same.index) == ["psnr", "ssim"] and (same["families"] == 3).all()
+    assert (same[["mean", "low", "high"]] == 0).all(axis=None)
+    other = rows.assign(psnr=[1.0, 2.0, 3.0, 4.0]).iloc[[3, 1, 0]]
+    table = paired_differences(rows, other)
+    values = rows["psnr"].to_numpy()[[0, 1, 3]] - [1.0, 2.0, 4.0]
+    expected = over_families(values, ["f", "f", "x"])
+    assert table.loc["psnr", ["mean", "low", "high"]].to_dict() == pytest.approx(expected)
+    assert table.loc["psnr", "families"] == 2
+    rows.to_csv(tmp_path / "per_subject.csv", index=False)
+    pd.testing.assert_frame_equal(paired_differences(tmp_path, other), table)
+
+
+def test_seeds_are_averaged_first_and_a_missing_score_is_no_difference(rows: pd.DataFrame) -> None:
+    seeds = [rows.assign(psnr=rows["psnr"] + shift) for shift in (-1.0, 0.0, 4.0)]
+    made = paired_differences(seeds, rows).loc["psnr"]
+    assert made[["mean", "low", "high"]].tolist() == pytest.approx([1.0, 1.0, 1.0])
+    alone = paired_differences(rows.iloc[:2], rows.assign(ssim=float("nan")).iloc[:2])
+    assert np.isfinite(alone.loc["psnr", "mean"])
+    assert alone.loc["psnr", ["low", "high"]].isna().all()
+    assert alone.loc["ssim"][["mean", "low", "high"]].isna().all()
+
+
+def test_nothing_in_common_or_no_table_is_refused(rows: pd.DataFrame, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no subject in common"):
+        paired_differences(rows.iloc[:1], rows.iloc[1:])
+    with pytest.raises(InputError, match=r"per_subject\.csv"):
+        paired_differences(tmp_path, rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_prep.common.progress import Reporter
 from data_prep.store import Store
 from pipeline.config import Config, load_config
-from pipeline.evaluation.trained_run import load_trained_run
+from pipeline.evaluation.run import load_trained_run
 from pipeline.fits import residual
 from pipeline.fits.residual import FEWEST, LEVEL, factors_of, fit_residual
 from pipeline.losses.residual import ResidualLaw
@@ -161,5 +161,5 @@ def test_subjects_that_it_was_fitted_to_are_not_scored_under_it(tiny_run: Path) 
     store = Store.open(tiny_run.parents[1] / "stores/tiny")
     for split, known in (("test", False), ("validation", True), ("all", True)):
         run = load_trained_run(checkpoint, config, store.subjects(split))
-        assert (run.fitted is None) == known == bool(run.lawless), split
+        assert (run.fits.law is None) == known == bool(run.lawless), split
         assert known == ("validation" in run.lawless)

@@ -13,8 +13,6 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from pipeline import backbones
-from pipeline.backbones import WeightsNotFound, backbone_state
 from pipeline.errors import InputError
 from pipeline.losses import watson_dft
 from pipeline.losses.base import ReconstructionTerm
@@ -22,6 +20,8 @@ from pipeline.losses.config import LikelihoodConfig
 from pipeline.losses.registry import build_term
 from pipeline.losses.vgg import Vgg
 from pipeline.losses.watson_dft import WatsonDft
+from pipeline.metrics import perceptual as backbones
+from pipeline.metrics.perceptual import WeightsNotFound, backbone_state
 
 PUBLISHED = Path(__file__).resolve().parents[2].parent / "shared/data/watson-dft/parameters.json"
 

@@ -3,12 +3,12 @@
 import pytest
 
 from data_prep.common.provenance import ROOT, code_version
-from pipeline.evaluation.scores import headline_names
-from pipeline.metrics.catalogue import DENSITY, HEADLINE, RECONSTRUCTION, SAMPLES
+from pipeline.evaluation.report import headline_names
+from pipeline.metrics.catalogue import HEADLINE, RECONSTRUCTION, SAMPLES
 from pipeline.tracking.runs import epoch_name, score_name
 from pipeline.tracking.ui import has_desktop
 
-KEYS = [metric.key for metric in (*RECONSTRUCTION, *SAMPLES, *DENSITY)]
+KEYS = [metric.key for metric in (*RECONSTRUCTION, *SAMPLES)]
 
 
 @pytest.mark.parametrize("split", ["test", "validation", "all"])

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from trainers import FixedMonitor, Rows, config
 
 from data_prep.store import Store
-from pipeline.data.loading import EpochSampler
+from pipeline.data.slices import EpochSampler
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.training import train

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import TINY
 
@@ -25,6 +26,8 @@ from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 ROOT = Path(__file__).parents[2]
 # A checkpoint after every few steps.
 OFTEN = "--training.checkpoint_minutes=0.0001"
+# Of weights between a run and another process's: bits are promised within one process only.
+ROUNDING = 2e-5
 
 Words = tuple[str, ...]
 
@@ -37,37 +40,38 @@ class Command:
     said: Path
     code: int | None = None
 
-    def running(self) -> bool:
-        if self.code is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if found else None
-        return self.code is None
-
-    def wait(self, seconds: float = 200.0) -> int:
-        """The exit code, −N after a signal N."""
-        self.until(lambda: False, seconds)
-        assert self.code is not None
-        return self.code
-
-    def until(self, seen: Callable[[], bool], seconds: float = 200.0) -> bool:
-        """Wait until something is seen; False where the command ended before."""
+    def wait(self, seconds: float = 200.0, seen: Callable[[], bool] = lambda: False) -> int | None:
+        """The exit code, −N after a signal N; None where something was seen before the end."""
         end = time.monotonic() + seconds
-        while self.running():
-            if seen():
-                return True
+        while self.code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if ended else None
+            if self.code is None and seen():
+                return None
             if time.monotonic() > end:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError(f"nothing in {seconds} s: {self.said.read_text()}")
             time.sleep(0.005)
-        return False
+        return self.code
 
 
-def prepared_work(
-    folder: Path, store_writer: Callable[..., Store], batch_size: int, slices: int
+def ended(*commands: Command) -> list[str]:
+    """What commands that must succeed have said."""
+    codes = [command.wait() for command in commands]
+    said = [command.said.read_text() for command in commands]
+    assert codes == [0] * len(commands), said
+    return said
+
+
+def work_with_a_run(
+    folder: Path, store_writer: Callable[..., Store], batch_size: int, run: str
 ) -> Path:
-    """A work folder with a tiny store and a configuration, and all imports paid for."""
+    """A work folder with a store, a configuration and an uninterrupted run; imports are paid for.
+
+    24 slices to train on, 3 epochs.
+    """
     work = folder.resolve() / "work"
-    store_writer(work, slices=slices)
+    store_writer(work, slices=8)
     training = TINY["training"] | {"batch_size": batch_size}
     (work / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"training": training}))
     with pytest.MonkeyPatch.context() as patch:
@@ -76,16 +80,7 @@ def prepared_work(
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store = f"--data.store={work}/stores/tiny"
         assert main(words_of(work, "imports", store, "--training.epochs=1")) == 0
-    return work
-
-
-def work_with_a_run(
-    folder: Path, store_writer: Callable[..., Store], batch_size: int, run: str
-) -> Path:
-    """`prepared_work` with slices enough for epochs of many steps, and an uninterrupted run."""
-    work = prepared_work(folder, store_writer, batch_size, slices=8)
-    command = forked(work, words_of(work, run))
-    assert command.wait() == 0, command.said.read_text()
+    ended(forked(work, words_of(work, run)))
     return work
 
 
@@ -128,27 +123,26 @@ def forked(
 
 
 def forked_ranks(
-    work: Path, words: Words, count: int, before: Callable[[], None] | None = None
+    work: Path, words: Words, before: Callable[[], None] | None = None
 ) -> list[Command]:
-    """`count` forked processes that train together, with what torchrun would tell each."""
+    """Two forked processes that train together, with what torchrun would tell each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1",
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     return [forked(work, words, before, rank) for rank in ranks]
 
 
-def spawned(work: Path, words: Words, launcher: Words = ()) -> Command:
-    """The command line as a user starts it; launcher: python's words that start torchrun."""
+def launched(work: Path, words: Words) -> Command:
+    """Two processes as a user starts them, by torchrun."""
     said = work / f"said-{time.monotonic_ns()}.txt"
     environment = os.environ | {"WORK": str(work), "OMP_NUM_THREADS": "1"}
-    # "--", for torchrun would take --run for its own.
-    module = (*launcher, "-m", "--", "pipeline") if launcher else ("-m", "pipeline")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     with said.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *module, *words],
+        process = subprocess.Popen(  # "--", for torchrun would take --run for its own
+            [sys.executable, *launcher, "-m", "--", "pipeline", *words],
             cwd=ROOT, env=environment, stdout=stream, stderr=stream,
         )  # fmt: skip
     return Command(process.pid, said)
@@ -159,15 +153,15 @@ def interrupted(
 ) -> list[Command]:
     """Start a run, and again where needed, until a signal to one process met it within an epoch."""
     folder = work / "runs" / run / "checkpoints"
+
+    def whole() -> set[str]:
+        return {path.parent.name for path in folder.glob("step-*/manifest.json")}
+
     for _ in range(5):
-        before = {path.name for path in folder.glob("step-*")} | {"step-00000000"}
+        known = whole() | {"step-00000000"}
         commands = start()
-
-        def within(known: set[str] = before) -> bool:
-            found = folder.glob("step-*/manifest.json")
-            return any(path.parent.name not in known for path in found)
-
-        assert commands[0].until(within), commands[0].said.read_text()
+        code = commands[0].wait(seen=lambda known=known: bool(whole() - known))  # type: ignore[misc]
+        assert code is None, commands[0].said.read_text()
         os.kill(commands[whom].pid, number)
         for command in commands:
             command.wait()
@@ -181,21 +175,15 @@ def interrupted(
 
 def checkpoint_of(work: Path, run: str) -> Checkpoint:
     """The run's latest checkpoint."""
-    found = latest_checkpoint(work / "runs" / run / "checkpoints")
-    assert found is not None
-    return found
+    latest = latest_checkpoint(work / "runs" / run / "checkpoints")
+    assert latest is not None
+    return latest
 
 
 def files_of(work: Path, run: str) -> list[str]:
     """The files of a run, by their paths in its folder."""
     folder = work / "runs" / run
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def asked(work: Path, question: str, *values: str) -> list[tuple[Any, ...]]:
-    """Rows of MLflow's database."""
-    with contextlib.closing(sqlite3.connect(work / "mlflow.db")) as database:
-        return database.execute(question, values).fetchall()
 
 
 # The MLflow runs of the trainings of a run of this name.
@@ -205,23 +193,45 @@ OF_RUN = (
 )
 
 
+def asked(work: Path, question: str, run: str) -> list[tuple[Any, ...]]:
+    """Rows of MLflow's database that belong to a run's trainings."""
+    with contextlib.closing(sqlite3.connect(work / "mlflow.db")) as database:
+        return database.execute(question.format(OF_RUN), (run,)).fetchall()
+
+
 def status(work: Path, run: str) -> list[str]:
     """The status of each MLflow run of a training."""
-    return [row[0] for row in asked(work, f"select status from runs where {OF_RUN}", run)]
+    return [row[0] for row in asked(work, "select status from runs where {}", run)]
 
 
-def history(work: Path, run: str) -> list[tuple[Any, ...]]:
-    """(key, step, value, is NaN) of all that was tracked, but for what the clock decides."""
-    return asked(
+def history(work: Path, run: str) -> dict[tuple[str, int], float]:
+    """The values by key and step of all that was tracked, but for what the clock decides."""
+    rows = asked(
         work,
-        f"select key, step, value, is_nan from metrics where {OF_RUN} "
-        "and key <> 'train/images_per_second' and key not like 'system/%' order by key, step",
+        "select key, step, value from metrics where {} and key <> 'train/images_per_second' "
+        "and key not like 'system/%'",
         run,
     )
+    assert len({row[:2] for row in rows}) == len(rows), "nothing is tracked twice"
+    return {(key, step): value for key, step, value in rows}
+
+
+def assert_like(work: Path, one: str, two: str) -> None:
+    """A run ended, was tracked, and left the same files as another process's, but for rounding."""
+    ends = [checkpoint_of(work, run) for run in (one, two)]
+    for keys in ("step", "epoch", "batch", "finished", "averaged_steps", "skipped", "roles"):
+        assert getattr(ends[0].state, keys) == getattr(ends[1].state, keys)
+    weights, kernels = ([e.weights for e in ends], [e.state.kernel_history for e in ends])
+    for left, right in (weights, kernels):
+        torch.testing.assert_close(right, left, rtol=0, atol=ROUNDING, equal_nan=True)
+    assert ends[0].state.finished and status(work, two) == ["FINISHED"]
+    assert history(work, two) == pytest.approx(history(work, one), rel=2e-3, abs=1e-4)
+    assert files_of(work, two) == files_of(work, one)
+    assert logged_images(work, two) == logged_images(work, one)
 
 
 def logged_images(work: Path, run: str) -> list[str]:
     """The logged images' names without the clock's part."""
-    ((folder,),) = asked(work, f"select artifact_uri from runs where {OF_RUN}", run)
+    ((folder,),) = asked(work, "select artifact_uri from runs where {}", run)
     names = [path.name for path in (Path(folder.removeprefix("file://")) / "images").iterdir()]
     return sorted(name.split("timestamp")[0] + Path(name).suffix for name in names)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainers import FixedMonitor, Interrupted, Rows, config, number_of, save_numbered
+from trainers import FixedMonitor, Rows, number_of, save_numbered, trainer_of
 
 from data_prep.store import Store
 from pipeline.errors import InputError, Stopped
@@ -29,7 +29,6 @@ from pipeline.training.checkpoint import (
     remove_old,
     save_checkpoint,
 )
-from pipeline.training.loop import Trainer
 
 FILES = ("weights.safetensors", "state.pt", "manifest.json")
 
@@ -42,8 +41,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def _sign(path: Path) -> None:
-    """Let the manifest agree with state.pt: who can write the one can write the other."""
+def _sign(path: Path, state: Any) -> None:
+    """Write state.pt, and let the manifest agree: who can write the one can write the other."""
+    if isinstance(state, bytes):
+        (path / "state.pt").write_bytes(state)
+    else:
+        torch.save(state, path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_text())
     digest = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
     manifest["sha256"]["state.pt"] = digest
@@ -66,20 +69,16 @@ WRITTEN = {
 
 def test_files_that_exist_stay_readable(folder: Path) -> None:
     path = path_of(folder, 2)
-    torch.save(WRITTEN, path / "state.pt")
-    _sign(path)
-    found = load_checkpoint(path)
-    assert {"schema_version": SCHEMA_VERSION, **vars(found.state)} == WRITTEN
-    assert found.digest == hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-    again = torch.load(save_checkpoint(folder / "b", {}, found.state) / "state.pt")
+    _sign(path, WRITTEN)
+    read = load_checkpoint(path)
+    assert {"schema_version": SCHEMA_VERSION, **vars(read.state)} == WRITTEN
+    assert read.digest == hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    again = torch.load(save_checkpoint(folder / "b", {}, read.state) / "state.pt")
     assert again.keys() == WRITTEN.keys()
-
-
-def test_weights_of_any_memory_layout_are_written(tmp_path: Path) -> None:
-    image = torch.randn(2, 3, 4, 5)
+    image = torch.randn(2, 3, 4, 5)  # weights of any memory layout
     layouts = {"a": image.to(memory_format=torch.channels_last), "b": image[:, :, ::2]}
-    found = load_checkpoint(save_checkpoint(tmp_path, layouts, TrainingState(step=1))).weights
-    assert all(torch.equal(found[name], value) for name, value in layouts.items())
+    kept = load_checkpoint(save_checkpoint(folder, layouts, TrainingState(step=9))).weights
+    assert all(torch.equal(kept[name], value) for name, value in layouts.items())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -105,36 +104,21 @@ class _Malicious:
         return Path.touch, (Path("executed"),)
 
 
-def _truncate(path: Path, name: str) -> None:
-    content = (path / name).read_bytes()
-    (path / name).write_bytes(content[: int(0.9 * len(content))])
-
-
-def _mix(path: Path) -> None:
-    shutil.copy(path.with_name("step-00000001") / "state.pt", path / "state.pt")
-
-
-def _run_code(path: Path) -> None:
-    torch.save({"schema_version": SCHEMA_VERSION, "moment": _Malicious()}, path / "state.pt")
-    _sign(path)
-
-
-def _pickle_code(path: Path) -> None:
-    (path / "state.pt").write_bytes(pickle.dumps({"step": _Malicious()}))
-    _sign(path)
-
-
 DAMAGE: dict[str, Callable[[Path], Any]] = {
-    **{f"{name} cut": lambda path, name=name: _truncate(path, name) for name in FILES},
-    **{f"{name} empty": lambda path, name=name: (path / name).write_bytes(b"") for name in FILES},
+    **{
+        f"{name} cut": lambda path, name=name: (path / name).write_bytes(
+            (path / name).read_bytes()[:-30]
+        )
+        for name in FILES
+    },
     **{f"{name} gone": lambda path, name=name: (path / name).unlink() for name in FILES},
     **{
         f"manifest {text!r}": lambda path, text=text: (path / FILES[2]).write_bytes(text)
-        for text in (b"[]", b"3", b"{}", b'{"schema_version": 2}', b"\xff\xfe")
+        for text in (b"", b"[]", b"{}", b'{"schema_version": 2}', b"\xff\xfe")
     },
-    "another's state": _mix,
-    "code in torch's format": _run_code,
-    "code in a pickle": _pickle_code,
+    "another's state": lambda path: shutil.copy(path.with_name("step-00000001") / FILES[1], path),
+    "code in torch's format": lambda path: _sign(path, {"step": 2, "moment": _Malicious()}),
+    "code in a pickle": lambda path: _sign(path, pickle.dumps({"step": _Malicious()})),
 }
 
 
@@ -148,7 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_alone_is_an_error_of_one_line(
     DAMAGE[how](path)
     assert number_of(latest_checkpoint(folder)) == 1
     assert (str(path) in caplog.text) == (how != "manifest.json gone")
-    with pytest.raises(InputError, match=r"can't be read|schema version") as error:
+    with pytest.raises(InputError, match="can't be read") as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     shutil.rmtree(path_of(folder, 1))
@@ -188,7 +172,7 @@ def test_a_failing_write_leaves_the_checkpoint_before(
     keep=st.integers(1, 3),
     best=st.integers(0, 5),
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_the_latest_and_the_best_are_kept(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], keep: int, best: int
 ) -> None:
@@ -203,37 +187,32 @@ def test_the_latest_and_the_best_are_kept(
         path_of(folder, step + 1).mkdir(exist_ok=True)  # a kill came before the manifest
         remove_old(folder, keep)
         kept = {*steps[max(number - keep, 0) : number]} | ({marked} if step >= marked else set())
-        found = {path.name for path in folder.glob("step-*")}
-        assert found == {path_of(folder, step).name for step in kept}
+        names = {path.name for path in folder.glob("step-*")}
+        assert names == {path_of(folder, step).name for step in kept}
         assert not list(folder.rglob(".*.tmp"))
         assert number_of(find_checkpoint(folder, "last")) == step
     assert number_of(find_checkpoint(folder, "best")) == best_step(folder) == marked
 
 
-def test_a_run_keeps_its_latest_checkpoints_and_the_best(tiny_store: Store, tmp_path: Path) -> None:
-    monitor = FixedMonitor([20.0, 30.0, 22.0, 23.0])
-    Trainer(config(), tiny_store, tmp_path, monitor).fit(Rows())
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.json", "step-00000006", "step-00000009", "step-00000012"]
-    assert best_step(tmp_path / "checkpoints") == 6
-
-
-def test_a_run_never_prunes_the_only_checkpoint_that_can_be_read(
+def test_a_run_never_prunes_the_best_nor_the_only_checkpoint_that_can_be_read(
     tiny_store: Store, tmp_path: Path
 ) -> None:
     """Going on from before a damaged checkpoint: that one is later, and must not count as kept."""
-    changes = {"training__keep_checkpoints": 1, "likelihood__warmup_epochs": 4}
-    folder = tmp_path / "checkpoints"
-    for stop in (8, 10):
-        trainer = Interrupted(config(**changes), tiny_store, tmp_path, FixedMonitor())
-        if stop == 10:
-            shutil.copytree(path_of(folder, 8), path_of(folder, 11))
+    folder, changes = tmp_path / "checkpoints", {"training__keep_checkpoints": 1}
+    for stop in (8, 10, None):
+        monitor = FixedMonitor([20.0, 30.0, 22.0] if stop == 8 else [22.0])
+        trainer = trainer_of(tiny_store, tmp_path, monitor, **changes)
+        if stop != 8:
+            shutil.copytree(path_of(folder, stop - 2 if stop else 10), path_of(folder, 11))
             (path_of(folder, 11) / "state.pt").write_bytes(b"damaged")
-            found = latest_checkpoint(folder)
-            assert found is not None and found.state.step == 8
-            trainer.resume(found)
+            latest = latest_checkpoint(folder)
+            assert latest is not None and latest.state.step == (8 if stop else 10)
+            trainer.resume(latest)
         trainer.stop_at = stop
-        with pytest.raises(Stopped):
+        if stop:
+            with pytest.raises(Stopped):
+                trainer.fit(Rows())
+        else:
             trainer.fit(Rows())
-    found = latest_checkpoint(folder)
-    assert found is not None and found.state.step == 10
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["best.json", "step-00000006", "step-00000012"] and best_step(folder) == 6

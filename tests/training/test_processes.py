@@ -1,6 +1,6 @@
 """Several processes, pieces of a batch, half precision: all compute what one process computes.
 
-Two processes are forked, with what torchrun would tell them; the slow tests call torchrun.
+Two processes are forked, with what torchrun would tell them; the slow test calls torchrun.
 """
 
 import re
@@ -13,29 +13,31 @@ import pytest
 import torch
 from commands import (
     OFTEN,
-    Command,
+    ROUNDING,
+    assert_like,
     checkpoint_of,
-    files_of,
+    ended,
     forked,
     forked_ranks,
-    history,
     interrupted,
-    logged_images,
-    spawned,
+    launched,
     status,
     words_of,
     work_with_a_run,
 )
 from torch import Tensor, nn
-from trainers import FixedMonitor, Rows, config
+from trainers import FixedMonitor, Rows, config, trainer_of
 
 from data_prep.store import Store
+from pipeline.config import TrainingConfig
 from pipeline.data.slices import EpochSampler
-from pipeline.distributed import Processes
+from pipeline.distributed import Processes, choose_device
 from pipeline.errors import InputError
+from pipeline.models.config import Level
 from pipeline.training import train
-from pipeline.training.checkpoint import latest_checkpoint
 from pipeline.training.loop import Trainer
+from pipeline.training.objective import Objective
+from pipeline.training.step import TrainingStep
 
 # ------------------------------------------------------------------ two processes
 
@@ -48,28 +50,6 @@ def work_of_all(
     import accelerate  # noqa: F401  # once, not in every forked process
 
     return work_with_a_run(tmp_path_factory.mktemp("processes"), store_writer, 4, "one")
-
-
-def _ended(commands: list[Command]) -> list[str]:
-    """What commands that must succeed have said."""
-    codes = [command.wait() for command in commands]
-    said = [command.said.read_text() for command in commands]
-    assert codes == [0] * len(commands), said
-    return said
-
-
-def _assert_close(work: Path, one: str, two: str, tolerance: float = 2e-5) -> None:
-    """Weights, averaged ones included, and all that was tracked, are the same but for rounding."""
-    ends = [checkpoint_of(work, run) for run in (one, two)]
-    assert ends[0].state.step == ends[1].state.step
-    for name, value in ends[0].weights.items():
-        torch.testing.assert_close(
-            ends[1].weights[name], value, rtol=0, atol=tolerance, equal_nan=True
-        )
-    tracked = [history(work, run) for run in (one, two)]
-    assert [row[:2] for row in tracked[0]] == [row[:2] for row in tracked[1]]
-    for left, right in zip(*tracked, strict=True):
-        assert right[2] == pytest.approx(left[2], rel=2e-3, abs=1e-4), left[:2]
 
 
 def _fitted_alone() -> None:
@@ -86,84 +66,45 @@ def _fitted_alone() -> None:
     train.fit = fit
 
 
-def test_two_processes_compute_what_one_computes(work_of_all: Path) -> None:
-    """One run in MLflow, one set of files, everything said once."""
-    work = work_of_all
-    said, silence = _ended(forked_ranks(work, words_of(work, "two"), 2, _fitted_alone))
-    _assert_close(work, "one", "two")
-    assert status(work, "two") == ["FINISHED"]
-    assert logged_images(work, "two") == logged_images(work, "one")
-    assert files_of(work, "two") == files_of(work, "one")
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_two_processes_compute_what_one_computes(work_of_all: Path, pieces: int) -> None:
+    """One run in MLflow, one set of files, everything said once; σ is that of the whole batch."""
+    work, run = work_of_all, f"two-{pieces}"
+    words = words_of(work, run, f"--training.accumulation={pieces}")
+    said, silence = ended(*forked_ranks(work, words, _fitted_alone))
+    assert_like(work, "one", run)
     # What three epochs did not bring about is told once, too.
     lines = [line for line in said.splitlines() if not line.startswith("note: ")]
     assert len(lines) == 5 and len(said.splitlines()) == len(set(said.splitlines()))
-    assert silence == ""
-    assert re.search(r"on cpu(:0)? and 1 more$", lines[0])
-
-
-def test_a_finished_run_is_left_alone_by_all_processes(work_of_all: Path) -> None:
-    said, silence = _ended(forked_ranks(work_of_all, words_of(work_of_all, "one"), 2))
+    assert silence == "" and re.search(r"on cpu(:0)? and 1 more$", lines[0])
+    said, silence = ended(*forked_ranks(work, words))
     assert "nothing to do" in said and len(said.splitlines()) == 1 and silence == ""
 
 
-def test_two_processes_with_two_pieces_each_compute_what_one_computes(work_of_all: Path) -> None:
-    """With the scale that is the optimum of the whole batch."""
-    work = work_of_all
-    words = words_of(work, "four-pieces", "--training.accumulation=2")
-    _ended(forked_ranks(work, words, 2))
-    _assert_close(work, "one", "four-pieces")
-
-
-@pytest.mark.parametrize("whom", [0, 1], ids=["the main process", "the other"])
-def test_a_signal_to_one_process_stops_both_at_the_same_step(work_of_all: Path, whom: int) -> None:
-    """And one process alone can go on."""
-    work, run = work_of_all, f"stopped-{whom}"
-    words = words_of(work, run, OFTEN)
-    commands = interrupted(lambda: forked_ranks(work, words, 2), work, run, signal.SIGTERM, whom)
-    assert [command.code for command in commands] == [143, 143]
-    for command in commands:
-        said = command.said.read_text()
-        assert "stopped by SIGTERM, state saved" in said and "Traceback" not in said
-    assert status(work, run) == ["KILLED"]
-    step = checkpoint_of(work, run).state.step
-    last = forked(work, words_of(work, run))
-    assert f"going on from step {step}" in _ended([last])[0]
-    assert status(work, run) == ["FINISHED"]
-    _assert_close(work, "one", run)
-    assert files_of(work, run) == files_of(work, "one")
-
-
-@pytest.mark.parametrize("whom", [0, 1], ids=["the main process", "the other"])
-def test_a_killed_process_ends_both_and_the_run_goes_on(work_of_all: Path, whom: int) -> None:
-    """The other one waits for it no longer than it takes to see that it is gone."""
-    work, run = work_of_all, f"killed-{whom}"
-    words = words_of(work, run, OFTEN)
-    commands = interrupted(lambda: forked_ranks(work, words, 2), work, run, signal.SIGKILL, whom)
-    assert commands[whom].code == -signal.SIGKILL
-    assert commands[1 - whom].code not in (0, -signal.SIGKILL)
-    _ended([forked(work, words_of(work, run))])
-    assert status(work, run) == ["FINISHED"]
-    _assert_close(work, "one", run)
-
-
 @pytest.mark.parametrize(
-    "words",
-    [("--training.batch_size=5",), ("--training.batch_size=4", "--training.accumulation=4")],
-    ids=["processes", "pieces"],
+    ("number", "whom"),
+    [(signal.SIGTERM, 1), (signal.SIGKILL, 0), (signal.SIGKILL, 1)],
+    ids=["SIGTERM to the other", "SIGKILL to the main process", "SIGKILL to the other"],
 )
-def test_a_batch_that_cannot_be_shared_ends_every_process_in_one_line(
-    work_of_all: Path, words: tuple[str, ...]
+def test_a_signal_to_one_process_ends_both_and_one_alone_goes_on(
+    work_of_all: Path, number: signal.Signals, whom: int
 ) -> None:
-    work = work_of_all
-    commands = forked_ranks(work, words_of(work, "uneven", *words), 2)
-    for command in commands:
-        assert command.wait() == 2
-        (line,) = command.said.read_text().splitlines()
-        assert line.startswith("error: training.batch_size") and "2 processes" in line
-    assert not (work / "runs/uneven").exists()
-
-
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    work, run = work_of_all, f"{number.name}-{whom}"
+    words = words_of(work, run, OFTEN)
+    commands = interrupted(lambda: forked_ranks(work, words), work, run, number, whom)
+    if number == signal.SIGTERM:
+        assert [command.code for command in commands] == [143, 143]
+        for command in commands:
+            said = command.said.read_text()
+            assert "stopped by SIGTERM, state saved" in said and "Traceback" not in said
+        assert status(work, run) == ["KILLED"]
+    else:  # the other waits no longer than it takes to see that this one is gone
+        assert commands[whom].code == -signal.SIGKILL
+        assert commands[1 - whom].code not in (0, -signal.SIGKILL)
+    step = checkpoint_of(work, run).state.step
+    (said,) = ended(forked(work, words_of(work, run)))
+    assert f"going on from step {step}" in said
+    assert_like(work, "one", run)
 
 
 @pytest.mark.slow
@@ -171,14 +112,29 @@ def test_torchrun_s_two_processes_stop_together_and_one_goes_on(work_of_all: Pat
     """SIGTERM to the launcher, which passes it on."""
     work, run = work_of_all, "launched"
     words = words_of(work, run, OFTEN)
-    (command,) = interrupted(lambda: [spawned(work, words, LAUNCHER)], work, run, signal.SIGTERM)
-    assert command.code != 0
+    (command,) = interrupted(lambda: [launched(work, words)], work, run, signal.SIGTERM)
     said = command.said.read_text()
-    assert said.count("stopped by SIGTERM, state saved") == 2
-    assert said.count("and 1 more") == 1
-    assert status(work, run) == ["KILLED"]
-    _ended([forked(work, words_of(work, run))])
-    _assert_close(work, "one", run)
+    assert command.code != 0 and said.count("stopped by SIGTERM, state saved") == 2
+    assert said.count("and 1 more") == 1 and status(work, run) == ["KILLED"]
+    ended(forked(work, words_of(work, run)))
+    assert_like(work, "one", run)
+
+
+def test_a_batch_that_cannot_be_shared_ends_every_process_in_one_line(
+    work_of_all: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    words = words_of(work_of_all, "uneven", "--training.batch_size=5")
+    for command in forked_ranks(work_of_all, words):
+        assert command.wait() == 2
+        (line,) = command.said.read_text().splitlines()
+        assert line.startswith("error: training.batch_size") and "2 processes" in line
+    assert not (work_of_all / "runs/uneven").exists()
+    processes = Processes("cpu")
+    processes.count = 2
+    for size, pieces, multiple in ((6, 2, 4), (18, 5, 10), (999, 2, 4)):  # 18 slices there are
+        settings = config(training__batch_size=size, training__accumulation=pieces)
+        with pytest.raises(InputError, match=f"make it a multiple of {multiple}$"):
+            Trainer(settings, tiny_store, tmp_path, None, processes)
 
 
 # ------------------------------------------------------------------ within one process
@@ -194,97 +150,63 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
         assert EpochSampler(7, 7, 0, processes.rank, processes.count).rows == slice(0, 7)
         assert torch.equal(processes.mean(value), value)
         assert not processes.mean(value).requires_grad
-        with processes.unsynchronised(module):
-            pass
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "accumulation", "multiple"), [(5, 1, 2), (6, 2, 4), (18, 5, 10), (999, 2, 4)]
-)
-def test_a_batch_size_that_cannot_be_shared_is_refused_by_name(
-    tiny_store: Store, tmp_path: Path, batch_size: int, accumulation: int, multiple: int
-) -> None:
-    """999: no more than the 18 slices there are."""
-    processes = Processes("cpu")
-    processes.count = 2
-    changes = {"training__batch_size": batch_size, "training__accumulation": accumulation}
-    with pytest.raises(InputError, match=r"training\.batch_size") as error:
-        Trainer(config(**changes), tiny_store, tmp_path, FixedMonitor(), processes)
-    assert str(error.value).endswith(f"make it a multiple of {multiple}")
+    with pytest.raises(InputError, match=r"training\.device 'gpu'"):
+        choose_device("gpu")
 
 
 def _trained(store: Store, folder: Path, **changes: Any) -> tuple[Trainer, Rows]:
     """A run of one process."""
-    trainer, tracker = Trainer(config(**changes), store, folder, FixedMonitor()), Rows()
+    trainer, tracker = trainer_of(store, folder, **changes), Rows()
     trainer.fit(tracker)
     return trainer, tracker
 
 
-@pytest.mark.parametrize(
-    ("term", "pieces"), [("blur", 2), ("gaussian", 6), ("laplace", 3), ("fourier_gaussian", 3)]
-)
+@pytest.mark.parametrize(("term", "pieces"), [("blur", 2), ("laplace", 3), ("fourier_gaussian", 3)])
 def test_a_batch_in_pieces_gives_the_same_weights(
     tiny_store: Store, tmp_path: Path, term: str, pieces: int
 ) -> None:
     """With the scale that is the optimum of the whole batch: the weights differ by rounding."""
-    changes = {"likelihood__term": term}
+    changes = {"likelihood__term": term, "training__epochs": 2}
     whole, rows = _trained(tiny_store, tmp_path / "whole", **changes)
-    parts, found = _trained(
+    parts, others = _trained(
         tiny_store, tmp_path / "parts", training__accumulation=pieces, **changes
     )
-    for left, right in zip(
-        whole.steps.state()[0].values(), parts.steps.state()[0].values(), strict=True
-    ):
-        torch.testing.assert_close(left, right, rtol=0, atol=2e-5, equal_nan=True)
-    for left, right in zip(rows.rows.values(), found.rows.values(), strict=True):
+    weights = [trainer.steps.state()[0] for trainer in (whole, parts)]
+    torch.testing.assert_close(*weights, rtol=0, atol=ROUNDING, equal_nan=True)
+    for left, right in zip(rows.rows.values(), others.rows.values(), strict=True):
         assert right == pytest.approx(left, rel=1e-3)
 
 
-def test_pieces_in_half_precision_learn_as_the_whole_batch_does(
-    tiny_store: Store, tmp_path: Path
-) -> None:
-    changes = {"training__precision": "bf16"}
-    _, rows = _trained(tiny_store, tmp_path / "whole", **changes)
-    parts, found = _trained(tiny_store, tmp_path / "parts", training__accumulation=3, **changes)
-    assert all(value.isfinite().all() for value in parts.objective.parameters())
-    for left, right in zip(rows.rows.values(), found.rows.values(), strict=True):
-        assert right["skipped_batches"] == 0
-        assert right["distortion"] == pytest.approx(left["distortion"], rel=0.02)
-
-
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_half_precision_leaves_likelihood_and_ffts_in_full(
-    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
     """bf16 on a CPU: weights and averages stay float32, the losses near those of float32."""
     seen: dict[str, set[torch.dtype]] = {"fft": set(), "convolution": set()}
     transform, convolve = torch.fft.rfft2, nn.Conv2d._conv_forward
 
     def spied_transform(values: Tensor, *rest: Any, **options: Any) -> Tensor:
-        found = transform(values, *rest, **options)
-        seen["fft"] |= {values.dtype, found.dtype}
-        return found
+        spectrum = transform(values, *rest, **options)
+        seen["fft"] |= {values.dtype, spectrum.dtype}
+        return spectrum
 
     def spied_convolution(self: nn.Conv2d, *rest: Any) -> Tensor:
-        found = convolve(self, *rest)
-        if self.training:
-            seen["convolution"].add(found.dtype)
-        return found
+        features = convolve(self, *rest)
+        seen["convolution"].add(features.dtype)
+        return features
 
-    _, exact = _trained(tiny_store, tmp_path / "float32", training__epochs=2)
+    changes = {"training__epochs": 2, "training__accumulation": pieces}
+    _, exact = _trained(tiny_store, tmp_path / "float32", **changes)
     monkeypatch.setattr(torch.fft, "rfft2", spied_transform)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", spied_convolution)
-    trainer, rows = _trained(
-        tiny_store, tmp_path / "bf16", training__precision="bf16", training__epochs=2
-    )
+    trainer, half = _trained(tiny_store, tmp_path / "bf16", training__precision="bf16", **changes)
     assert seen["fft"] == {torch.float32, torch.complex64}
     assert torch.bfloat16 in seen["convolution"]
-    weights, _ = trainer.steps.state()
-    assert {value.dtype for value in weights.values()} == {torch.float32}
-    for row, found in zip(exact.rows.values(), rows.rows.values(), strict=True):
-        assert found["skipped_batches"] == 0
+    assert {value.dtype for value in trainer.steps.state()[0].values()} == {torch.float32}
+    for row, other in zip(exact.rows.values(), half.rows.values(), strict=True):
+        assert other["skipped_batches"] == 0
         for key in ("distortion", "elbo", "kernel_loss", "scale"):
-            assert found[key] == pytest.approx(row[key], rel=0.02), key
-            assert found[key] != row[key]
+            assert other[key] == pytest.approx(row[key], rel=0.02) and other[key] != row[key]
 
 
 def test_compilation_is_of_the_vae_where_asked_for(
@@ -292,11 +214,49 @@ def test_compilation_is_of_the_vae_where_asked_for(
 ) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
-    Trainer(config(), tiny_store, tmp_path, FixedMonitor())
+    trainer_of(tiny_store, tmp_path, FixedMonitor())
     assert not compiled
-    trainer = Trainer(config(training__compile=True), tiny_store, tmp_path, FixedMonitor())
+    trainer = trainer_of(tiny_store, tmp_path, training__compile=True)
     assert [id(module) for module in compiled] == [id(trainer.objective.vae)]
-    trainer.fit(Rows())
-    found = latest_checkpoint(tmp_path / "checkpoints")
-    assert found is not None and found.weights.keys() == trainer.steps.state()[0].keys()
-    assert not any("_orig_mod" in name for name in found.weights)
+
+
+# ------------------------------------------------------------------ the step as a CUDA graph
+
+
+def _stepped(device: str, *, graph: bool, precision: str = "float32") -> tuple[Tensor, list[float]]:
+    """Weights and distortions of 12 steps: a warm-up, then the blur term; a level opens at 6."""
+    torch.manual_seed(0)
+    made = config(model__levels=[Level(4, 2), Level(8, 1, opens=0.5)])
+    settings = TrainingConfig(cuda_graph=graph, precision=precision)  # type: ignore[arg-type]
+    objective = Objective((1, 32, 32), made.model, made.likelihood)
+    step = TrainingStep(objective, settings, Processes(device))
+    random = torch.Generator().manual_seed(1)
+    distortions = []
+    for number in range(12):
+        objective.vae.decoder.open(number / 12)
+        images = torch.rand(4, 1, 32, 32, generator=random).to(step.processes.device)
+        if number == 8:
+            images = images * torch.nan  # skipped, and leaves nothing behind
+        noise = torch.randn(4, made.model.latent_size, generator=random).to(images.device)
+        told = step(images, noise, beta=0.1 * number, warm_up=number < 4)
+        assert bool(told) == (number != 8)
+        distortions += [told["distortion"]] if told else []
+    assert (step._captured is not None) == (graph and device == "cuda")
+    return torch.cat([p.detach().flatten().cpu() for p in objective.parameters()]), distortions
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_captured_step_is_the_step(precision: str) -> None:
+    """Through the warm-up's end, an opening level, a moving β and a batch that is skipped."""
+    torch.backends.cudnn.allow_tf32 = False
+    plain, one = _stepped("cuda", graph=False, precision=precision)
+    captured, other = _stepped("cuda", graph=True, precision=precision)
+    # Adam's first steps are of the learning rate's size, 4e-3, whatever a gradient's rounding.
+    tolerance = 1e-3 if precision == "float32" else 2e-2
+    torch.testing.assert_close(captured, plain, rtol=0.0, atol=tolerance)
+    torch.testing.assert_close(torch.tensor(other), torch.tensor(one), rtol=tolerance, atol=0.0)
+
+
+def test_on_a_cpu_a_graph_that_is_asked_for_changes_nothing() -> None:
+    assert torch.equal(_stepped("cpu", graph=False)[0], _stepped("cpu", graph=True)[0])

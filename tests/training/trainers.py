@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from tiny import TINY
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from data_prep.common.tracking import Tracker
 from pipeline.config import Config, TrainingConfig
 from pipeline.data.config import DataConfig
+from pipeline.data.slices import Store
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import ModelConfig
 from pipeline.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
@@ -61,28 +61,21 @@ class Rows(Tracker):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         assert step not in self.rows
-        plain = {
+        self.rows[step] = {
             name.removeprefix("train/").replace("validation/", "validation_"): value
             for name, value in values.items()
+            if name != "train/images_per_second"
         }
-        self.rows[step] = {k: v for k, v in plain.items() if k != "images_per_second"}
 
 
 class Interrupted(Trainer):
-    """A trainer that gets a signal while it computes a step, and may be given spoilt images.
-
-    `before` and `after` hold everything that the last batch could change.
-    """
+    """A trainer that gets a signal while it computes a step, and may be given spoilt images."""
 
     stop_at: int | None = None
     spoil: Spoil | None = None
-    before: dict[str, Any]
-    after: dict[str, Any]
 
     def _train_on(self, images: Tensor) -> None:
-        self.before = everything(self)
         super()._train_on(images)
-        self.after = everything(self)
         if self.step == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -106,17 +99,26 @@ def config(**changes: Any) -> Config:
     return made
 
 
+def trainer_of(
+    store: Store, folder: Path, monitor: FixedMonitor | None = None, **changes: Any
+) -> Interrupted:
+    """A trainer of the tiny configuration with these changes."""
+    return Interrupted(config(**changes), store, folder, monitor or FixedMonitor())  # type: ignore[arg-type]
+
+
+def rows_of(trainer: Trainer) -> list[dict[str, float]]:
+    """Train to the end; the metrics of every epoch."""
+    tracker = Rows()
+    trainer.fit(tracker)
+    return list(tracker.rows.values())
+
+
 def everything(trainer: Trainer) -> dict[str, Any]:
     """A copy of all that a step depends on, but for the clock's time."""
     weights, state = trainer.steps.state()
-    found = {
-        "weights": weights,
-        **vars(state),
-        "controller": dataclasses.asdict(trainer.controller),
-    }
-    for name in PLACE:
-        found[name] = getattr(trainer, name)
-    return copy.deepcopy(found)
+    controller = dataclasses.asdict(trainer.controller)
+    place = {name: getattr(trainer, name) for name in PLACE}
+    return copy.deepcopy({"weights": weights, **vars(state), "controller": controller, **place})
 
 
 def same(left: Any, right: Any) -> bool:
@@ -132,30 +134,6 @@ def same(left: Any, right: Any) -> bool:
     return left == right or (left != left and right != right)
 
 
-def assert_near(left: Any, right: Any, tolerance: float, name: str = "") -> None:
-    """The same but for rounding: numbers and tensors within `tolerance`, all else equal.
-
-    tolerance: of 1 or of the value, whichever is larger, as processes round differently.
-    """
-    if isinstance(left, dict) and isinstance(right, dict):
-        assert left.keys() == right.keys(), name
-        for key, value in left.items():
-            assert_near(value, right[key], tolerance, f"{name}.{key}")
-    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        assert len(left) == len(right), name
-        for index, (one, two) in enumerate(zip(left, right, strict=True)):
-            assert_near(one, two, tolerance, f"{name}[{index}]")
-    elif isinstance(left, Tensor) and isinstance(right, Tensor):
-        torch.testing.assert_close(
-            left, right, rtol=tolerance, atol=tolerance, equal_nan=True,
-            msg=lambda said: f"{name}: {said}",
-        )  # fmt: skip
-    elif isinstance(left, float) and isinstance(right, float):
-        assert right == pytest.approx(left, rel=tolerance, abs=tolerance, nan_ok=True), name
-    else:
-        assert left == right, name
-
-
 def save_numbered(folder: Path, step: int, size: int = 50_000) -> Path:
     """A checkpoint whose every number is its step."""
     value = torch.full((size,), float(step))
@@ -163,11 +141,10 @@ def save_numbered(folder: Path, step: int, size: int = 50_000) -> Path:
     return save_checkpoint(folder, {"one": value}, state)
 
 
-def number_of(found: Checkpoint | None) -> int:
+def number_of(checkpoint: Checkpoint | None) -> int:
     """The step of a checkpoint that holds what `save_numbered` wrote."""
-    assert found is not None
-    step = found.state.step
-    assert bool(
-        (found.weights["one"] == step).all() and (found.state.optimizer["moment"] == step).all()
-    )
+    assert checkpoint is not None
+    step = checkpoint.state.step
+    for values in (checkpoint.weights["one"], checkpoint.state.optimizer["moment"]):
+        assert bool((values == step).all())
     return step

@@ -10,11 +10,13 @@ from typing import Any
 
 from data_prep.common.command_line import Parser, command_parser, exit_code, stem_of
 from data_prep.common.wording import program
+from pipeline.analysis.jobs import AnomalyOptions, LesionsOptions, ReconstructOptions
 from pipeline.config import Config, ForeignOptions, config_parser, load_config
 from pipeline.errors import InputError
 from pipeline.files import existing_run
 
 TRAINED = ("restart", "data", "model", "likelihood", "prior", "training", "tracking")
+GOES_ON = "what is finished is kept: the same command goes on from there"
 STARTS_AGAIN = "nothing was saved, the same command starts again"
 
 
@@ -80,16 +82,25 @@ COMMANDS = {
         "undersampled or degraded images under a decoder     -> WORK/reconstructions",
         "--package demo --store demo --acceleration 4",
         "pipeline.analysis.reconstruct",
+        ReconstructOptions,
+        "Reconstruct undersampled or degraded MR images under a decoder's prior, beside total"
+        " variation.",
+        interrupted=GOES_ON,
     ),
     "anomaly": Command(
         "map where a volume is not what a decoder expects    -> WORK/anomaly/IMAGE",
         "--package demo --image volume.nii.gz",
         "pipeline.analysis.anomaly",
+        AnomalyOptions,
+        "Map where a NIfTI volume is not what the decoder expects.",
     ),
     "lesions": Command(
         "insert lesions into healthy slices, and find them   -> WORK/lesions",
         "--package demo --store demo",
         "pipeline.analysis.lesions",
+        LesionsOptions,
+        "Insert lesions into healthy held-out subjects, and find them.",
+        interrupted=GOES_ON,
     ),
     "ui": Command(
         "open MLflow's pages at the runs",

@@ -38,8 +38,7 @@ def divergence(field: Tensor) -> Tensor:
     down, right = field[0][..., :-1, :], field[1][..., :, :-1]
     pad = torch.nn.functional.pad
     rows = pad(down, (0, 0, 0, 1)) - pad(down, (0, 0, 1, 0))
-    columns = pad(right, (0, 1)) - pad(right, (1, 0))
-    return rows + columns
+    return rows + (pad(right, (0, 1)) - pad(right, (1, 0)))
 
 
 @torch.no_grad()

@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-Kind = Literal["variable_density", "equispaced"]
-
 _DIMS = (-2, -1)
 
 
@@ -41,7 +39,7 @@ def cartesian_mask(
     shape: tuple[int, int],
     acceleration: float,
     centre_fraction: float = 0.08,
-    kind: Kind = "variable_density",
+    kind: Literal["variable_density", "equispaced"] = "variable_density",
     seed: int | tuple[int, ...] = 0,
 ) -> Float[Tensor, "H W"]:
     """A mask of 0 and 1 with round(W / acceleration) whole columns, the phase encodings.
@@ -63,9 +61,9 @@ def cartesian_mask(
         raise ValueError(f"acceleration must be at least 1, not {acceleration}")
     if not 0 < centre_fraction <= 1:
         raise ValueError(f"centre_fraction must lie in (0,1], not {centre_fraction}")
-    total, centre = round(width / acceleration), centre_columns(width, centre_fraction)
     if acceleration == 1:
         return torch.ones(height, width)
+    total, centre = round(width / acceleration), centre_columns(width, centre_fraction)
     if len(centre) > total:
         raise ValueError(
             f"acceleration {acceleration:g} leaves {total} of {width} columns, and "
@@ -96,15 +94,11 @@ def sampled_centre(mask: Tensor) -> int:
 
 
 class Operator(Protocol):
-    """A linear map A from images to measurements, and its adjoint A*."""
+    """A linear map A from images (B,C,H,W), real, to measurements, and its adjoint A* back."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        """A x: (B,C,H,W) real -> the measurement."""
-        ...
+    def forward(self, image: Tensor) -> Tensor: ...
 
-    def adjoint(self, measurement: Tensor) -> Tensor:
-        """A* y: a measurement -> (B,C,H,W) real."""
-        ...
+    def adjoint(self, measurement: Tensor) -> Tensor: ...
 
 
 class Within:
@@ -117,8 +111,7 @@ class Within:
     def forward(self, image: Tensor) -> Tensor:
         return self.region * image
 
-    def adjoint(self, measurement: Tensor) -> Tensor:
-        return self.region * measurement
+    adjoint = forward
 
 
 class MaskedFourier:
@@ -140,14 +133,12 @@ class MaskedFourier:
         Slices that differ in phase have sensitivities of their own: (b,coils,H,W); images then
         come in batches of n·b, slice by slice. Raises ValueError on other shapes.
         """
-        if mask.ndim != 2:
-            raise ValueError(f"mask must be (H,W), not {tuple(mask.shape)}")
         if sensitivities is None:
             sensitivities = torch.ones((1, *mask.shape), dtype=mask.dtype)
         if sensitivities.ndim not in (3, 4) or sensitivities.shape[-2:] != mask.shape:
             raise ValueError(
-                f"sensitivities must be (coils,{mask.shape[0]},{mask.shape[1]}), "
-                f"not {tuple(sensitivities.shape)}"
+                f"sensitivities {tuple(sensitivities.shape)} must be (coils,H,W) for a mask of "
+                f"{tuple(mask.shape)}"
             )
         self.mask = mask
         self.sensitivities = sensitivities if sensitivities.ndim == 4 else sensitivities[None]
@@ -174,9 +165,7 @@ class GaussianBlur:
     """Circular convolution with a Gaussian, by its transfer function exp(−2π²s²|f|²)."""
 
     def __init__(self, width: float, shape: tuple[int, int]) -> None:
-        """width: the Gaussian's s, pixels, not negative; shape (H,W) of the images."""
-        if not width >= 0:
-            raise ValueError(f"blur must not be negative, not {width}")
+        """width: the Gaussian's s, pixels; shape (H,W) of the images."""
         rows = torch.fft.fftfreq(shape[0], dtype=torch.float64)[:, None]
         columns = torch.fft.rfftfreq(shape[1], dtype=torch.float64)[None, :]
         self.shape = shape
@@ -187,9 +176,7 @@ class GaussianBlur:
         transfer = self.transfer.to(image.dtype)
         return torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=self.shape)
 
-    def adjoint(self, measurement: Tensor) -> Tensor:
-        """The blur itself: its kernel is even."""
-        return self.forward(measurement)
+    adjoint = forward  # its kernel is even
 
 
 class Downsampling:
@@ -210,10 +197,9 @@ class Downsampling:
 
 
 class Composed:
-    """One operator after another: A = last · … · first."""
+    """One operator after another, in the order in which they act on the image."""
 
     def __init__(self, *operators: Operator) -> None:
-        """operators: in the order in which they act on the image."""
         self.operators = operators
 
     def forward(self, image: Tensor) -> Tensor:
@@ -244,7 +230,7 @@ def smooth_sensitivities(coils: int, shape: tuple[int, int]) -> Tensor:
     """Made-up coils around the head: complex64 (coils,H,W) with Σ|S|² = 1 in every pixel.
 
     Each coil sits on a circle of 1.2 times the half width, falls off as a Gaussian of 0.9 times
-    it, and has a linear phase.
+    it, and has a linear phase. One coil is 1 everywhere.
     """
     if coils == 1:
         return torch.ones((1, *shape), dtype=torch.complex64)

@@ -1,26 +1,29 @@
-"""Inverse problems of MR slices: stated, solved by every method, and scored."""
+"""Inverse problems of MR slices: read from files, stated, solved by every method, scored, written.
+
+A decoder's picture has rows and columns of known direction ("rows A>P, columns L>R") and spacing;
+a NIfTI slice may be stored in any order of axes. Results are turned back before they
+are written, so that they lie over the input.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
+import nibabel as nib
 import numpy as np
 import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import stats
 from torch import Tensor
 
+from data_prep.sources.simulated.marking import is_simulated
 from pipeline.analysis.baselines import best_weight, solve_total_variation, solve_wavelets
-from pipeline.analysis.geometry import (
-    finer_affine,
-    intensity_unit,
-    read_array,
-    read_picture,
-    regular_choice,
-    write_picture,
-    write_stack,
-)
+from pipeline.analysis.jobs import ReconstructOptions as Options
 from pipeline.analysis.operators import (
     Composed,
     Downsampling,
@@ -35,10 +38,11 @@ from pipeline.analysis.operators import (
     smooth_phase,
     smooth_sensitivities,
 )
-from pipeline.analysis.options import ReconstructOptions as Options
 from pipeline.analysis.solver import Prior, SolverSettings, solve
-from pipeline.data.slices import SliceDataset, Store, SubjectEntry
+from pipeline.data.slices import SliceDataset, Store, SubjectEntry, to_scanner
+from pipeline.data.volumes import read_values
 from pipeline.errors import InputError
+from pipeline.files import write_nifti
 from pipeline.metrics.fidelity import psnr, ssim
 from pipeline.package.package import DecoderPackage
 
@@ -47,9 +51,12 @@ CLASSICAL = {"total variation": solve_total_variation, "wavelets": solve_wavelet
 # Shows what the decoder adds beyond the outline of the head.
 TV_WITHIN = "TV, decoder's outline"
 LATENT, IMAGE = "decoder, latent", "decoder, image"
-METRICS = ("psnr", "ssim", "nrmse")
 # Intensity above which the decoder draws tissue.
 TISSUE = 0.04
+# Of the pixel size: further away, brains have another size than in the training.
+TOLERANCE = 0.05
+
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,21 +73,6 @@ class Problem:
     simple: Tensor
     reference: Tensor | None = None
     mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A problem's images (B,C,H,W) in [0,1] by method, and what is known of them.
-
-    deviation (B,C,H,W): standard deviation of each pixel of IMAGE over draws from the posterior;
-    coverage: share of the head within the 90% intervals of those draws about IMAGE; scores: means
-    over slices by method. None and {} where there are no draws or no reference.
-    """
-
-    images: dict[str, Tensor]
-    deviation: Tensor | None
-    coverage: float | None
-    scores: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -132,35 +124,36 @@ def validation_problems(
             f"store {store.name} has no subjects in split validation to choose weights by: "
             "give them (--tv_weight 0.003 --wavelet_weight 0.003)"
         )
-    data = SliceDataset(store, others)
-    limit = min(options.slices or 3, 3)
+    data, limit = SliceDataset(store, others), min(options.slices or 3, 3)
     return [degraded(data.of_subject(k, limit), -1 - k, options) for k in range(len(others))]
 
 
 def case_of_slice(options: Options, package: DecoderPackage) -> Case:
-    """The case of --kspace or --image. Raises InputError where files do not fit the decoder."""
-    height, width = package.image_shape[1:]
+    """The case of --kspace or --image.
+
+    Raises InputError where files do not fit the decoder, ValueError where options do not.
+    """
+    shape = package.image_shape[1:]
     factor = options.factor if options.operator == "image" else 1
-    path = options.like if options.kspace else options.image
-    picture = read_picture(Path(path), package.orientation, package.spacing_mm * factor)
-    wanted = (height // factor, width // factor)
-    if picture.image.shape != wanted:
+    path = Path(options.like if options.kspace else options.image)
+    picture = read_picture(path, package.orientation, package.spacing_mm * factor)
+    size, wanted = picture.image.shape, (shape[0] // factor, shape[1] // factor)
+    if size != wanted:
         raise InputError(
-            f"{path} is {picture.image.shape[0]}x{picture.image.shape[1]} pixels, and for this "
-            f"decoder must be {wanted[0]}x{wanted[1]}: crop, pad or resample it"
+            f"{path} is {size[0]}x{size[1]} pixels, and for this decoder must be "
+            f"{wanted[0]}x{wanted[1]}: crop, pad or resample it"
         )
-    affine = finer_affine(picture.affine, factor)
     if options.kspace:
-        problem, unit = _measured(options, (height, width))
+        problem, unit = _measured(options, shape)
     else:
         unit = intensity_unit(picture.image, options.scale)
         values = torch.from_numpy(picture.image / unit).float()[None, None]
         if options.operator == "fourier":
             problem = degraded(values.clamp(0, 1), 0, options)
         else:
-            operator = degradation(options.blur, factor, (height, width))
-            simple = _enlarged(values, (height, width))
-            problem = Problem(operator, values, options.deviation, simple)
+            operator = degradation(options, shape)
+            problem = Problem(operator, values, options.deviation, _enlarged(values, shape))
+    affine = finer_affine(picture.affine, factor)
 
     def write(folder: Path, name: str, images: Tensor) -> None:
         values = images[0, 0].double().numpy() * unit
@@ -169,15 +162,110 @@ def case_of_slice(options: Options, package: DecoderPackage) -> Case:
     return Case("", "", 1, lambda: problem, write, unit, picture.simulated)
 
 
+# What a scanner, or a degradation, would have made of images
+
+
+def degraded(image: Tensor, number: int, options: Options) -> Problem:
+    """Images (B,1,H,W) in [0,1] as they would have been measured.
+
+    number: the subject's, which decides a drawn mask and the noise; negative of validation. Raises
+    InputError for a given mask or sensitivities, ValueError for options that do not fit.
+    """
+    generator = torch.Generator().manual_seed(2 * abs(number) + (number < 0) + 1000 * options.seed)
+    shape, noise = (image.shape[-2], image.shape[-1]), options.deviation
+    if options.operator == "image":
+        operator = degradation(options, shape)
+        clean = operator.forward(image)
+        measured = clean + complex_noise(clean, noise, generator)
+        return Problem(operator, measured, noise, _enlarged(measured, shape), image)
+    if options.mask:
+        mask = read_mask(options.mask, shape)
+    else:
+        seed = (options.seed, int(number < 0), abs(number))  # another for each subject
+        mask = cartesian_mask(
+            shape, options.acceleration, options.centre_fraction, options.kind, seed
+        )
+    maps = _sensitivities(options, shape, options.coils)
+    phase = smooth_phase(shape, options.simulated_phase)
+    clean = MaskedFourier(mask, maps * torch.polar(torch.ones_like(phase), phase)).forward(image)
+    measured = clean + mask * complex_noise(clean, noise, generator)
+    if options.simulated_phase and options.phase == "centre":
+        maps = with_phase(maps, measured, mask)
+    scanner = MaskedFourier(mask, maps)
+    return Problem(scanner, measured, noise, scanner.adjoint(measured), image, mask)
+
+
+def degradation(options: Options, shape: Shape) -> Operator:
+    """Blur, then pixels `factor` times larger. Raises ValueError where the factor does not fit."""
+    return Composed(GaussianBlur(options.blur, shape), Downsampling(options.factor, shape))
+
+
+def _enlarged(image: Tensor, shape: Shape) -> Tensor:
+    """Bicubic interpolation to (H,W): the image without a prior."""
+    if image.shape[-2:] == shape:
+        return image
+    return torch.nn.functional.interpolate(image, shape, mode="bicubic", align_corners=False)
+
+
+def _measured(options: Options, shape: Shape) -> tuple[Problem, float]:
+    """The problem of measured k-space, and the intensity that is 1."""
+    path = options.kspace
+    values = _read_coils(path, shape)
+    if not np.iscomplexobj(values):
+        raise InputError(f"{path} holds {values.dtype}, not complex numbers")
+    if len(values) > 1 and not options.sensitivities:
+        raise InputError(f"{path} is of {len(values)} coils: give --sensitivities s.npy")
+    maps = _sensitivities(options, shape, 1)
+    if len(maps) != len(values):
+        raise InputError(
+            f"{path} is of {len(values)} coils, {options.sensitivities} of {len(maps)}"
+        )
+    kspace = torch.from_numpy(values.astype(np.complex64))[None]
+    sampled = (kspace[0].abs().sum(dim=0) > 0).float()
+    mask = read_mask(options.mask, shape) if options.mask else sampled
+    if not mask.any():
+        raise InputError(f"{path} is 0 everywhere")
+    if options.phase == "centre":
+        maps = with_phase(maps, kspace, mask)
+    operator = MaskedFourier(mask, maps)
+    unit = intensity_unit(operator.adjoint(kspace)[0, 0].numpy(), options.scale)
+    measured, noise = mask * kspace / unit, options.deviation
+    return Problem(operator, measured, noise, operator.adjoint(measured), None, mask), unit
+
+
+def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
+    """Sensitivities times each image's phase, as far as the fully sampled centre shows it.
+
+    maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by
+    Hann's window. Raises InputError with fewer than 3 whole columns there, which show no phase.
+    """
+    band, (height, width) = sampled_centre(mask), mask.shape
+    if band < 3:
+        raise InputError(
+            f"the mask has {band} whole columns about the centre, too few to see the image's "
+            "phase: give k-space whose image has none, and --phase none"
+        )
+    window = torch.zeros(height, width)
+    start = width // 2 - band // 2
+    window[:, start : start + band] = torch.hann_window(band + 2, periodic=False)[1:-1]
+    rough = (maps.conj() * ifft2c(window * kspace)).sum(dim=1, keepdim=True)
+    return maps * torch.polar(torch.ones_like(rough.real), rough.angle())
+
+
+# Solutions and their scores
+
+
 def solve_all(
     problem: Problem,
     simple_name: str,
     prior: Prior,
-    weights: dict[str, float],
+    weights: Mapping[str, float],
     settings: SolverSettings,
     progress: Callable[[float], None],
-) -> Solved:
-    """Solve a problem by every method.
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A problem's images (B,C,H,W) in [0,1] by method, and the deviation of IMAGE's pixels.
+
+    The standard deviation (B,C,H,W) is that over draws from the posterior, None without draws.
 
     Args:
         problem: what was measured.
@@ -189,29 +277,13 @@ def solve_all(
     """
     images = {simple_name: problem.simple.clamp(0, 1)}
     images |= {method: solve_classical(method, problem, weights[method]) for method in CLASSICAL}
-    solution = solve(
-        prior,
-        problem.operator,
-        problem.measurement,
-        problem.noise,
-        problem.simple,
-        settings,
-        progress,
-    )
-    within = outline(solution.drawn)
-    inside = replace(problem, operator=Composed(Within(within), problem.operator))
-    tv = "total variation"
+    operator, measured, noise = problem.operator, problem.measurement, problem.noise
+    solution = solve(prior, operator, measured, noise, problem.simple, settings, progress)
+    within, tv = outline(solution.drawn), "total variation"
+    inside = replace(problem, operator=Composed(Within(within), operator))
     images[TV_WITHIN] = within * solve_classical(tv, inside, weights[tv])
     images |= {LATENT: solution.drawn, IMAGE: solution.image}
-    deviation = coverage = None
-    scores = {}
-    if solution.samples is not None:
-        deviation = solution.samples.std(dim=0)
-    if (truth := problem.reference) is not None:
-        scores = {method: score(truth, image) for method, image in images.items()}
-        if deviation is not None:
-            coverage = covered(truth, solution.image, deviation, settings.samples)
-    return Solved(images, deviation, coverage, scores)
+    return images, None if solution.samples is None else solution.samples.std(dim=0)
 
 
 def solve_classical(method: str, problem: Problem, weight: float) -> Tensor:
@@ -229,8 +301,8 @@ def outline(drawn: Tensor) -> Tensor:
 def score(reference: Tensor, image: Tensor) -> dict[str, float]:
     """PSNR (dB), SSIM and the error's norm over the reference's, means over slices (B,C,H,W)."""
     error, size = (x.square().sum(dim=(1, 2, 3)).sqrt() for x in (reference - image, reference))
-    values = (psnr(reference, image), ssim(reference, image), error / size)
-    return {name: float(value.mean()) for name, value in zip(METRICS, values, strict=True)}
+    scores = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "nrmse": error / size}
+    return {name: float(values.mean()) for name, values in scores.items()}
 
 
 def covered(reference: Tensor, image: Tensor, deviation: Tensor, samples: int) -> float:
@@ -255,95 +327,170 @@ def choose_weight(method: str, problems: Sequence[Problem]) -> float:
     return best_weight(mean_ssim)
 
 
-def degraded(image: Tensor, number: int, options: Options) -> Problem:
-    """What a scanner, or a degradation, would have made of images.
+# Files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A slice in the decoder's grid and the way back to its file.
+
+    image (H,W) float64; affine (4,4): (row, column, 0, 1) -> RAS mm; back: the axes' turn.
+    """
+
+    image: np.ndarray
+    affine: np.ndarray
+    back: np.ndarray
+    simulated: bool
+
+
+def read_picture(path: Path, orientation: str, spacing_mm: float) -> Picture:
+    """Read a NIfTI file of one slice, turned to `orientation`.
 
     Args:
-        image: (B,1,H,W) in [0,1].
-        number: the subject's, which decides a drawn mask and the noise; negative of validation.
-        options: of the command.
+        path: the file.
+        orientation: of the picture, such as "rows A>P, columns L>R".
+        spacing_mm: the pixel size that it must have.
 
     Raises:
-        InputError: a given mask, sensitivities or factor do not fit, or no drawn mask exists.
+        InputError: the file can't be read to its end, gives no orientation, has several slices,
+            values that are not finite, another plane, or another spacing.
     """
-    generator = torch.Generator().manual_seed(2 * abs(number) + (number < 0) + 1000 * options.seed)
-    shape = (image.shape[-2], image.shape[-1])
-    if options.operator == "image":
-        operator = degradation(options.blur, options.factor, shape)
-        clean = operator.forward(image)
-        measured = clean + complex_noise(clean, options.deviation, generator)
-        return Problem(operator, measured, options.deviation, _enlarged(measured, shape), image)
-    mask = read_mask(options.mask, shape) if options.mask else _drawn_mask(shape, options, number)
-    maps = _sensitivities(options, shape, options.coils)
-    phase = smooth_phase(shape, options.simulated_phase)
-    clean = MaskedFourier(mask, maps * torch.polar(torch.ones_like(phase), phase)).forward(image)
-    measured = clean + mask * complex_noise(clean, options.deviation, generator)
-    if options.simulated_phase and options.phase == "centre":
-        maps = with_phase(maps, measured, mask)
-    scanner = MaskedFourier(mask, maps)
-    return Problem(scanner, measured, options.deviation, scanner.adjoint(measured), image, mask)
-
-
-def degradation(blur: float, factor: int, shape: tuple[int, int]) -> Operator:
-    """Blur, then pixels `factor` times larger. Raises InputError where the factor does not fit."""
-    try:
-        return Composed(GaussianBlur(blur, shape), Downsampling(factor, shape))
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _enlarged(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation to (H,W): the image without a prior."""
-    if image.shape[-2:] == shape:
-        return image
-    return torch.nn.functional.interpolate(image, shape, mode="bicubic", align_corners=False)
-
-
-def _drawn_mask(shape: tuple[int, int], options: Options, number: int) -> Tensor:
-    seed = (options.seed, int(number < 0), abs(number))  # another for each subject
-    try:
-        return cartesian_mask(
-            shape, options.acceleration, options.centre_fraction, options.kind, seed
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _measured(options: Options, shape: tuple[int, int]) -> tuple[Problem, float]:
-    """The problem of measured k-space, and the intensity that is 1."""
-    path = options.kspace
-    values = _read_coils(path, shape)
-    if not np.iscomplexobj(values):
-        raise InputError(f"{path} holds {values.dtype}, not complex numbers")
-    if len(values) > 1 and not options.sensitivities:
-        raise InputError(f"{path} is of {len(values)} coils: give --sensitivities s.npy")
-    maps = _sensitivities(options, shape, 1)
-    if len(maps) != len(values):
+    values, affine = read_values(path, affine_needed=True)
+    if min(values.shape) != 1:
+        raise InputError(f"{path} must hold one slice, not {'x'.join(map(str, values.shape))}")
+    match = re.fullmatch(r"rows (.)>(.), columns (.)>(.)", orientation)
+    if match is None:
+        raise InputError(f"the decoder's pictures have no anatomical directions ({orientation!r})")
+    # The axis codes of rows, columns and slices: "rows A>P, columns L>R" -> P, R, S.
+    across = next(both[0] for both in ("RL", "AP", "SI") if not set(both) & set(match.groups()))
+    stored, wanted = io_orientation(affine), axcodes2ornt((match[2], match[4], across))
+    image = nib.Nifti1Image(values.astype(np.float64), affine)
+    turned = image.as_reoriented(ornt_transform(stored, wanted))
+    if turned.shape[2] != 1:
+        raise InputError(f"{path} is a slice of another plane than the decoder's ({orientation})")
+    spacing = np.linalg.norm(turned.affine[:3, :2], axis=0)
+    if (abs(spacing / spacing_mm - 1) > TOLERANCE).any():
         raise InputError(
-            f"{path} is of {len(values)} coils, {options.sensitivities} of {len(maps)}"
+            f"{path} has pixels of {spacing[0]:.3g} x {spacing[1]:.3g} mm, and for this decoder "
+            f"must have {spacing_mm:.3g} mm: resample it, or train on its spacing"
         )
-    kspace = torch.from_numpy(values.astype(np.complex64))[None]
-    sampled = (kspace[0].abs().sum(dim=0) > 0).float()
-    mask = read_mask(options.mask, shape) if options.mask else sampled
-    if not mask.any():
-        raise InputError(f"{path} is 0 everywhere")
-    if options.phase == "centre":
-        maps = with_phase(maps, kspace, mask)
-    operator = MaskedFourier(mask, maps)
-    unit = intensity_unit(operator.adjoint(kspace)[0, 0].numpy(), options.scale)
-    measured = mask * kspace / unit
-    simple = operator.adjoint(measured)
-    return Problem(operator, measured, options.deviation, simple, None, mask), unit
+    back = ornt_transform(wanted, stored)
+    picture = np.asarray(turned.dataobj)[:, :, 0]
+    return Picture(picture, turned.affine, back, is_simulated(nib.load(path)))
 
 
-def _sensitivities(options: Options, shape: tuple[int, int], coils: int) -> Tensor:
+def write_picture(path: Path, image: np.ndarray, affine: np.ndarray, like: Picture) -> None:
+    """Write a picture (H,W) as .nii.gz in the axes of the file that `like` came from, atomically.
+
+    affine: (4,4), (row, column, 0, 1) to RAS mm.
+    """
+    turned = nib.Nifti1Image(np.asarray(image, np.float64)[:, :, None], affine)
+    stored = turned.as_reoriented(like.back)
+    _write_volume(path, np.asarray(stored.dataobj), stored.affine)
+
+
+def _write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    """An array as .nii.gz, float32, with its affine as sform and qform (mm), atomically."""
+    image = nib.Nifti1Image(values.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    write_nifti(path, image)
+
+
+def write_stack(
+    entry: SubjectEntry, places: Sequence[int], folder: Path, name: str, images: Tensor
+) -> None:
+    """Write slices of one subject of a store as NIfTI, over its volume and in the volume's unit.
+
+    Where the store does not record that unit they are in [0,1]. Slices whose numbers are not evenly
+    spaced become a file each.
+
+    Args:
+        entry: the subject.
+        places: which of its slices they are.
+        folder: of the file.
+        name: of the file, without suffix; values of "deviation" are differences.
+        images: (n,1,H,W) in [0,1].
+    """
+    affine, indices = np.asarray(entry.affine), [entry.slice_indices[place] for place in places]
+    values = images[:, 0].permute(1, 2, 0).double().numpy()
+    if (native := entry.volume) is not None and name == "deviation":
+        values = values * (native.high - native.low)
+    elif native is not None:
+        values = to_scanner(values, native.low, native.high)
+    if len(set(np.diff(indices))) <= 1:
+        _write_volume(folder / f"{name}.nii.gz", values, stack_affine(affine, indices))
+        return
+    for number, index in enumerate(indices):
+        path = folder / f"{name}-slice-{index:03d}.nii.gz"
+        _write_volume(path, values[:, :, [number]], stack_affine(affine, [index]))
+
+
+def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """The affine of a stack of evenly spaced slices.
+
+    Args:
+        affine: (4,4) of a shard, (row, column, slice number, 1) to RAS mm.
+        indices: the slices' numbers, ascending.
+
+    Returns:
+        (4,4), (row, column, place in the stack, 1) to RAS mm.
+    """
+    place = np.eye(4)
+    place[2, 2] = indices[1] - indices[0] if len(indices) > 1 else 1
+    place[2, 3] = indices[0]
+    return affine @ place
+
+
+def finer_affine(affine: np.ndarray, factor: int) -> np.ndarray:
+    """The affine of pixels `factor` times finer than those of a picture's affine."""
+    place = np.diag([1 / factor, 1 / factor, 1.0, 1.0])
+    place[:2, 3] = -(factor - 1) / (2 * factor)
+    return affine @ place
+
+
+def regular_choice(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` places, in equal steps about the middle; 0 = all."""
+    if not limit or limit >= count:
+        return list(range(count))
+    step = max(1, count // limit)
+    first = (count - 1 - (limit - 1) * step) // 2
+    return [first + step * i for i in range(limit)]
+
+
+def intensity_unit(image: np.ndarray, scale: float) -> float:
+    """The value that becomes intensity 1.
+
+    `scale`, or where it is 0 the 99.5th percentile of those |image| that exceed 5% of the largest.
+    """
+    size = np.abs(image)
+    if scale or not size.max() > 0:
+        return scale or 1.0
+    return float(np.percentile(size[size > 0.05 * size.max()], 99.5))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, or the values of a NIfTI file. Raises InputError where it can't be read."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return read_values(path, affine_needed=False)[0]
+    try:
+        values: Any = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path} can't be read ({str(error)[:120]})") from error
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays: save one array as .npy (numpy.save)")
+    return values
+
+
+def _sensitivities(options: Options, shape: Shape, coils: int) -> Tensor:
     """Those of the file, or of so many made-up coils: (coils,H,W)."""
     if not options.sensitivities:
         return smooth_sensitivities(coils, shape)
     return torch.from_numpy(_read_coils(options.sensitivities, shape).astype(np.complex64))
 
 
-def _read_coils(path: str, shape: tuple[int, int]) -> np.ndarray:
+def _read_coils(path: str, shape: Shape) -> np.ndarray:
     """Finite numbers (coils,H,W). Raises InputError for anything else."""
     values = read_array(Path(path))
     values = values[None] if values.ndim == 2 else values
@@ -355,31 +502,12 @@ def _read_coils(path: str, shape: tuple[int, int]) -> np.ndarray:
     return values
 
 
-def read_mask(path: str, shape: tuple[int, int]) -> Tensor:
+def read_mask(path: str, shape: Shape) -> Tensor:
     """A mask (H,W) of 0 and 1 as float32. Raises InputError where it is something else."""
     values = np.squeeze(read_array(Path(path)))
     if values.shape != shape:
-        raise InputError(f"mask {path} is {'x'.join(map(str, values.shape))}, the image "
-                         f"{shape[0]}x{shape[1]}: they must have one shape")  # fmt: skip
+        size = "x".join(map(str, values.shape))
+        raise InputError(f"mask {path} is {size}, the image {shape[0]}x{shape[1]}: give one of it")
     if not np.isin(values, (0, 1)).all() or not values.any():
         raise InputError(f"mask {path} must hold 0 and 1, and some 1")
     return torch.from_numpy(values.astype(np.float32))
-
-
-def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
-    """Sensitivities times each image's phase, as far as the fully sampled centre shows it.
-
-    maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by
-    Hann's window. Raises InputError with fewer than 3 whole columns there, which show no phase.
-    """
-    band, (height, width) = sampled_centre(mask), mask.shape
-    if band < 3:
-        raise InputError(
-            f"the mask has {band} whole columns about the centre, too few to see the image's "
-            "phase: give k-space whose image has none, and --phase none"
-        )
-    window = torch.zeros(height, width)
-    start = width // 2 - band // 2
-    window[:, start : start + band] = torch.hann_window(band + 2, periodic=False)[1:-1]
-    rough = (maps.conj() * ifft2c(window * kspace)).sum(dim=1, keepdim=True)
-    return maps * torch.polar(torch.ones_like(rough.real), rough.angle())

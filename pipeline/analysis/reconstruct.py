@@ -8,119 +8,135 @@ python -m pipeline reconstruct --package DIR --operator image --image x.nii.gz -
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
 from data_prep.common.progress import Reporter
 from data_prep.common.wording import quantity
-from pipeline.analysis import results
-from pipeline.analysis.options import ReconstructOptions as Options
-from pipeline.analysis.options import check_there
+from pipeline.analysis import jobs, problems
+from pipeline.analysis.jobs import ReconstructOptions as Options
+from pipeline.analysis.solver import SolverSettings
+from pipeline.data.slices import SubjectEntry
+from pipeline.errors import InputError
+from pipeline.figures import bare, write_figure
 from pipeline.files import csv_text, write_json, write_text
+from pipeline.metrics.statistics import Interval, aggregate, few, over_families
 
-FILES = ("image", "kspace", "like", "sensitivities", "mask")
+METRICS = ("psnr", "ssim", "nrmse")
 
 
 def run(options: Options) -> None:
     """The command. Raises InputError, in one line, where the inputs do not fit each other."""
-    check_there(options, *FILES)
-    from pipeline.analysis import figures, packages, problems
-    from pipeline.analysis.solver import SolverSettings
-
-    package = packages.open_prior(options)
+    package = jobs.open_decoders(options)["package"]
     given = {"total variation": options.tv_weight, "wavelets": options.wavelet_weight}
-    if options.store:
-        store, entries = packages.unseen_subjects(options, package)
-        cases = problems.cases_of_store(options, store, entries)
-        target, digest, simulated = store.name, store.digest, store.simulated
-        notes = packages.caveats(package, simulated, entries)
-        wanted = [method for method, weight in given.items() if weight is None]
+    weights = {method: weight for method, weight in given.items() if weight is not None}
+    entries: list[SubjectEntry] = []
+    digest, fourier = "", options.operator == "fourier"
+    try:
+        if options.store:
+            store, entries = jobs.unseen_subjects(options, package)
+            target, digest, simulated = store.name, store.digest, store.simulated
+            cases = problems.cases_of_store(options, store, entries)
+        else:
+            target = jobs.image_name(Path(options.kspace or options.image))
+            cases = [problems.case_of_slice(options, package)]
+            simulated, usual = cases[0].simulated, 0.003 if fourier else 0.01
+            weights = dict.fromkeys(given, usual) | weights
+        wanted = [method for method in given if method not in weights]
         known = problems.validation_problems(options, store, entries) if wanted else []
-    else:
-        cases, wanted, known = [problems.case_of_slice(options, package)], [], []
-        target = results.image_name(Path(options.kspace or options.image))
-        digest, simulated = "", cases[0].simulated
-        notes = packages.caveats(package, simulated)
-        usual = 0.003 if options.operator == "fourier" else 0.01
-        given = {method: usual if weight is None else weight for method, weight in given.items()}
-    question = results.question_of(
-        options,
-        decoder=package.metadata["digest"],
-        store=digest,
-        files=[results.digest_of(getattr(options, name)) for name in FILES],
-    )
-    kind = "acceleration" if options.operator == "fourier" else "operator"
-    folder = results.folder_of(options, "reconstructions", target, question, kind)
-    if results.answered(folder, question):
-        return
-    cases[0].state()  # a mask or factor that does not fit is told before the work
-    simple = "zero filling" if options.operator == "fourier" else "degraded"
-    slices, people = sum(case.slices for case in cases), quantity(len(cases), "subject")
-    of = f"{people} of store {target}" if options.store else target
-    print(
-        f"reconstruct, {_measured(options)}: {quantity(slices, 'slice')} of {of}, by {simple}, "
-        f"{', '.join(given)} and the decoder",
-        flush=True,
-    )
-    for note in notes:
-        print(f"note: {note}")
-    settings = SolverSettings(
-        latent_steps=options.steps,
-        image_steps=3 * options.steps // 4,
-        seed=options.seed,
-        samples=options.samples,
-    )
-    with results.answering(folder, question) as draft, Reporter() as reporter:
-        chosen = draft / "weights.json"
-        weights: dict[str, Any] = json.loads(chosen.read_text()) if chosen.exists() else {**given}
-        for method in wanted:
-            if weights[method] is None:
-                others = quantity(len(known), "validation subject")
-                reporter.update(0.0, f"weight of {method} from {others}")
-                weights[method] = problems.choose_weight(method, known)
-                write_json(chosen, weights)
+        cases[0].state()  # a mask or factor that does not fit is told before the work
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    notes = jobs.caveats(package, simulated, entries)
+    files = [jobs.digest_of(getattr(options, name, "")) for name in jobs.FILES]
+    inputs = [package.metadata["digest"], digest, *files]
+    kind = "acceleration" if fourier else "operator"
+    named = jobs.named_folder(options, "reconstructions", target, kind)
+    with jobs.results(options, named, inputs, "scores.json") as folder, Reporter() as reporter:
+        if folder is None:
+            return
+        simple = "zero filling" if fourier else "degraded"
+        slices, people = sum(case.slices for case in cases), quantity(len(cases), "subject")
+        print(
+            f"reconstruct, {_measured(options)}: {quantity(slices, 'slice')} of "
+            f"{f'{people} of store {target}' if options.store else target}, by {simple}, "
+            f"{', '.join(given)} and the decoder",
+            *(f"note: {note}" for note in notes),
+            sep="\n",
+            flush=True,
+        )
+        if (chosen := folder / "weights.json").exists():
+            weights |= json.loads(chosen.read_text())
+        for method in (m for m in wanted if m not in weights):
+            others = quantity(len(known), "validation subject")
+            reporter.update(0.0, f"weight of {method} from {others}")
+            weights[method] = problems.choose_weight(method, known)
+            write_json(chosen, weights)
+        settings = SolverSettings(
+            latent_steps=options.steps,
+            image_steps=3 * options.steps // 4,
+            seed=options.seed,
+            samples=options.samples,
+        )
         rows = []
         for number, case in enumerate(cases):
-            place = draft / case.name
+            place = folder / case.name
             if not (place / "methods.json").exists():
 
-                def told(part: float, number: int = number) -> None:
+                def tell(part: float, number: int = number) -> None:
                     done = (number + part) / len(cases)
                     reporter.update(done, f"subject {number + 1} of {len(cases)}")
 
-                told(0.0)
+                tell(0.0)
                 problem = case.state()
-                solved = problems.solve_all(problem, simple, package, weights, settings, told)
-                case.write(place, "reconstruction", solved.images[problems.IMAGE])
-                if solved.deviation is not None:
-                    case.write(place, "deviation", solved.deviation)
+                images, deviation = problems.solve_all(
+                    problem, simple, package, weights, settings, tell
+                )
+                case.write(place, "reconstruction", images[problems.IMAGE])
+                scores, coverage, truth = {}, None, problem.reference
+                if truth is not None:
+                    scores = {m: problems.score(truth, image) for m, image in images.items()}
+                if deviation is not None:
+                    case.write(place, "deviation", deviation)
+                    if truth is not None:
+                        image = images[problems.IMAGE]
+                        coverage = problems.covered(truth, image, deviation, options.samples)
                 title = f"{case.name} of store {target}" if options.store else target
                 title += " (simulated person)" if simulated else ""
-                figures.write(place / "comparison.png", figures.comparison(problem, solved, title))
-                scores = {"coverage_90": solved.coverage, "methods": solved.scores}
-                write_json(place / "methods.json", scores)  # last: with it the rest is whole
-            of_case = {"subject": case.name, "family": case.family, "slices": case.slices}
-            rows.append(of_case | json.loads((place / "methods.json").read_text()))
-        summary = _summary(rows)
+                figure = comparison(problem, images, scores, title)
+                write_figure(place / "comparison.png", figure)
+                # Last: with it the rest is whole.
+                write_json(place / "methods.json", {"coverage_90": coverage, "methods": scores})
+            row = {"subject": case.name, "family": case.family, "slices": case.slices}
+            rows.append(row | json.loads((place / "methods.json").read_text()))
+        lines = [
+            {"subject": row["subject"], "method": method, "slices": row["slices"], **scores}
+            for row in rows
+            for method, scores in row["methods"].items()
+        ]
+        table = csv_text(lines, ["subject", "method", "slices", *METRICS])
+        write_text(folder / "scores.csv", table)
         record = {
-            "decoder": packages.record(package),
-            "options": asdict(options),
+            "decoder": jobs.record(package),
+            "options": vars(options),
             "notes": notes,
             "weights": weights,
             "scale": cases[0].unit,
-            **summary,
         }
-        write_json(draft / "scores.json", record)
-        write_text(draft / "scores.csv", _table(rows))
+        summary = summarised(rows)
+        write_json(folder / "scores.json", record | summary)
     if summary["methods"]:
-        print(_described(summary))
-        results.print_few(summary["families"])
+        print(described(summary))
+        if note := few(summary["families"]):
+            print(f"note: {note}")
     print(f"images, scores, figures: {folder}")
 
 
 def _measured(options: Options) -> str:
-    """How, in words."""
     if options.operator == "image":
         return f"noise {options.deviation:g}, blur {options.blur:g}, factor {options.factor}"
     if options.mask or options.kspace:
@@ -128,39 +144,23 @@ def _measured(options: Options) -> str:
     return f"acceleration {options.acceleration:g}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """scores.csv: a row per subject and method."""
-    lines = [
-        {"subject": row["subject"], "method": method, "slices": row["slices"], **scores}
-        for row in rows
-        for method, scores in row["methods"].items()
-    ]
-    return csv_text(lines, ["subject", "method", "slices", "psnr", "ssim", "nrmse"])
-
-
-def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over families with intervals: of methods, of what the decoder gains, of coverage."""
-    import numpy as np
-
-    from pipeline.metrics.statistics import aggregate, over_families, paired_difference
-
-    family = {row["subject"]: row["family"] for row in rows}
-    families = list(family.values())
-    methods = {}
-    psnr: dict[str, dict[str, float]] = {}
-    for method, scores in rows[0]["methods"].items():
-        values = {m: np.array([row["methods"][method][m] for row in rows]) for m in scores}
-        methods[method] = aggregate(values, families)
-        psnr[method] = {row["subject"]: row["methods"][method]["psnr"] for row in rows}
-    *others, decoder = psnr.values() if psnr else [{}]  # the decoder's image is the last
+    families = [row["family"] for row in rows]
+    scores = {
+        method: {m: np.array([row["methods"][method][m] for row in rows]) for m in METRICS}
+        for method in rows[0]["methods"]
+    }
+    psnr = {method: values["psnr"] for method, values in scores.items()}
     gains = {
-        method: paired_difference(decoder, other, family)
-        for method, other in zip(psnr, others, strict=False)
+        method: over_families(psnr[problems.IMAGE] - psnr[method], families)
+        for method in scores
+        if method != problems.IMAGE
     }
     summary: dict[str, Any] = {
         "subjects": len(rows),
         "families": len(set(families)),
-        "methods": methods,
+        "methods": {method: aggregate(values, families) for method, values in scores.items()},
         "decoder_gains_psnr": gains,
     }
     coverage = [row["coverage_90"] for row in rows]
@@ -169,13 +169,12 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _described(summary: Mapping[str, Any]) -> str:
+def described(summary: Mapping[str, Any]) -> str:
     """The methods' means, what the decoder gains and the coverage of its error bars, as text."""
 
-    def shown(value: Mapping[str, Any], form: str) -> str:
-        ends = [] if value["low"] is None else [value["low"], value["high"]]
-        within = f" [{', '.join(f'{end:{form}}' for end in ends)}]" if ends else ""
-        return f"{value['mean']:{form}}{within}"
+    def shown(value: Interval, form: str) -> str:
+        ends = [f"{value[end]:{form}}" for end in ("low", "high") if value[end] is not None]
+        return f"{value['mean']:{form}}" + (f" [{', '.join(ends)}]" if ends else "")
 
     lines = [f"{'method':24s} {'PSNR, dB':22s} {'SSIM':24s} decoder's gain, dB"]
     for method, metrics in summary["methods"].items():
@@ -187,3 +186,36 @@ def _described(summary: Mapping[str, Any]) -> str:
         share = shown(bars["coverage_90"], ".1%")
         lines.append(f"{share} of the head's pixels lie within their 90% intervals")
     return "\n".join(lines)
+
+
+def comparison(
+    problem: problems.Problem,
+    images: Mapping[str, Tensor],
+    scores: Mapping[str, Mapping[str, float]],
+    title: str,
+) -> Figure:
+    """A subject's middle slice by every method, its errors (method − truth) below, the mask."""
+    truth, middle = problem.reference, len(problem.simple) // 2
+    panels = {} if truth is None else {"reference": truth[middle, 0]}
+    panels |= {method: image[middle, 0] for method, image in images.items()}
+    if problem.mask is not None:
+        panels["k-space mask"] = problem.mask
+    rows = 1 if truth is None else 2
+    figure = Figure(figsize=(1.75 * len(panels), 1.85 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, len(panels), squeeze=False)
+    for axis in axes.flat:
+        bare(axis)
+    for column, (name, image) in enumerate(panels.items()):
+        axes[0, column].imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+        axes[0, column].set_title(name, fontsize=8)
+        if truth is not None and name in scores:
+            error = (image - truth[middle, 0]).numpy()
+            drawn = axes[1, column].imshow(error, cmap="RdBu_r", vmin=-0.2, vmax=0.2)
+            label = f"{scores[name]['psnr']:.1f} dB, SSIM {scores[name]['ssim']:.3f}"
+            axes[1, column].set_xlabel(label, fontsize=7)
+    if truth is not None:
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.01)
+        bar.set_label("error, intensity", fontsize=8)
+        title += ": the middle slice; scores are means over slices"
+    figure.suptitle(title, fontsize=9)
+    return figure

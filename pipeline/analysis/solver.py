@@ -21,7 +21,6 @@ Papandreou & Yuille 2010; randomize-then-optimize, Bardsley et al. 2014): y with
 more, u about a draw from N(0,C), z about a draw from N(0,I). Exact where decode is linear.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,8 +33,6 @@ from pipeline.analysis.operators import Operator, complex_noise
 from pipeline.blur.likelihood import sample_residual
 from pipeline.losses.law import GaussianLaw, Law
 from pipeline.models.vae import Posterior
-
-Progress = Callable[[float], None]
 
 # Less noise than this is below float32's rounding of the misfit.
 LEAST_NOISE = 1e-3
@@ -55,7 +52,7 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """How long both phases search, and for what.
+    """Steps of both phases, and how many draws from the posterior are made.
 
     Example:
         >>> SolverSettings(samples=8).latent_steps
@@ -92,7 +89,7 @@ def solve(
     noise: float,
     guess: Float[Tensor, "B C H W"],
     settings: SolverSettings,
-    progress: Progress = lambda _: None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Solution:
     """Both phases for a batch of measurements of one operator, and draws from the posterior.
 
@@ -115,21 +112,13 @@ def solve(
         >>> scanner = MaskedFourier(cartesian_mask((32, 32), acceleration=2))
         >>> measured = scanner.forward(image)
         >>> quick = SolverSettings(latent_steps=2, image_steps=2)
-        >>> found = solve(
+        >>> solution = solve(
         ...     open_package("demo"), scanner, measured, 0.01, scanner.adjoint(measured), quick
         ... )
-        >>> found.image.shape
+        >>> solution.image.shape
         torch.Size([1, 1, 32, 32])
     """
-    total = settings.latent_steps + settings.image_steps * (1 + bool(settings.samples))
-    steps = itertools.count(1)
-    search = _Search(
-        prior,
-        operator,
-        max(noise, LEAST_NOISE),
-        settings,
-        lambda: progress(next(steps) / max(total, 1)),
-    )
+    search = _Search(prior, operator, max(noise, LEAST_NOISE), settings, progress)
     latent = search.latent_phase(measurement, guess)
     with torch.no_grad():
         drawn = prior.decode(latent).clamp(0, 1)
@@ -139,15 +128,20 @@ def solve(
     return Solution(latent, drawn, image.clamp(0, 1), samples)
 
 
-@dataclass(frozen=True)
 class _Search:
-    """Both phases, and draws; step: is called after each step."""
+    """Both phases, and draws."""
 
-    prior: Prior
-    operator: Operator
-    noise: float
-    settings: SolverSettings
-    step: Callable[[], None]
+    def __init__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        noise: float,
+        settings: SolverSettings,
+        progress: Callable[[float], None],
+    ) -> None:
+        self.prior, self.operator, self.noise = prior, operator, noise
+        self.settings, self.progress, self.done = settings, progress, 0
+        self.total = settings.latent_steps + settings.image_steps * (1 + bool(settings.samples))
 
     def latent_phase(self, measurement: Tensor, guess: Tensor) -> Tensor:
         """The latent of the lowest energy near the encoder's of the guess."""
@@ -221,7 +215,8 @@ class _Search:
             optimiser.zero_grad()
             energy(latent).backward()
             optimiser.step()
-            self.step()
+            self.done += 1
+            self.progress(self.done / self.total)
         return latent.detach()
 
 
@@ -259,19 +254,18 @@ def conjugate_gradient(
     def dot(left: Tensor, other: Tensor) -> Tensor:
         return (left * other).flatten(1).sum(dim=1)[:, None, None, None]
 
-    solution = start
-    residual = right - apply(start)
+    solution, residual = start, right - apply(start)
     direction, size = residual, dot(residual, residual)
-    enough = 1e-12 * dot(right, right)
+    enough, tiny = 1e-12 * dot(right, right), torch.finfo(right.dtype).tiny
     for _ in range(steps):
         if bool((size <= enough).all()):
             break
         moved = apply(direction)
-        length = size / dot(direction, moved).clamp_min(torch.finfo(size.dtype).tiny)
+        length = size / dot(direction, moved).clamp_min(tiny)
         solution = solution + length * direction
         residual = residual - length * moved
         before, size = size, dot(residual, residual)
-        direction = residual + size / before.clamp_min(torch.finfo(size.dtype).tiny) * direction
+        direction = residual + size / before.clamp_min(tiny) * direction
     return solution
 
 

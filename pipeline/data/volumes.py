@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from data_prep import PLANES, PrepareConfig, Slices, load_volume, read_mask, read_verified
+from data_prep import PLANES, PrepareConfig, Slices, read_verified
 from data_prep.common.errors import VolumeError
 from data_prep.config import TRANSFORM_VERSION
 from data_prep.flags import words_of
@@ -88,6 +88,8 @@ def prepare_volume(
     whose header does not say, such as "LAS". Raises InputError, in one line, for all that is wrong
     with the files, and for a store that was not cut from volumes.
     """
+    from data_prep import load_volume  # MONAI's import takes seconds
+
     config = _config(keys, assume_orientation)
     stored = _header_of(path)
     try:
@@ -179,6 +181,8 @@ def read_labels(path: Path, image: PreparedVolume, assume_orientation: str = "")
     True where a mask with one value above 0 has it; from 0.5 on in one with several. Raises
     InputError, in one line, for a damaged file and a mask of another shape or place.
     """
+    from data_prep import read_mask  # MONAI's import takes seconds
+
     try:
         return read_mask(path, image.shape, image.storage, assume_orientation=assume_orientation)
     except VolumeError as error:

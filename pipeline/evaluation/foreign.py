@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.progress import Reporter
-from pipeline.analysis.geometry import read_array
+from pipeline.analysis.problems import read_array
 from pipeline.config import EvaluationConfig
 from pipeline.config import ForeignOptions as Options
 from pipeline.data.slices import SliceDataset, Store, open_store

@@ -1,6 +1,6 @@
 """A small decoder that is trained here, and commands that find it under the name `tiny`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ def trained(tiny_store: Store) -> DecoderPackage:
     """A decoder of the tiny store's training people, after seconds of training."""
     torch.manual_seed(0)
     people = tiny_store.subjects("train")
+    keys = ("subject", "family", "source_sha256")
     metadata = describe(
         (1, 32, 32),
         ModelConfig(levels=[Level(4, 4), Level(8, 4)], width=8, max_width=16),
@@ -30,32 +31,27 @@ def trained(tiny_store: Store) -> DecoderPackage:
         plane=tiny_store.plane,
         prepare=tiny_store.manifest["configuration"],
         store={"name": tiny_store.name, "simulated": True},
-        trained_on=hashed_subjects(
-            {"subject": e.subject, "family": e.family, "source_sha256": e.source_sha256}
-            for e in people
-        ),
+        trained_on=hashed_subjects({key: getattr(e, key) for key in keys} for e in people),
     )
-    metadata["digest"] = "0"
-    package = DecoderPackage(metadata).requires_grad_(True)
+    package = DecoderPackage(metadata | {"digest": "0"}).requires_grad_(True)
     data = SliceDataset(tiny_store, people)
     images = data.__getitems__(range(len(data)))
     optimiser = torch.optim.Adam(package.parameters(), lr=5e-3)
     for _ in range(150):
-        found = package.vae.infer(images, package.vae.prior_latents(len(images)))
-        error = (found.reconstruction - images).square().sum() / (2 * 0.05**2)
-        loss = error + found.posterior.rate().sum()
+        inferred = package.vae.infer(images, package.vae.prior_latents(len(images)))
+        error = (inferred.reconstruction - images).square().sum() / (2 * 0.05**2)
         optimiser.zero_grad()
-        loss.backward()
+        (error + inferred.posterior.rate().sum()).backward()
         optimiser.step()
     return package.requires_grad_(False)
 
 
 @pytest.fixture
-def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPackage]:
+def tiny(trained: DecoderPackage, monkeypatch: pytest.MonkeyPatch) -> DecoderPackage:
     """`--package tiny` is that decoder."""
     monkeypatch.setattr("pipeline.package.format.load", lambda *_: trained)
-    monkeypatch.setattr("pipeline.analysis.options.existing_package", lambda _: None)
-    yield trained
+    monkeypatch.setattr("pipeline.analysis.jobs.existing_package", lambda _: None)
+    return trained
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Inserted lesions: where they lie, and the command that looks for them."""
+"""Inserted lesions: the command that looks for them."""
 
 import csv
 import json
@@ -12,33 +12,17 @@ import torch
 
 from data_prep.store import Store
 from pipeline.__main__ import main
-from pipeline.analysis import inserted
-from pipeline.analysis.inserted import Lesion, insert, place, threshold_at
-from pipeline.package import DecoderPackage
+from pipeline.analysis import lesions
+from pipeline.analysis.lesions import insert, place, threshold_at
 
 Fail = Callable[..., str]
-
-
-def _brain() -> torch.Tensor:
-    images = torch.zeros(4, 1, 32, 32)
-    images[..., 6:26, 8:24] = 0.6
-    return images
-
-
-@pytest.mark.parametrize("contrast", [-0.3, 0.3])
-def test_a_lesion_lies_in_the_brain_and_changes_nothing_else(contrast: float) -> None:
-    images, random = _brain(), np.random.default_rng(0)
-    changed, where = insert(images, Lesion(6.0, contrast), 2.0, random)  # 3 pixels wide
-    difference = changed - images
-    assert (difference[images == 0] == 0).all()
-    assert difference[where].mean().item() == pytest.approx(contrast, rel=0.25)
-    assert (difference.abs().amax(dim=(1, 2, 3)) - abs(contrast)).abs().max() < 1e-6
-    assert torch.equal(images, _brain()), "the images given stay as they are"
-    assert changed.min() >= 0 and changed.max() <= 1
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_a_lesion_larger_than_the_brain_lies_where_that_is_deepest() -> None:
-    row, column = place(_brain()[0, 0].numpy(), 60.0, np.random.default_rng(0))
+    brain = np.zeros((32, 32))
+    brain[6:26, 8:24] = 0.6
+    row, column = place(brain, 60.0, np.random.default_rng(0))
     assert 13 <= row <= 18 and column in (15, 16)
 
 
@@ -52,7 +36,7 @@ def test_pieces_outside_the_brain_are_no_false_positives() -> None:
 
 
 def test_the_command_finds_what_stands_out_and_goes_on_after_ctrl_c(
-    tiny: DecoderPackage, tiny_store: Store, work: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Store, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["lesions", "--package", "tiny", "--store", f"{tiny_store.path}", "--slices", "2",
              "--diameters", "[12]", "--contrasts", "[-0.9,0.05]"]  # fmt: skip
@@ -64,13 +48,14 @@ def test_the_command_finds_what_stands_out_and_goes_on_after_ctrl_c(
             raise KeyboardInterrupt
         return insert(*arguments)
 
-    monkeypatch.setattr(inserted, "insert", stops)
+    monkeypatch.setattr(lesions, "insert", stops)
     assert main(words) == 130
     assert main(words) == 0
     assert len(calls) == 5, "the first subject is not solved again"
-    (out,) = work.glob("lesions/tiny/*/")
-    names = {path.name for path in out.iterdir()}
-    assert names == {"question.json", "lesions.csv", "lesions.json", "curves.png", "examples.png"}
+    out = work / "lesions/tiny/tiny-slices-2-diameters-12-contrasts--0.9,0.05"
+    assert {path.name for path in out.iterdir()} == {
+        "question.json", "lesions.csv", "lesions.json", "curves.png", "examples.png", "subjects"
+    }  # fmt: skip
     kinds = json.loads((out / "lesions.json").read_text())["kinds"]
     auroc = {(k["method"], k["contrast"]): k["auroc"]["mean"] for k in kinds}
     assert auroc["residual", -0.9] > 0.8 > auroc["residual", 0.05]
@@ -80,7 +65,6 @@ def test_the_command_finds_what_stands_out_and_goes_on_after_ctrl_c(
     assert (work / "again/lesions.csv").read_bytes() == (out / "lesions.csv").read_bytes()
 
 
-@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -101,9 +85,8 @@ def test_bad_input_is_one_line(
 
 
 def test_equal_names_are_refused_and_taken_where_they_are_others(
-    tiny: DecoderPackage, work: Path, store_writer: Callable[..., Store], fail: Fail,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    work: Path, store_writer: Callable[..., Store], fail: Fail, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A subject's name is a study's own; a file is the same whatever is said."""
     store_writer(work, "other", seed=7)
     store_writer(work, "copy", prefix="q")  # the tiny store's scans, renamed

@@ -41,41 +41,28 @@ def _phases(shape: tuple[int, int]) -> Tensor:
 
 OPERATORS: dict[str, Make] = {
     "single coil": lambda shape: MaskedFourier(_mask(shape)),
-    "multi-coil": lambda shape: MaskedFourier(_mask(shape), _coils(shape)),
     "a phase for each slice": lambda shape: MaskedFourier(_mask(shape), _phases(shape)),
-    "blur": lambda shape: GaussianBlur(1.3, shape),
     "downsampling": lambda shape: Downsampling(3, shape),
     "within": lambda shape: Within((torch.rand(1, 1, *shape) > 0.4).double()),
-    "blur and downsampling": lambda s: Composed(GaussianBlur(0.8, s), Downsampling(3, s)),
     "blur, then scanned": lambda shape: Composed(
         GaussianBlur(0.8, shape), MaskedFourier(_mask(shape), _coils(shape))
     ),
 }
-ALL = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS.keys())
-
-
-def _inner(left: Tensor, right: Tensor) -> float:
-    return float((left.conj() * right).sum().real)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@ALL
-def test_the_adjoint_law(make: Make, shape: tuple[int, int]) -> None:
-    operator = make(shape)
-    image = torch.randn(2, 1, *shape, dtype=torch.float64)
-    measured = operator.forward(image)
-    other = torch.randn(measured.shape, dtype=measured.dtype)
-    back = operator.adjoint(other)
-    assert back.shape == image.shape and back.dtype == image.dtype
-    assert _inner(measured, other) == pytest.approx(_inner(image, back), rel=1e-10)
-
-
-@ALL
-def test_it_is_linear(make: Make) -> None:
-    operator = make((12, 9))
-    left, right = torch.randn(2, 2, 1, 12, 9, dtype=torch.float64)
-    together = operator.forward(2 * left - right)
-    torch.testing.assert_close(together, 2 * operator.forward(left) - operator.forward(right))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_linear_and_the_adjoint_law_holds(name: str, shape: tuple[int, int]) -> None:
+    operator = OPERATORS[name](shape)
+    images, others = torch.randn(2, 2, 1, *shape, dtype=torch.float64)
+    measured = operator.forward(images)
+    together = operator.forward(2 * images - others)
+    torch.testing.assert_close(together, 2 * measured - operator.forward(others))
+    given = torch.randn(measured.shape, dtype=measured.dtype)
+    back = operator.adjoint(given)
+    assert back.shape == images.shape and back.dtype == images.dtype
+    inner = float((measured.conj() * given).sum().real)
+    assert inner == pytest.approx(float((images * back).sum()), rel=1e-10)
 
 
 def test_its_norm_is_the_largest_gain() -> None:
@@ -93,19 +80,12 @@ def test_the_transform_is_numpy_s_and_its_own_inverse(shape: tuple[int, int]) ->
     torch.testing.assert_close(ifft2c(fft2c(image)), image)
 
 
-def test_all_samples_and_normalised_coils_give_the_image_back() -> None:
-    shape = (12, 9)
-    image = torch.randn(2, 1, *shape, dtype=torch.float64)
+def test_all_samples_and_normalised_coils_and_no_blur_give_the_image_back() -> None:
+    shape, image = (12, 9), torch.randn(2, 1, 12, 9, dtype=torch.float64)
     operator = MaskedFourier(torch.ones(shape, dtype=torch.float64), _coils(shape))
     back = operator.adjoint(operator.forward(image))
     torch.testing.assert_close(back, image, rtol=1e-5, atol=1e-5)
-
-
-def test_no_blur_is_identity_and_neither_blur_nor_downsampling_moves_the_mean() -> None:
-    image = torch.rand(1, 1, 12, 9, dtype=torch.float64)
-    torch.testing.assert_close(GaussianBlur(0.0, (12, 9)).forward(image), image)
-    for operator in (GaussianBlur(2.0, (12, 9)), Downsampling(3, (12, 9))):
-        assert operator.forward(image).mean() == pytest.approx(float(image.mean()))
+    torch.testing.assert_close(GaussianBlur(0.0, shape).forward(image), image)
 
 
 def test_a_slice_is_measured_with_its_own_phase() -> None:
@@ -119,8 +99,7 @@ def test_a_slice_is_measured_with_its_own_phase() -> None:
 
 def test_the_phase_of_an_object_has_its_size() -> None:
     phase = smooth_phase((64, 64), 1.5)
-    assert 1.4 < float(phase.max()) <= 1.5
-    assert float(phase.min()) >= -0.75
+    assert 1.4 < float(phase.max()) <= 1.5 and float(phase.min()) >= -0.75
     assert float((phase[1:] - phase[:-1]).abs().max()) < 0.1  # smooth: the centre can show it
 
 

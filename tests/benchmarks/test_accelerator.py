@@ -57,18 +57,6 @@ def test_an_fft_in_half_precision_is_an_error(
         agreement.measure_agreement(TINY, training_slices(tiny_store, 4), CPU, 0, batch=2)
 
 
-def test_a_gradient_that_differs_is_told(tiny_store: Store, monkeypatch: Any) -> None:
-    right = agreement.gradients
-
-    def wrong(objective: Any, images: Any, noise: Any, **options: Any) -> Any:
-        found = right(objective, images, noise, **options)
-        return found if images.dtype == torch.float64 else {k: 1.01 * v for k, v in found.items()}
-
-    monkeypatch.setattr(agreement, "gradients", wrong)
-    found = agreement.measure_agreement(TINY, training_slices(tiny_store, 4), CPU, 0, batch=2)
-    assert not found["agrees"]
-
-
 def test_on_one_processor_two_runs_end_with_the_same_bits(tiny_store: Store) -> None:
     config = replace(TINY, training=replace(TINY.training, batch_size=4))
     rows = agreement.measure_repeat(
@@ -106,15 +94,6 @@ def test_a_variant_that_fails_or_comes_too_late_is_a_row(
     assert failed[0]["error"] == "OutOfMemoryError: CUDA out of memory"
 
 
-def test_layouts_in_memory_give_the_same_loss(tiny_store: Store) -> None:
-    images = training_slices(tiny_store, 4)
-    found = []
-    for variant in (speed.Variant("a"), speed.Variant("b", channels_last=False)):
-        step = speed.WholeStep(TINY, variant, images, Processes("cpu"), seed=0)
-        found.append(step.step(step.images, step.noise)["distortion"])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
 def test_the_command_from_end_to_end(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,18 +116,3 @@ def test_the_command_from_end_to_end(
     assert markdown(found) == text
     assert "within 0.001: yes" in text and "python benchmarks/accelerator.py --minutes" in text
     assert (tmp_path / "out/accelerator.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    commands = {
-        "no prepared store": ["--store", str(tmp_path / "none")],
-        "--minutes": ["--minutes", "0"],
-        "training.device": ["--device", "nonsense"],
-    }
-    for said, words in commands.items():
-        assert accelerator.main(words) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-        assert said in error

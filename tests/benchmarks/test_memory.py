@@ -4,8 +4,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import memory
@@ -30,10 +28,3 @@ def test_activations_grow_with_the_batch_and_with_the_width_and_weights_do_not()
     assert 1.2 * ten < wide < 2.2 * ten
     # At least the widest map of the encoder: 8 channels of 16 x 16 in float32, ten images.
     assert ten * 2**30 > 10 * 8 * 16 * 16 * 4
-
-
-def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--batch", "0"], ["--configs", "none.yaml"]):
-        assert memory.main(words) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1

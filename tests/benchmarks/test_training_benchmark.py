@@ -1,6 +1,5 @@
 """benchmarks/training.py: what it compares is equal where it must be, and its sums are right."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -20,19 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import peers
 import terms
 import training
-from measure import Spread, alternate, processor, ratio
-from quality import Point, Run, Schedule, Scorer, best, compare
-from report import COLOURS
 
 from data_prep.store import Store
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset
 from pipeline.distributed import Processes
-from pipeline.errors import InputError
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
-from pipeline.models.vae import VAE
-from pipeline.training.monitor import ValidationMonitor
 
 CPU = torch.device("cpu")
 LEVELS = (Level(4, 2), Level(8, 1))
@@ -81,32 +74,6 @@ def test_a_difference_is_told() -> None:
 
 
 # Timing
-
-
-def test_actions_take_turns_and_ratios_are_of_rounds() -> None:
-    order: list[str] = []
-    actions = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = alternate(actions, rounds=3, device=CPU, warm_up=1)
-    assert order == list("abababab")
-    assert {len(values) for values in times.values()} == {3}
-    assert len(alternate(actions, rounds=9, device=CPU, budget=0.0, least=4)["a"]) == 4
-    slow = {"one": [1.0, 2.0, 10.0], "two": [2.0, 4.0, 20.0]}
-    assert ratio(slow, "two", to="one") == Spread(median=2.0, low=2.0, high=2.0)
-
-
-def test_processor_is_named(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("flags : x\nmodel name\t: Some CPU: fast\n")
-    assert processor(tmp_path / "cpuinfo") == "Some CPU: fast"
-    assert processor(tmp_path / "none")
-
-
-def test_cases_are_of_every_side_with_levels_that_fit() -> None:
-    assert [(case.side, case.target) for case in terms.CASES] == [(64, 1.1), (128, 1.1), (256, 1.1)]
-    assert list(terms.CASES[0].levels) == ModelConfig().levels
-    for case in terms.CASES:
-        config = terms.configuration(case)
-        assert config.model.sides(case.side)[0] == case.side // 2
-        assert all(level.opens == 0 for level in case.levels)
 
 
 # The peers
@@ -165,109 +132,7 @@ def test_the_loss_under_the_optimal_sigma_is_the_elbo_at_its_best_sigma(batch: i
     assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.network.parameters())
 
 
-def test_the_rate_that_is_told_is_that_of_a_draw_and_the_images_that_of_the_means() -> None:
-    project = peers.Project((1, 32, 32), Processes("cpu"), terms.configuration(TINY))
-    images, vae = torch.rand(4, 1, 32, 32), project.objective.vae
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        found, rate = project.reconstruct(images)
-        means = vae.infer(images)
-        mean_rate = torch.stack([_infer(vae, images, seed) for seed in range(50)]).mean(dim=0)
-    assert torch.equal(found, means.reconstruction)
-    assert torch.equal(rate, _infer(vae, images, 0))
-    torch.testing.assert_close(rate, mean_rate, rtol=0.2, atol=0.0)
-
-
-def _infer(vae: VAE, images: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return vae.infer(images, vae.prior_latents(len(images), generator)).posterior.rate()
-
-
-@pytest.mark.slow  # a step takes a second
-def test_pythae_learns_and_reconstructs() -> None:
-    pytest.importorskip("pythae")
-    contestant = peers.PythaeVAE((1, 64, 64), CPU)
-    batch = torch.zeros(2, 1, 64, 64)
-    losses = [contestant.step(batch).item() for _ in range(3)]
-    assert losses[-1] < losses[0]
-    reconstruction, rate = contestant.reconstruct(batch)
-    assert reconstruction.shape == batch.shape and rate.shape == (2,)
-
-
-def test_what_peers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert len(peers.peers((1, 64, 64), CPU)) == 4 < len(COLOURS), "every curve has a colour"
-    assert peers.PythaeVAE.name not in peers.peers((1, 32, 32), CPU)
-    with pytest.raises(InputError, match="channels must be multiples"):
-        peers.peers((1, 64, 64), CPU, monai_channels=(16, 24))
-    for missing in ("einops", "pythae"):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name, m=missing: name != m or None)
-        with pytest.raises(InputError, match=f"{missing} is not installed: make bench installs it"):
-            peers.peers((1, 64, 64), CPU)
-
-
 # Time to quality
-
-
-def _curve(*rows: tuple[float, float, float, float]) -> list[Point]:
-    """Points from (seconds, LPIPS, PSNR, high-frequency ratio)."""
-    return [
-        Point(seconds=s, step=0, lpips_alex=a, psnr=p, high_frequency_ratio=h, rate=0.0)
-        for s, a, p, h in rows
-    ]
-
-
-def test_noise_has_no_sharpness() -> None:
-    curve = _curve((5, 0.5, 10, 0.99), (10, 0.4, 18, 0.02), (20, 0.3, 19, 0.05))
-    assert best(curve, "psnr") == best(curve, "high_frequency_ratio") == curve[2]
-    assert best([], "high_frequency_ratio") is None
-    near = _curve((5, 0.5, 19.6, 1.5), (10, 0.5, 20, 0.8))
-    assert best(near, "high_frequency_ratio") == near[1], "nearest 1, from either side"
-    assert best(near, "lpips_alex") == near[0]
-
-
-def test_comparison_is_with_the_best_peer_of_each_metric() -> None:
-    mine = _curve((5, 0.6, 17, 0.1), (10, 0.3, 19, 0.3), (40, 0.2, 22, 0.4))
-    runs = [
-        Run(peers.PROJECT, "", 1, mine),
-        Run(peers.PROJECT_SHORT, "", 1, _curve((3, 0.1, 30, 1.0))),
-        Run("a", "", 1, _curve((5, 0.5, 18, 0.05), (100, 0.3, 20, 0.06))),
-        Run("b", "", 1, _curve((5, 0.7, 12, 0.9), (90, 0.4, 19, 0.2))),
-    ]
-    found = compare(runs, seconds=100.0)
-    assert {name: (row.get("peer"), row["seconds"]) for name, row in found.items()} == {
-        "lpips_alex": ("a", 10),
-        "psnr": ("a", 40),
-        "high_frequency_ratio": ("b", 10),
-        "all": (None, 40),
-    }
-    assert [row["within_a_fifth"] for row in found.values()] == [True, False, True, False]
-    assert found["psnr"]["peer_seconds"] == 100
-    runs[0].curve = mine[:1]
-    found = compare(runs, seconds=100.0)
-    assert found["psnr"]["seconds"] is None and not found["all"]["within_a_fifth"]
-
-
-def test_scores_are_due_sooner_in_the_first_minute() -> None:
-    schedule = Schedule()
-    assert [s for s in range(125) if schedule.due(s)] == [5, 10, 20, 30, 40, 50, 60, 80, 100, 120]
-    late = Schedule()
-    assert [late.due(s) for s in (31.0, 35.0, 41.0)] == [True, False, True]
-
-
-def test_scored_slices_are_those_of_the_validation_monitor(store_writer: Any, work: Path) -> None:
-    store = store_writer(work, splits=("train", "validation", "validation"), slices=20)
-    scorer, monitor = Scorer(store, CPU), ValidationMonitor(store, CPU)
-    assert all(
-        torch.equal(one, other)
-        for one, other in zip(scorer.subjects, monitor._subjects, strict=True)
-    )
-    scores = scorer(lambda images: (images, torch.ones(len(images))))
-    assert scores == {
-        "lpips_alex": 0.0, "psnr": 100.0, "high_frequency_ratio": 1.0, "rate": 1.0
-    }  # fmt: skip
-    assert scorer(lambda images: (images / 0, torch.ones(len(images)))) is None
 
 
 # The command

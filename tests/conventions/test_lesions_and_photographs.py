@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from data_prep.sources.celeba import decode
-from pipeline.analysis.geometry import intensity_unit, regular_choice
-from pipeline.analysis.inserted import Lesion, insert, sensitivity, share, threshold_at
-from pipeline.analysis.maps import detect, deviations, one_sided
+from pipeline.analysis.anomaly import detect, one_sided
+from pipeline.analysis.lesions import Lesion, insert, sensitivity, share, threshold_at
+from pipeline.analysis.problems import intensity_unit, regular_choice
 from pipeline.evaluation.samples import coarse
 from pipeline.losses.base import Scale
-from pipeline.losses.law import GaussianLaw
-from pipeline.models.vae import Posterior
 
 
 def test_a_disc_has_its_area_about_the_middle_of_a_pixel() -> None:
@@ -48,28 +45,6 @@ def test_dark_is_below_what_was_expected_and_bright_above() -> None:
     assert one_sided(signed, "bright").tolist() == [0, 0, 3]
 
 
-class Half:
-    """Expects 0.5 everywhere, with a deviation of 0.1."""
-
-    def encode(self, image: Tensor) -> Posterior:
-        return Posterior(torch.zeros(len(image), 3), torch.zeros(len(image), 3))
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return torch.full((len(latent), 1, 6, 8), 0.5)
-
-    def up_to(self, latent: Tensor, side: int) -> Tensor:
-        return latent
-
-    def law(self, latent: Tensor, decoded: Tensor | None = None) -> GaussianLaw:
-        return GaussianLaw(torch.tensor(0.1), torch.ones(1, 1, 6, 5))
-
-
-def test_a_residual_is_the_image_less_what_was_expected_in_deviations() -> None:
-    maps = deviations(Half(), torch.full((3, 1, 6, 8), 0.2))
-    torch.testing.assert_close(maps["residual"], torch.full((3, 1, 6, 8), -0.3))
-    torch.testing.assert_close(maps["whitened"], torch.full((3, 1, 6, 8), -3.0))
-
-
 def test_a_threshold_leaves_one_piece_in_two_slices_and_corners_touch() -> None:
     maps = torch.zeros(2, 1, 8, 8)
     brain = torch.ones_like(maps, dtype=torch.bool)
@@ -90,10 +65,10 @@ def test_the_best_dice_by_hand() -> None:
     score = np.array([5.0, 4.0, 3.0, 3.0, 1.0])
     lesion = np.array([True, False, True, False, False])
     found = detect(score, lesion)
-    assert (found.best_dice, found.threshold) == (pytest.approx(2 / 3), 5.0)
-    assert found.auroc == pytest.approx((3 + 1.5) / 6)
+    assert (found["best_dice"], found["threshold"]) == (pytest.approx(2 / 3), 5.0)
+    assert found["auroc"] == pytest.approx((3 + 1.5) / 6)
     found = detect(score, np.array([True, False, True, True, False]))
-    assert (found.best_dice, found.threshold) == (pytest.approx(6 / 7), 3.0)
+    assert (found["best_dice"], found["threshold"]) == (pytest.approx(6 / 7), 3.0)
 
 
 def test_coarse_images_are_means_of_4_by_4_pixels() -> None:

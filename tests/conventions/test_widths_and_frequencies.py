@@ -6,8 +6,8 @@ import torch
 from scipy import ndimage, stats
 
 from pipeline.analysis.baselines import gradient
-from pipeline.analysis.geometry import finer_affine, stack_affine
 from pipeline.analysis.operators import (
+    Composed,
     Downsampling,
     GaussianBlur,
     MaskedFourier,
@@ -18,7 +18,7 @@ from pipeline.analysis.operators import (
     ifft2c,
     sampled_centre,
 )
-from pipeline.analysis.problems import covered, degradation
+from pipeline.analysis.problems import covered, finer_affine, stack_affine
 from pipeline.blur.kernel_loss import kernel_width
 
 SHAPES = [(24, 30), (31, 24), (25, 33)]
@@ -50,7 +50,8 @@ def test_a_blurred_point_has_the_blur_s_width_along_rows_and_columns() -> None:
 
 def test_a_degradation_blurs_first_and_then_takes_the_mean_of_squares_of_pixels() -> None:
     x = image((24, 36))
-    found = degradation(1.7, 3, (24, 36)).forward(torch.from_numpy(x)[None, None])[0, 0].numpy()
+    both = Composed(GaussianBlur(1.7, (24, 36)), Downsampling(3, (24, 36)))
+    found = both.forward(torch.from_numpy(x)[None, None])[0, 0].numpy()
     blurred = np.fft.ifft2(ndimage.fourier_gaussian(np.fft.fft2(x), 1.7)).real
     np.testing.assert_allclose(found, blurred.reshape(8, 3, 12, 3).mean(axis=(1, 3)), atol=1e-9)
     point = torch.zeros(1, 1, 6, 6)
@@ -203,4 +204,3 @@ def test_a_stack_begins_at_its_first_slice_and_steps_by_their_distance() -> None
     assert stacked is not None
     np.testing.assert_allclose(stacked @ [0, 0, 0, 1], [0, 0, -40 + 7 * 1.5, 1])
     np.testing.assert_allclose(stacked @ [0, 0, 2, 1], [0, 0, -40 + 13 * 1.5, 1])
-    assert stack_affine(affine, (7, 10, 14)) is None

@@ -129,13 +129,14 @@ def test_a_folder_is_named_by_what_decides_its_results(options: PackageOptions, 
 
 def test_hcp_s_files_are_named_by_their_subject(tmp_path: Path) -> None:
     """100307/T1w/T1w.nii.gz and 100308/T1w/T1w.nii.gz have one name."""
-    paths = [tmp_path / f"{subject}/T1w/T1w.nii.gz" for subject in ("100307", "100308")]
+    root = tmp_path / "study/hcp"  # four levels up is still this test's own
+    paths = [root / f"{subject}/T1w/T1w.nii.gz" for subject in ("100307", "100308")]
     for path in paths:
         path.parent.mkdir(parents=True)
         path.touch()
-    (tmp_path / "100307/T1w/b[1].nii").touch()
+    (root / "100307/T1w/b[1].nii").touch()
     assert [image_name(path) for path in paths] == ["100307-T1w", "100308-T1w"]
-    assert image_name(tmp_path / "100307/T1w/b[1].nii") == "b[1]"
+    assert image_name(root / "100307/T1w/b[1].nii") == "b[1]"
 
 
 def test_results_go_on_and_those_of_another_question_are_never_replaced(

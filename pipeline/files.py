@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.common.files import (
     atomic_file,
+    csv_line,
     find_folder,
     locked,
     sync_folder,
@@ -22,7 +23,6 @@ from data_prep.common.files import (
     writable,
     write_text,
 )
-from data_prep.common.spreadsheet import csv_line
 from data_prep.common.wording import command
 from pipeline.errors import InputError
 

@@ -1,6 +1,9 @@
 """What many tests share: one thread, a work folder of their own, tiny prepared stores."""
 
+import contextlib
 import importlib.util
+import os
+import pty
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,6 +78,25 @@ def _load(folder: str, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def on_a_terminal() -> Callable[[Callable[[], None]], str]:
+    """Runs a function in a process whose standard output is a terminal; what that is sent."""
+
+    def run(child: Callable[[], None]) -> str:
+        process, terminal = pty.fork()
+        if process == 0:
+            child()
+            os._exit(0)
+        said = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(terminal, 4096):
+                said += part
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        return said.decode()
+
+    return run
 
 
 def blobs(

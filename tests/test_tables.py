@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.common.spreadsheet import FORMULA, csv_line, safe_cell
+from data_prep.common.files import FORMULA, csv_line, safe_cell
 from pipeline.files import csv_text
 
 BAD = ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1+1", "+-1", "=cmd|' /C calc'!A0", "-"]
@@ -49,5 +49,5 @@ def test_csv_files_are_written_by_these_two_alone() -> None:
     """So that there is no other way for a name to become a formula."""
     root = Path(__file__).parents[1]
     for path in [*(root / "data_prep").rglob("*.py"), *(root / "pipeline").rglob("*.py")]:
-        if path.name != "spreadsheet.py":
+        if path.parts[-2:] != ("common", "files.py"):
             assert not re.search(r"csv\.(writer|DictWriter)", path.read_text("utf-8")), path

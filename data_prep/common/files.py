@@ -1,19 +1,27 @@
-"""Files that are there whole or not at all, locks, and where everything generated lives."""
+"""Files that are there whole or not at all, safe tables, locks, and the folder of all results."""
 
 import contextlib
+import csv
 import errno
 import getpass
 import hashlib
+import io
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from data_prep.common.errors import InputError
+
+# Beginnings that a spreadsheet, which runs formulas, takes for one: OWASP, CSV Injection; the last
+# four are the wide forms that some programs read alike.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 # What a network file system without locks answers: better to work without locks than not at all.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
@@ -134,3 +142,22 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def safe_cell(value: Any) -> Any:
+    """A cell's value; text that a spreadsheet would calculate gets an apostrophe in front.
+
+    >>> safe_cell("=1+1"), safe_cell("-0.5"), safe_cell(-2)
+    ("'=1+1", '-0.5', -2)
+    """
+    if isinstance(value, str) and value.startswith(FORMULA) and not NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """A row of a csv file, with its end of line; None is an empty cell."""
+    line = io.StringIO()
+    # The writer puts what holds a character of its end of line into quotes: either has to be one.
+    csv.writer(line, lineterminator="\r\n").writerow([safe_cell(cell) for cell in cells])
+    return line.getvalue().removesuffix("\r\n") + "\n"

@@ -30,7 +30,7 @@ def progress(
 
 
 class Reporter:
-    """Shows how far some work is, how it goes and how long it will take.
+    """Progress of some work, and the time that is left.
 
     Without a terminal a line goes to `notify` at most every `seconds`. A bar is there from the
     first update that says what the work is.
@@ -42,9 +42,7 @@ class Reporter:
         seconds: float = 10.0,
         notify: Callable[[str], None] = print_line,
     ) -> None:
-        self._shown = shown
-        self._seconds = seconds
-        self._notify = notify
+        self._shown, self._seconds, self._notify = shown, seconds, notify
         self._printed = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._bar: Progress | None = None

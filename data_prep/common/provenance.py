@@ -1,4 +1,4 @@
-"""Which code made a result: its version and, in a checkout of the repository, the commit."""
+"""The code that made a result: its version and, in a checkout, the commit."""
 
 import contextlib
 import functools
@@ -19,32 +19,26 @@ def code_version() -> dict[str, str]:
 
     `clean` is "true" where the two packages are as the commit has them; what else lies in the
     checkout computes nothing. An installed package has no commit.
-
-    Example:
-        >>> sorted(code_version()) in (["clean", "commit", "version"], ["version"])
-        True
     """
-    found = {}
+    told = {}
     with contextlib.suppress(PackageNotFoundError):
-        found["version"] = version(DISTRIBUTION)
+        told["version"] = version(DISTRIBUTION)
     # An environment may lie in somebody's own repository, whose commit would say nothing.
-    if not _git("ls-files", f"{PACKAGES[0]}/__init__.py"):
-        return found
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *PACKAGES)
-    if commit and changes is not None:
-        found |= {"commit": commit[:SHORT], "clean": str(not changes).lower()}
-    return found
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if _git("ls-files", f"{PACKAGES[0]}/__init__.py"):
+            commit, changes = (
+                _git("rev-parse", "HEAD"),
+                _git("status", "--porcelain", "--", *PACKAGES),
+            )
+            told |= {"commit": commit[:SHORT], "clean": str(not changes).lower()}
+    return told
 
 
-def _git(*words: str) -> str | None:
-    """What git says of the checkout; None where there is no git, or it refuses."""
+def _git(*words: str) -> str:
     # Variables of a hook, say, would have it look at another repository.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(ROOT), *words],
-            env=environment, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
+    git = ["git", "--no-optional-locks", "-C", str(ROOT)]
+    done = subprocess.run(
+        [*git, *words], env=environment, capture_output=True, text=True, timeout=10, check=True
+    )
     return done.stdout.strip()

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.files import atomic_file
-from data_prep.common.spreadsheet import csv_line
+from data_prep.common.files import atomic_file, csv_line
 from data_prep.report.page import Page, render
 from data_prep.report.quality import MEASURES, Subject, compared, measured, sample_of_set
 from data_prep.store import Store, canonical_digest

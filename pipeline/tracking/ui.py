@@ -5,6 +5,7 @@ python -m pipeline ui [--port 5000]
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +51,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """The command: becomes MLflow's server, until Ctrl-C; or only says where a given server is.
+    """The command: MLflow's server, until Ctrl-C; of a given server only its address.
 
     Raises InputError if nothing was tracked yet, or the port is in use.
     """
@@ -83,8 +84,6 @@ def run(options: Options) -> None:
             ) from error
     address = f"http://{HOST}:{options.port}/{page_of(uri, options.experiment)}"
     print("MLflow starts, which takes some seconds", flush=True)
-    words = [address, str(options.port), "show" if show else "say"]
-    subprocess.Popen([sys.executable, "-m", "pipeline.tracking.ui", *words])
     # A line for each picture of a page would push the address out of sight.
     words = ["--host", HOST, "--port", str(options.port), "--workers", "1"]
     words += ["--uvicorn-opts", "--log-level warning"]
@@ -95,8 +94,20 @@ def run(options: Options) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-    program = [sys.executable, "-m", "mlflow", "ui", *words]
-    os.execve(sys.executable, program, quiet | os.environ | settings)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C does
+    pages = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", *words], env=quiet | os.environ | settings
+    )
+    try:
+        while pages.poll() is None and not answers(options.port):
+            time.sleep(0.3)
+        if pages.poll() is None:
+            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+            if show:
+                webbrowser.open(address)
+        pages.wait()
+    finally:
+        pages.terminate()
 
 
 def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
@@ -132,22 +143,3 @@ def answers(port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def wait(address: str, port: int, show: bool) -> None:
-    """Say where the pages are once the server, the parent of this process, answers or has ended."""
-    server = os.getppid()
-    while os.getppid() == server:
-        if answers(port):
-            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
-            if show:
-                webbrowser.open(address)
-            return
-        time.sleep(0.3)
-
-
-if __name__ == "__main__":
-    try:
-        wait(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "show")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,10 +1,9 @@
 """`pipeline ui`: what it refuses before a server starts, and where it leads."""
 
-import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,60 +12,67 @@ from pipeline.__main__ import main
 from pipeline.tracking import ui
 
 
+class Server:
+    """Stands for MLflow's server; `polled` are the answers to whether it has ended."""
+
+    started: list[tuple[list[str], dict[str, str]]]
+    polled: list[int | None]
+
+    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        self.started.append((words, env))
+
+    def poll(self) -> int | None:
+        return self.polled.pop(0)
+
+    def wait(self) -> None:
+        assert not self.polled
+
+    terminate = wait
+
+
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Notes what would be run, in place of running it."""
-    calls: list[Any] = []
-    monkeypatch.setattr(ui.subprocess, "Popen", lambda words: calls.append(words))
-    monkeypatch.setattr(os, "execve", lambda *words: calls.append(words))
-    return calls
+def server(monkeypatch: pytest.MonkeyPatch) -> type[Server]:
+    Server.started, Server.polled = [], [None, None, None]
+    monkeypatch.setattr(ui, "subprocess", SimpleNamespace(Popen=Server))  # MLflow has its own
+    return Server
 
 
 def test_it_leads_to_the_experiment_in_the_view_of_training(
-    started: list[Any], work: Path, capsys: pytest.CaptureFixture[str]
+    server: type[Server],
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, experiment = mlflow_client("sharp-vae-mri", work)
+    shown: list[str] = []
+    monkeypatch.setattr(ui.webbrowser, "open", shown.append)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["ui", "--port", str(port)]) == 2
     said = capsys.readouterr().err
-    assert f"port {port}" in said and "PORT=" in said and not started
-    assert main(["ui", "--port", str(port), "--browser", "never"]) == 0
-    opened, (program, words, environment) = started
-    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
-    assert opened[-3:] == [f"http://127.0.0.1:{port}/{page}", str(port), "say"]
-    assert program == sys.executable and words[words.index("--port") + 1] == str(port)
+    assert f"port {port}" in said and "PORT=" in said and not server.started
+    answers = [False, True]
+    monkeypatch.setattr(ui, "answers", lambda port: answers.pop(0))
+    assert main(["ui", "--port", str(port), "--browser", "always"]) == 0
+    page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert shown == [page] and f"open {page} in" in capsys.readouterr().out
+    ((words, environment),) = server.started
+    assert words[0] == sys.executable and words[words.index("--port") + 1] == str(port)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{work.resolve()}/mlflow.db"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
+    server.polled += [None, 1, 1]  # it ends before it answers
+    answers += [False]
+    assert main(["ui", "--port", str(port), "--browser", "always"]) == 0 and shown == [page]
+
 
 def test_a_file_that_is_no_database_is_one_line(
-    work: Path, started: list[Any], capsys: pytest.CaptureFixture[str]
+    work: Path, server: type[Server], capsys: pytest.CaptureFixture[str]
 ) -> None:
     work.mkdir()
     (work / "mlflow.db").write_bytes(b"no database " * 1000)
     assert main(["ui", "--port", "5999"]) == 2
     said = capsys.readouterr().err
-    assert "mlflow.db" in said and said.count("\n") == 1 and not started
-
-
-@pytest.mark.parametrize(
-    ("parents", "answers", "opened"),
-    [
-        ([10, 10, 10, 10], [False, False, True], ["address/#/here"]),
-        ([10, 10, 1], [False, False], []),
-    ],
-    ids=["once the server answers", "not after it has ended"],
-)
-def test_the_browser_opens(
-    monkeypatch: pytest.MonkeyPatch, parents: list[int], answers: list[bool], opened: list[str]
-) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr(ui.os, "getppid", lambda: parents.pop(0))
-    monkeypatch.setattr(ui, "answers", lambda port: answers.pop(0))
-    monkeypatch.setattr(ui.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(ui.webbrowser, "open", shown.append)
-    ui.wait("address/#/here", 1, show=True)
-    assert shown == opened
+    assert "mlflow.db" in said and said.count("\n") == 1 and not server.started

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.cli import COMMANDS
 from pipeline.config import Config
@@ -100,22 +99,9 @@ def reference(docs_program: Callable[[str], ModuleType]) -> ModuleType:
 def test_the_written_pages_are_as_the_code_has_them(name: str, reference: ModuleType) -> None:
     """`make docs-reference` writes them anew."""
     assert reference.PAGES.keys() == GENERATED
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == reference.PAGES[name]()
-
-
-def test_every_key_is_described(reference: ModuleType) -> None:
-    sections = [Config(), *(getattr(Config(), section.name) for section in fields(Config))]
-    sections += [
-        value
-        for section in sections[1:]
-        for value in (getattr(section, field.name) for field in fields(section))
-        if is_dataclass(value)
-    ]
-    for section in sections[1:]:
-        told = reference.described(type(section))
-        plain = [key for key in told if not is_dataclass(getattr(section, key))]
-        assert not [key for key in plain if not told[key]], type(section).__name__
-    assert all(reference.described(Level).values())
+    page = reference.PAGES[name]()
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page
+    assert not re.search(r"^\| `\w+`°? \| `[^`]*` \|  \|", page, re.M)  # a key without a word
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -140,14 +126,6 @@ def test_every_reason_for_quarantine_is_explained() -> None:
     section = _text(ROOT / "docs/troubleshooting.md").partition("## Quarantined subjects")[2]
     rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.M)
     assert reasons and set(reasons) == set(re.findall(r"`(\w+)`", "".join(rows)))
-
-
-def test_the_glossary_is_sorted_and_an_entry_has_two_lines_at_most() -> None:
-    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
-    entries = [entry.strip().splitlines() for entry in text.split("\n## ")[1:]]
-    names = [entry[0].lower() for entry in entries]
-    assert names == sorted(names)
-    assert not [entry[0] for entry in entries if len(entry) > 3]
 
 
 def test_every_key_of_a_level_is_explained_in_the_method() -> None:
@@ -238,23 +216,6 @@ def test_licences_are_those_that_packages_give() -> None:
             own = [word for word in words if not word.startswith("Topic")]
             assert re.search(LICENCES[licence], " ".join(own)), name
     assert compared > 25
-
-
-def test_the_citation_is_of_this_version() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
-    assert citation["version"] == _project()["version"]
-    assert citation["license"] == _project()["license"]
-
-
-def test_what_is_checked_at_a_commit_is_what_make_lint_checks() -> None:
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
-    (repository,) = hooks["repos"]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    target = makefile.partition("\nlint:")[2].partition("\n\n")[0]
-    lint = re.findall(r"^\t\$\(PY\) (.*)$", target, re.M)
-    entries = [hook["entry"].removeprefix(".venv/bin/python ") for hook in repository["hooks"]]
-    assert repository["repo"] == "local" and entries == lint
 
 
 @pytest.mark.parametrize(

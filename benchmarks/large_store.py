@@ -22,8 +22,7 @@ import torch
 from measure import Spread, machine
 
 from data_prep.config import PrepareConfig
-from data_prep.entries import SubjectEntry
-from data_prep.store import Store, new_manifest, write_manifest
+from data_prep.store import Store, SubjectEntry, new_manifest, write_manifest
 from pipeline.data.config import DataConfig
 from pipeline.data.slices import Batches, EpochSampler, SliceDataset
 

@@ -96,7 +96,7 @@ def stage(folder: Path, kind: str) -> None:
     from data_prep.sources.volumes import transform
 
     config = configuration(folder, kind)
-    job = Job(path_template.discover(config).subjects[0], config, folder / "store")
+    job = Job(path_template.discover(config)[0][0], config, folder / "store")
     transform(job)
     begin = time.process_time()
     transform(job)
@@ -133,7 +133,7 @@ def many(folder: Path, kind: str, workers: int, volumes: int) -> None:
     from data_prep.sources.source import Job
 
     config = configuration(folder, kind, workers)
-    found = path_template.discover(config).subjects
+    found = path_template.discover(config)[0]
     jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(volumes)]
     # The first result of each worker carries its start and its imports: not counted.
     done = list(Processes(workers).run_all(timed, jobs, lambda job: (0.0, 0.0)))

@@ -4,10 +4,10 @@ from .preparation import prepare as prepare
 from .store import Store as Store
 from .store import StoreError as StoreError
 from .store import SubjectEntry as SubjectEntry
-from .volume.loading import Volume as Volume
-from .volume.loading import load_volume as load_volume
-from .volume.loading import read_mask as read_mask
 from .volume.slices import PLANES as PLANES
 from .volume.slices import Slices as Slices
+from .volume.transforms import Volume as Volume
+from .volume.transforms import load_volume as load_volume
+from .volume.transforms import read_mask as read_mask
 from .volume.transforms import volume_transforms as volume_transforms
 from .volume.verify import read_verified as read_verified

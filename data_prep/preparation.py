@@ -13,12 +13,11 @@ from data_prep.common.errors import InputError
 from data_prep.common.files import locked
 from data_prep.common.progress import print_line, progress
 from data_prep.common.wording import quantity
-from data_prep.config import PrepareConfig
+from data_prep.config import IMAGE_SETS, PrepareConfig
 from data_prep.executors.local import executor_for
-from data_prep.plan import Plan, make_plan
-from data_prep.report import writing as report
-from data_prep.same_scan import as_families
-from data_prep.sources import celeba, cifar10, volumes
+from data_prep.plan import Plan, make_plan, with_splits
+from data_prep.report import page
+from data_prep.sources import image_sets, volumes
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import (
     MANIFEST,
@@ -111,8 +110,8 @@ def prepare(
         store = Store.open(folder)
         _remove_leftovers(store)
 
-        if not report.is_current(store):
-            report.write_report(store)
+        if not page.is_current(store):
+            page.write_report(store)
         made = len(jobs) if changed or shards else 0
         return Prepared(store, made, changed, _moved(finished, store))
 
@@ -141,10 +140,8 @@ def _find(
         raise InputError("prepare.name is not set: name the store, or give --config FILE")
     if given is not None:
         return given
-    if config.source == "celeba":
-        return celeba.find(config, notify)
-    if config.source == "cifar10":
-        return cifar10.find(config, notify)
+    if config.source in IMAGE_SETS:
+        return image_sets.find(config, notify)
     return volumes.find(config, work / "raw" / config.name)
 
 
@@ -180,7 +177,7 @@ def _manifest(
         recorded, kept = config.recorded().get("split"), {}
         if finished and finished.manifest["configuration"].get("split") == recorded:
             kept = {entry.subject: entry.split for entry in finished.entries}
-        outcomes = as_families(outcomes, config.split, kept)
+        outcomes = with_splits(outcomes, config.split, kept)
     return new_manifest(
         name=config.name,
         simulated=source.simulated,
@@ -230,7 +227,7 @@ def _remove_leftovers(store: Store) -> None:
     for shard in (store.path / "slices").glob("*.npy"):
         if f"slices/{shard.name}" not in listed:
             shard.unlink()
-    for place in (store.path, store.path / "slices", store.path / report.FOLDER):
+    for place in (store.path, store.path / "slices", store.path / page.FOLDER):
         for file in place.glob(".*.tmp"):
             file.unlink()
     (store.path / PARTIAL).unlink(missing_ok=True)

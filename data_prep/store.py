@@ -17,7 +17,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,27 +28,118 @@ from data_prep.common.files import atomic_file, sha256_of
 from data_prep.common.names import DIGITS, shard_name
 from data_prep.common.wording import command
 from data_prep.config import CHECKS_VERSION, PrepareConfig, where_keys
-from data_prep.entries import NativeVolume, Quarantined, SubjectEntry, as_item, from_item
-from data_prep.split import SPLITS
 
-__all__ = ["NativeVolume", "Quarantined", "Store", "StoreError", "SubjectEntry"]
+SPLITS = ("train", "validation", "test")
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SCALE = 65535
 
-# The plane of independent images, which are no slices.
-IMAGE_PLANE = "image"
+IMAGE_PLANE = "image"  # of independent images, which are no slices
+CHECKS = "checks_version"  # how strictly volumes were looked at (config.CHECKS_VERSION)
+OWN_DIGEST = "manifest_sha256"  # the last key: SHA-256 of the others
 
-# The key that says how strictly volumes were looked at (config.CHECKS_VERSION).
-CHECKS = "checks_version"
-
-# The manifest's last key: SHA-256 of the others.
-OWN_DIGEST = "manifest_sha256"
+# Keys of an entry that are absent where they are empty, and in older manifests.
+OPTIONAL = ("labels", "volume", "flags", "findings")
 
 
 class StoreError(InputError):
     """A store that cannot be read: missing, damaged, or of another schema version."""
+
+
+@dataclass(frozen=True)
+class NativeVolume:
+    """A volume as it lay on disk.
+
+    shape: voxels along its three axes as stored. spacing_mm: voxel size along them. orientation:
+    where they run to, such as "LAS". low, high: the intensities inside the brain, in the file's own
+    units, that became 0 and 1 (after N4, where it was asked for).
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SubjectEntry:
+    """One subject in the manifest.
+
+    source is relative to the source's root, shard to the store. bytes and mtime_ns tell whether a
+    source has changed since. affine: (4, 4), (row, column, slice number, 1) to RAS mm.
+    labels: the class of each image, or empty where there are no classes.
+    volume: what the volume was like, or None: images of a set, and stores of earlier versions.
+    flags: what is odd about the source though it is usable (volume/plausibility.py).
+    findings: the measures of the volume's brain, by the rows of the table there.
+    """
+
+    subject: str
+    family: str
+    split: str
+    source: str
+    source_sha256: str
+    source_bytes: int
+    source_mtime_ns: int
+    mask: str
+    mask_bytes: int
+    mask_mtime_ns: int
+    shard: str
+    shard_sha256: str
+    shard_bytes: int
+    slice_indices: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    cropped: bool
+    labels: tuple[int, ...] = ()
+    volume: NativeVolume | None = None
+    flags: tuple[str, ...] = ()
+    findings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A subject that could not be prepared: a short reason code and the explanation.
+
+    An image that is missing from its block has the name BLOCK/FILE, and the block's bytes and time.
+    """
+
+    subject: str
+    source: str
+    source_bytes: int
+    source_mtime_ns: int
+    mask: str
+    mask_bytes: int
+    mask_mtime_ns: int
+    reason: str
+    message: str
+
+
+def _as_item(entry: SubjectEntry) -> dict[str, Any]:
+    return {key: value for key, value in asdict(entry).items() if value or key not in OPTIONAL}
+
+
+def _entry(item: dict[str, Any]) -> SubjectEntry:
+    """A manifest's item as an entry, lists turned into tuples. Raises where it is none."""
+    values = {f.name: item[f.name] for f in fields(SubjectEntry) if f.name not in OPTIONAL}
+    values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
+    values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
+    labels = tuple(int(label) for label in item.get("labels", ()))
+    if len(labels) not in (0, len(values["slice_indices"])):
+        raise ValueError(f"{item['subject']} has {len(labels)} labels")
+    volume = None
+    if given := item.get("volume"):
+        x, y, z = (int(n) for n in given["shape"])
+        dx, dy, dz = (float(v) for v in given["spacing_mm"])
+        low, high = float(given["low"]), float(given["high"])
+        volume = NativeVolume((x, y, z), (dx, dy, dz), str(given["orientation"]), low, high)
+    return SubjectEntry(
+        **values,
+        labels=labels,
+        volume=volume,
+        flags=tuple(str(flag) for flag in item.get("flags", ())),
+        findings={str(k): float(v) for k, v in item.get("findings", {}).items()},
+    )
 
 
 def canonical_digest(value: Any) -> str:
@@ -67,11 +158,8 @@ def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]
     """Write (n, C, H, W) as a shard, atomically: intensities in [0, 1], or uint8.
 
     Its name tells its content: it replaces no other shard, whoever writes it and when, such as a
-    worker of a cluster that outlived its run.
-
-    255 x 257 is 65535, so bytes come back exactly: as the shard's numbers over 257.
-
-    Returns the entry's keys shard, shard_sha256 and shard_bytes.
+    worker of a cluster that outlived its run. Bytes come back exactly, as the shard's numbers over
+    257. Returns the entry's keys shard, shard_sha256 and shard_bytes.
     """
     if images.dtype == np.uint8:
         scaled = images.astype(np.uint16) * np.uint16(SCALE // 255)
@@ -111,7 +199,7 @@ def new_manifest(
         "orientation": orientation,
         "plane": plane,
         **({} if plane == IMAGE_PLANE else {CHECKS: CHECKS_VERSION}),
-        "subjects": [as_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
+        "subjects": [_as_item(s) for s in sorted(subjects, key=lambda s: s.subject)],
         "quarantined": [asdict(q) for q in sorted(quarantined, key=lambda q: q.subject)],
     }
     manifest[OWN_DIGEST] = canonical_digest(manifest)
@@ -162,8 +250,12 @@ class Store:
         path = Path(path)
         manifest = _read_manifest(path / filename)
         try:
-            entries = tuple(from_item(SubjectEntry, item) for item in manifest["subjects"])
-            quarantined = tuple(from_item(Quarantined, item) for item in manifest["quarantined"])
+            entries = tuple(_entry(item) for item in manifest["subjects"])
+            names = [f.name for f in fields(Quarantined)]
+            quarantined = tuple(
+                Quarantined(**{name: item[name] for name in names})
+                for item in manifest["quarantined"]
+            )
             _ = [manifest[key] for key in ("configuration_digest", "image_shape", "simulated")]
             shape = tuple(int(n) for n in manifest["image_shape"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -185,9 +277,9 @@ class Store:
         return store
 
     @property
-    def outcomes(self) -> tuple[SubjectEntry | Quarantined, ...]:
-        """All subjects found: the entries, then the quarantined."""
-        return (*self.entries, *self.quarantined)
+    def outcomes(self) -> list[SubjectEntry | Quarantined]:
+        """All subjects: the entries, then the quarantined."""
+        return [*self.entries, *self.quarantined]
 
     @property
     def name(self) -> str:
@@ -195,7 +287,7 @@ class Store:
 
     @property
     def simulated(self) -> bool:
-        """Whether its subjects are simulated people."""
+        """True if its subjects are simulated people."""
         return bool(self.manifest["simulated"])
 
     @property
@@ -216,11 +308,12 @@ class Store:
 
     @property
     def plane(self) -> str:
+        """axial, coronal or sagittal; image where there are no slices."""
         return str(self.manifest["plane"])
 
     @property
     def image_set(self) -> bool:
-        """Whether it holds blocks of independent images, not subjects' slices."""
+        """True if it holds blocks of independent images, not subjects' slices."""
         return self.plane == IMAGE_PLANE
 
     @property
@@ -236,10 +329,7 @@ class Store:
         return [entry for entry in self.entries if split in (entry.split, "all")]
 
     def shard_problem(self, entry: SubjectEntry, *, read: bool = False) -> str | None:
-        """What is wrong with a shard as far as its name and length tell, or None.
-
-        read: compare its digest, too.
-        """
+        """What is wrong with a shard by its name and length (and its digest: `read`), or None."""
         relative = PurePosixPath(entry.shard)
         file = self.path / relative
         inside = file.resolve().is_relative_to(self.path.resolve())
@@ -312,8 +402,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
     """Refuse a subject that is there twice, and a family or a shard in two splits."""
-    splits = defaultdict(set)
-    names = set()
+    splits, names = defaultdict(set), set()
     for entry in entries:
         if entry.split not in SPLITS:
             raise StoreError(f"{path}: subject {entry.subject} has the split '{entry.split}'")
@@ -322,8 +411,6 @@ def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
         names.add(entry.subject)
         splits[f"family {entry.family}"].add(entry.split)
         splits[f"shard {entry.shard}"].add(entry.split)
-    for what, found in splits.items():
-        if len(found) > 1:
-            raise StoreError(
-                f"{path}: {what} is in {' and '.join(sorted(found))}: prepare it again"
-            )
+    for what, its in splits.items():
+        if len(its) > 1:
+            raise StoreError(f"{path}: {what} is in {' and '.join(sorted(its))}: prepare it again")

@@ -6,9 +6,8 @@ from pathlib import Path
 from data_prep.common.errors import InputError
 from data_prep.common.provenance import code_version
 from data_prep.common.tracking import track_run
-from data_prep.report.writing import FOLDER, PAGE, TABLE
-from data_prep.split import SPLITS
-from data_prep.store import Store
+from data_prep.report.page import FOLDER, PAGE, TABLE
+from data_prep.store import SPLITS, Store
 
 EXPERIMENT = "sharp-vae-mri-preparation"
 EXPERIMENT_NOTE = """\

@@ -42,10 +42,9 @@ SEAM = {
     "data_prep.__main__",
     "data_prep.config",
     "data_prep.executors.local",
-    "data_prep.flags",
-    "data_prep.same_scan",
-    "data_prep.sources.simulated.marking",
-    "data_prep.volume.headers",
+    "data_prep.sources.simulated",
+    "data_prep.volume.plausibility",
+    "data_prep.volume.verify",
 }
 
 

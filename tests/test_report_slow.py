@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pages import opened
 
-from data_prep.report.writing import write_report
+from data_prep.report.page import write_report
 from data_prep.store import Quarantined, Store, new_manifest, write_manifest, write_shard
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from data_prep.config import IMAGE_SETS, PrepareConfig
 
 # MONAI is imported where volumes are transformed, which takes seconds.
-HEAVY = ("data_prep.volume.loading",)
+HEAVY = ("data_prep.volume.transforms",)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,15 +1,27 @@
-"""What the report's page shows of a store; report.html says how it is laid out."""
+"""The quality report: one HTML page and a csv, made of the manifest and the shards alone.
+
+    work/stores/<name>/report/index.html     to look at: everything is in the one file
+    work/stores/<name>/report/subjects.csv   the same numbers, for programs
+    work/stores/<name>/report/SHA256SUMS     of the two, as sha256sum writes and checks them
+
+They depend on nothing but the store: no time, no path of this machine. The page carries a digest
+of what it was made from, so that a report of an older store is known as such. It is written
+piece by piece, and pictures are read as they are written: memory does not grow with the
+number of subjects.
+"""
 
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from data_prep.common.files import atomic_file, sha256_of
 from data_prep.common.pages import data_uri, page_templates
+from data_prep.common.spreadsheet import csv_line
 from data_prep.config import PrepareConfig, where_keys
 from data_prep.report.quality import (
     BINS,
@@ -18,19 +30,26 @@ from data_prep.report.quality import (
     THRESHOLD,
     Measure,
     Subject,
-    orientation,
-    shape,
-    voxel,
+    compared,
+    measured,
+    native_words,
 )
-from data_prep.split import SPLITS
-from data_prep.store import SCALE, Quarantined, Store, SubjectEntry
+from data_prep.store import SCALE, SPLITS, Store, SubjectEntry, canonical_digest
 from data_prep.volume.plausibility import expectations
+
+FOLDER, PAGE, TABLE, SUMS = "report", "index.html", "subjects.csv", "SHA256SUMS"
+
+# Raised when the page or the table changes: reports of earlier versions are then made anew.
+VERSION = 3
 
 # A contact strip: this many pictures of at most this many pixels, in one file of 5 to 8 kB.
 PICTURES, SIDE, JPEG_QUALITY = 7, 64, 60
 
 # Of a set's quarantined images; the csv has them all.
 SHOWN_IMAGES = 500
+
+# A photograph has no brain and no volume.
+OF_IMAGES = ("slices", "mean", "sd", "saturated")
 
 # From the first slice to the last.
 DIRECTIONS = {
@@ -40,216 +59,220 @@ DIRECTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A measure's line in the spread: `quiet` a path of marks, `marks` (x, text) of outliers."""
-
-    label: str
-    low: str
-    high: str
-    quiet: str
-    marks: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A row of the plausibility table, as the page shows it."""
-
-    label: str
-    range: str
-    found: str
-    beyond: int
-    source: str
+def digest(store: Store) -> str:
+    """SHA-256 of all that the report shows, and of its version."""
+    entries = [
+        {
+            "volume": str(entry.volume),
+            "flags": list(entry.flags),
+            "findings": entry.findings,
+            "cropped": entry.cropped,
+            "slices": entry.slice_indices,
+        }
+        for entry in store.entries
+    ]
+    quarantined = [[q.subject, q.source, q.reason, q.message] for q in store.quarantined]
+    keys = ("image_shape", "spacing_mm", "orientation", "plane", "simulated", "name")
+    about = [store.manifest[key] for key in keys]
+    return canonical_digest([VERSION, store.digest, about, entries, quarantined])
 
 
-@dataclass(frozen=True)
-class Page:
-    """What the page is made of; subjects in the order in which they are shown."""
+def is_current(store: Store) -> bool:
+    """True if the store's report is there, whole, and made of the store as it is now."""
+    try:
+        with (store.path / FOLDER / PAGE).open("rb") as stream:
+            head = stream.read(2000)
+    except OSError:
+        return False
+    return f'content="{digest(store)}"'.encode() in head and not damage(store.path)
 
-    store: Store
-    subjects: Sequence[Subject]
-    digest: str
 
-    @property
-    def image_set(self) -> bool:
-        return self.store.image_set
+def damage(folder: Path) -> list[Path]:
+    """The report's files, in a store's folder, that are not as they were written."""
+    place = folder / FOLDER
+    try:
+        noted = (place / SUMS).read_text("ascii", "replace")
+    except OSError:
+        return [place / SUMS]
+    # The list itself has one form only, so that no byte of it is free.
+    if noted == _sums(place):
+        return []
+    lines = _sums(place).splitlines(keepends=True)
+    return [place / line.split()[-1] for line in lines if line not in noted] or [place / SUMS]
 
-    @property
-    def judged(self) -> bool:
-        """Whether there are enough subjects to call one of them an outlier."""
-        return len(self.subjects) >= FEWEST
 
-    @property
-    def noun(self) -> str:
-        return "blocks" if self.image_set else "subjects"
+def _sums(place: Path) -> str:
+    """The report's files with their digests, as the list has them."""
+    return "".join(f"{sha256_of(place / name)}  {name}\n" for name in (PAGE, TABLE))
 
-    @property
-    def pictures(self) -> str:
-        return "images" if self.image_set else "slices"
 
-    @property
-    def direction(self) -> str:
-        """From the first picture of a strip to the last."""
-        return DIRECTIONS.get(self.store.plane, "in their order")
+def write_report(store: Store) -> None:
+    """Write the csv, then the page, then their digests, each atomically.
 
-    @property
-    def about(self) -> str:
-        """What the pictures are."""
-        channels, height, width = self.store.image_shape
-        parts = [f"{height} × {width} pixels"]
-        if self.image_set:
-            parts.append(f"{channels} channels")
-        else:
-            parts += [f"of {self.store.spacing_mm:g} mm", self.store.plane, self.store.orientation]
-        return ", ".join(parts)
+    Raises:
+        StoreError: a shard does not hold what the manifest says.
+    """
+    subjects = measured(store)
+    if not store.image_set:  # blocks are mixtures of independent images
+        subjects = compared(subjects)
+    with atomic_file(store.path / FOLDER / TABLE) as stream:
+        for row in _rows(store, subjects):
+            stream.write(csv_line(row).encode())
+    with atomic_file(store.path / FOLDER / PAGE) as stream:
+        for piece in _html(store, subjects):
+            # A path may hold bytes that are no text.
+            stream.write(piece.encode("utf-8", "backslashreplace"))
+    with atomic_file(store.path / FOLDER / SUMS) as stream:
+        stream.write(_sums(store.path / FOLDER).encode())
 
-    @property
-    def cards(self) -> Iterator[tuple[str, int, str, str]]:
-        """The counts at the top: label, number, note and the card's class."""
-        for split in SPLITS:
-            entries = self.store.subjects(split)
-            count = sum(len(entry.slice_indices) for entry in entries)
-            yield split, len(entries), f"{count:,} {self.pictures}", ""
-        if not self.image_set:
-            look = sum(bool(subject.reasons) for subject in self.subjects)
-            yield "to look at", look, "unlike the others, or noted", "look" if look else ""
-        failed = len(self.store.quarantined)
-        note = "not usable, with reasons" if failed else "every one was usable"
-        yield "quarantined", failed, note, "bad" if failed else ""
 
-    @property
-    def reasons(self) -> str:
-        """How many were quarantined for which reason."""
-        counts = Counter(one.reason for one in self.store.quarantined)
-        return ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()))
+def _rows(store: Store, subjects: list[Subject]) -> Iterator[list[Any]]:
+    """The table: prepared subjects as on the page, numbers in full; then the quarantined."""
+    keys, rows = [one.key for one in MEASURES], [row.name for row in expectations()]
+    columns = ["status", "subject", "family", "split", "strongest", "notes", *keys]
+    columns += [*(f"z_{key}" for key in keys), "low", "orientation", "shape", "spacing_mm"]
+    columns += ["cropped", *rows]
+    yield columns
+    for subject in subjects:
+        entry, volume = subject.entry, subject.entry.volume
+        row = {
+            "status": "prepared",
+            "subject": entry.subject,
+            "family": entry.family,
+            "split": entry.split,
+            "strongest": repr(subject.strongest),
+            "notes": "; ".join(subject.reasons),
+            "cropped": int(entry.cropped),
+            **{one.key: _number(one.of(subject)) for one in MEASURES},
+            **{f"z_{key}": repr(z) for key, z in zip(keys, subject.scores, strict=False)},
+            **{name: _number(entry.findings.get(name)) for name in rows},
+        }
+        if volume:
+            row |= {"low": repr(volume.low), "orientation": volume.orientation}
+            row["shape"] = "x".join(map(str, volume.shape))
+            row["spacing_mm"] = "x".join(map(repr, volume.spacing_mm))
+        yield [row.get(column, "") for column in columns]
+    for one in store.quarantined:
+        notes = f"{one.reason}: {one.message}"
+        row = {"status": "quarantined", "subject": one.subject, "notes": notes}
+        yield [row.get(column, "") for column in columns]
 
-    @property
-    def shown_quarantined(self) -> Sequence[Quarantined]:
-        return self.store.quarantined[: SHOWN_IMAGES if self.image_set else None]
 
-    @property
-    def spread(self) -> bool:
-        """Whether subjects are compared by number: one alone is like nobody."""
-        return not self.image_set and len(self.subjects) > 1
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
-    @cached_property
-    def _members(self) -> Counter[str]:
-        """Subjects of the store by family."""
-        return Counter(entry.family for entry in self.store.entries)
 
-    def family(self, entry: SubjectEntry) -> str:
-        """Name of a family with several subjects here, without a "family-" in front; else ""."""
-        shared = not self.image_set and self._members[entry.family] > 1
+def _html(store: Store, subjects: Sequence[Subject]) -> Iterator[str]:
+    """The page, piece by piece; report.html says how it is laid out."""
+    images = store.image_set
+    measures = [one for one in MEASURES if not images or one.key in OF_IMAGES]
+    members = Counter(entry.family for entry in store.entries)
+    judged = len(subjects) >= FEWEST
+    histograms = [subject.quality.histogram for subject in subjects]
+
+    def family(entry: SubjectEntry) -> str:
+        shared = not images and members[entry.family] > 1
         return entry.family.removeprefix("family-") if shared else ""
 
-    @property
-    def axes(self) -> Iterator[Axis]:
-        """Per measure one line with a mark per subject; outliers stand out."""
-        for number, one in enumerate(MEASURES):
-            values = [(s, v) for s in self.subjects if (v := one.compared(s)) is not None]
-            if values:
-                yield _axis(number, one, values)
-
-    @property
-    def median(self) -> str:
-        """The histogram that stands behind all others, as a path."""
-        histograms = [subject.quality.histogram for subject in self.subjects]
-        return outline(np.median(histograms, axis=0)) if histograms else ""
-
-    @property
-    def measures(self) -> list[Measure]:
-        """The columns of numbers: a photograph has no brain and no volume."""
-        kept = ("slices", "mean", "sd", "saturated")
-        return [one for one in MEASURES if not self.image_set or one.key in kept]
-
-    @property
-    def measure_labels(self) -> Iterator[str]:
-        for one in self.measures:
-            yield _labelled(one, self.pictures if one.key == "slices" else one.label)
-
-    def count(self, subject: Subject) -> int:
-        """How many pictures are in a subject's strip."""
-        return min(PICTURES, subject.quality.slices)
-
-    def strip(self, subject: Subject) -> str:
-        """The contact strip, read as it is shown: a JPEG file as the address of an image."""
-        return data_uri(strip(self.store, subject.entry), "image/jpeg")
-
-    def numbers(self, subject: Subject) -> Iterator[tuple[str, float | None, bool]]:
+    def numbers(subject: Subject) -> Iterator[tuple[str, float | None, bool]]:
         """Per measure the text, the value, and whether it is an outlier."""
         scores = dict(zip(MEASURES, subject.scores, strict=False))
-        for one in self.measures:
+        for one in measures:
             value = one.of(subject)
-            outlier = self.judged and abs(scores.get(one, 0)) > THRESHOLD
-            yield one.shown(value), value, outlier
+            yield one.shown(value), value, judged and abs(scores.get(one, 0)) > THRESHOLD
 
-    def native(self, subject: Subject) -> tuple[str, ...]:
-        """Lines on the volume as it is on disk."""
-        if not subject.entry.volume:
-            return ("–",)
-        return str(orientation(subject)), f"{voxel(subject)} mm", str(shape(subject))
-
-    @property
-    def expected(self) -> Iterator[Expected]:
-        """What was expected of every brain, and what was found."""
-        given = self.store.manifest["configuration"].get("plausibility", {})
-        for row in expectations():
-            values = [
-                s.entry.findings[row.name] for s in self.subjects if row.name in s.entry.findings
-            ]
-            if values:
-                low, high = given.get(row.name, row.default)
-                yield Expected(
-                    f"{row.metadata['label']}, {row.metadata['unit']}",
-                    f"{low:,g} to {high:,g}",
-                    f"{min(values):,g} to {max(values):,g}",
-                    sum(not low <= value <= high for value in values),
-                    row.metadata["source"],
-                )
-
-    @property
-    def settings(self) -> Iterator[tuple[str, str]]:
-        """The configuration, without the keys that only say where files lie."""
-        for key, value in sorted(self.store.manifest["configuration"].items()):
-            if key not in where_keys(PrepareConfig):
-                if isinstance(value, dict):
-                    value = ", ".join(f"{k} {v}" for k, v in value.items() if v != "")
-                yield key, str(value) or "–"
-
-
-def render(page: Page) -> Iterator[str]:
-    """The page as HTML, piece by piece: memory does not grow with the number of subjects."""
     yield from (
         page_templates("data_prep.report")
         .get_template("report.html")
         .generate(
-            page=page,
-            store=page.store,
-            outline=outline,
-            side=SIDE,
+            store=store,
+            subjects=subjects,
+            digest=digest(store),
+            noun="blocks" if images else "subjects",
+            pictures="images" if images else "slices",
+            direction=DIRECTIONS.get(store.plane, "in their order"),
+            cards=_cards(store, subjects),
+            reasons=Counter(one.reason for one in store.quarantined),
+            quarantined=store.quarantined[: SHOWN_IMAGES if images else None],
+            # One alone is like nobody.
+            axes=[] if images or len(subjects) < 2 else list(_axes(subjects)),
+            judged=judged,
             fewest=FEWEST,
             threshold=THRESHOLD,
+            median=outline(np.median(histograms, axis=0)) if histograms else "",
+            labels=[_labelled(one, pictures=images) for one in measures],
+            family=family,
+            numbers=numbers,
+            native=native_words,
+            outline=outline,
+            strip=lambda entry: data_uri(strip(store, entry), "image/jpeg"),
+            count=lambda entry: min(PICTURES, len(entry.slice_indices)),
+            side=SIDE,
+            expected=list(_expected(store)),
+            settings=list(_settings(store)),
         )
     )
 
 
-def _axis(number: int, one: Measure, values: list[tuple[Subject, float]]) -> Axis:
-    low, high = min(v for _, v in values), max(v for _, v in values)
-    width = (high - low) or 1.0
-    quiet, marks = [], []
-    for subject, value in values:
-        x = f"{4 + 292 * (value - low) / width:.1f}"
-        if abs(subject.scores[number]) > THRESHOLD:
-            marks.append((x, f"{subject.entry.subject}: {one.shown(one.of(subject))}"))
-        else:
-            quiet.append(f"M{x} 8v12")
-    shown = [v for subject, _ in values if (v := one.of(subject)) is not None]
-    ends = one.shown(min(shown)), one.shown(max(shown))
-    return Axis(_labelled(one, one.label), *ends, "".join(quiet), marks)
+def _cards(store: Store, subjects: Sequence[Subject]) -> Iterator[tuple[str, int, str, str]]:
+    """The counts at the top: label, number, note and the card's class."""
+    for split in SPLITS:
+        entries = store.subjects(split)
+        count = sum(len(entry.slice_indices) for entry in entries)
+        yield split, len(entries), f"{count:,} {'images' if store.image_set else 'slices'}", ""
+    if not store.image_set:
+        look = sum(bool(subject.reasons) for subject in subjects)
+        yield "to look at", look, "unlike the others, or noted", "look" if look else ""
+    failed = len(store.quarantined)
+    note = "not usable, with reasons" if failed else "every one was usable"
+    yield "quarantined", failed, note, "bad" if failed else ""
 
 
-def _labelled(one: Measure, label: str) -> str:
+def _axes(subjects: Sequence[Subject]) -> Iterator[tuple[str, str, str, str, list[Any]]]:
+    """Per measure a line with a mark per subject: label, both ends, a path of the quiet marks, and
+    (x, text) of the outliers."""
+    for number, one in enumerate(MEASURES):
+        values = [(s, v) for s in subjects if (v := one.compared(s)) is not None]
+        if not values:
+            continue
+        low, high = (end(v for _, v in values) for end in (min, max))
+        quiet, marks = [], []
+        for subject, value in values:
+            x = f"{4 + 292 * (value - low) / ((high - low) or 1.0):.1f}"
+            if abs(subject.scores[number]) > THRESHOLD:
+                marks.append((x, f"{subject.entry.subject}: {one.shown(one.of(subject))}"))
+            else:
+                quiet.append(f"M{x} 8v12")
+        shown = [v for subject, _ in values if (v := one.of(subject)) is not None]
+        ends = one.shown(min(shown)), one.shown(max(shown))
+        yield _labelled(one), *ends, "".join(quiet), marks
+
+
+def _labelled(one: Measure, pictures: bool = False) -> str:
+    label = "images" if pictures and one.key == "slices" else one.label
     return f"{label}, {one.unit}" if one.unit else label
+
+
+def _expected(store: Store) -> Iterator[tuple[str, str, str, int, str]]:
+    """The table of plausibility: measure, its range, that of the store, subjects beyond, source."""
+    given = store.manifest["configuration"].get("plausibility", {})
+    for row in expectations():
+        values = [e.findings[row.name] for e in store.entries if row.name in e.findings]
+        if values:
+            low, high = given.get(row.name, row.default)
+            label = f"{row.metadata['label']}, {row.metadata['unit']}"
+            usual, seen = f"{low:,g} to {high:,g}", f"{min(values):,g} to {max(values):,g}"
+            beyond = sum(not low <= value <= high for value in values)
+            yield label, usual, seen, beyond, row.metadata["source"]
+
+
+def _settings(store: Store) -> Iterator[tuple[str, str]]:
+    """The configuration, without the keys that only say where files lie."""
+    for key, value in sorted(store.manifest["configuration"].items()):
+        if key not in where_keys(PrepareConfig):
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in value.items() if v != "")
+            yield key, str(value) or "–"
 
 
 def outline(shares: Sequence[float] | np.ndarray) -> str:

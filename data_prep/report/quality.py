@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from data_prep.flags import words_of
 from data_prep.store import SCALE, Store, SubjectEntry
+from data_prep.volume.plausibility import words_of
 
 # Beyond this many robust standard deviations a number is an outlier (Iglewicz and Hoaglin, How to
 # Detect and Handle Outliers, 1993).
@@ -41,7 +41,7 @@ class Quality:
 
     slices: how many. area_cm2: mean brain area of a slice. mean, sd: of the intensities.
     saturated: share of them at 1. sharpness: root mean square difference of neighbouring pixels
-    over the standard deviation, RMS pixels within the brain's rim: about 0.1 is blurred, and noise
+    over the standard deviation, RIM pixels within the brain's rim: about 0.1 is blurred, and noise
     without any structure has 1.4. histogram: share per bin, BINS of them from 0 to 1.
     """
 
@@ -52,36 +52,6 @@ class Quality:
     saturated: float
     sharpness: float
     histogram: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that subjects are compared by.
-
-    of: its value for a subject, or None where it is not known. floor: the smallest deviation that
-    matters; where nearly all are alike, less would make outliers of nothing. low, high: what
-    may be the matter. scale: factor for the page, as for per cent. logarithmic: compared, and its
-    floor meant, as log10: scanners' intensities differ by factors.
-    """
-
-    key: str
-    label: str
-    unit: str
-    decimals: int
-    floor: float
-    of: Callable[["Subject"], float | None]
-    low: str = ""
-    high: str = ""
-    scale: float = 1.0
-    logarithmic: bool = False
-
-    def compared(self, subject: "Subject") -> float | None:
-        """The value on the scale of its floor."""
-        value = self.of(subject)
-        return math.log10(value) if self.logarithmic and value is not None else value
-
-    def shown(self, value: float | None) -> str:
-        return "–" if value is None else f"{value * self.scale:.{self.decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -101,10 +71,36 @@ class Subject:
         """The largest |z|."""
         return max(map(abs, self.scores), default=0.0)
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What was noticed while the volume was read."""
-        return tuple(map(words_of, self.entry.flags))
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that subjects are compared by.
+
+    of: its value for a subject, or None where it is not known. floor: the smallest deviation that
+    matters; where nearly all are alike, less would make outliers of nothing. low, high: what
+    may be the matter. scale: factor for the page, as for per cent. logarithmic: compared, and its
+    floor meant, as log10: scanners' intensities differ by factors.
+    """
+
+    key: str
+    label: str
+    unit: str
+    decimals: int
+    floor: float
+    of: Callable[[Subject], float | None]
+    low: str = ""
+    high: str = ""
+    scale: float = 1.0
+    logarithmic: bool = False
+
+    def compared(self, subject: Subject) -> float | None:
+        """The value on the scale of its floor."""
+        value = self.of(subject)
+        return math.log10(value) if self.logarithmic and value is not None else value
+
+    def shown(self, value: float | None) -> str:
+        """The value as text, without its unit."""
+        return "–" if value is None else f"{value * self.scale:.{self.decimals}f}"
 
 
 def _high(subject: Subject) -> float | None:
@@ -114,32 +110,18 @@ def _high(subject: Subject) -> float | None:
 
 
 MEASURES = (
-    Measure(
-        "slices", "slices", "", 0, 1.0, lambda s: s.quality.slices, "field of view cut off?"
-    ),
-    Measure(
-        "area_cm2", "brain area", "cm²", 1, 1.0, lambda s: s.quality.area_cm2,
-        "brain cut off, or mask too small?", "skull left in, or voxel size wrong?",
-    ),
-    Measure(
-        "mean", "mean", "", 3, 0.01, lambda s: s.quality.mean,
-        "dark: something very bright inside?", "bright: intensities cut off?",
-    ),
-    Measure(
-        "sd", "contrast", "", 3, 0.005, lambda s: s.quality.sd, "flat?", "",
-    ),
-    Measure(
-        "saturated", "saturated", "%", 2, 0.002, lambda s: s.quality.saturated,
-        "", "intensities cut off?", 100.0,
-    ),
-    Measure(
-        "sharpness", "sharpness", "", 3, 0.005, lambda s: s.quality.sharpness,
-        "blurred, or moved?", "noisy?",
-    ),
-    Measure(
-        "high", "native intensity", "", 0, 0.1, _high,
-        "another scanner or scaling?", "another scanner or scaling?", logarithmic=True,
-    ),
+    Measure("slices", "slices", "", 0, 1.0, lambda s: s.quality.slices, "field of view cut off?"),
+    Measure("area_cm2", "brain area", "cm²", 1, 1.0, lambda s: s.quality.area_cm2,
+            "brain cut off, or mask too small?", "skull left in, or voxel size wrong?"),
+    Measure("mean", "mean", "", 3, 0.01, lambda s: s.quality.mean,
+            "dark: something very bright inside?", "bright: intensities cut off?"),
+    Measure("sd", "contrast", "", 3, 0.005, lambda s: s.quality.sd, "flat?"),
+    Measure("saturated", "saturated", "%", 2, 0.002, lambda s: s.quality.saturated,
+            "", "intensities cut off?", 100.0),
+    Measure("sharpness", "sharpness", "", 3, 0.005, lambda s: s.quality.sharpness,
+            "blurred, or moved?", "noisy?"),
+    Measure("high", "native intensity", "", 0, 0.1, _high,
+            "another scanner or scaling?", "another scanner or scaling?", logarithmic=True),
 )  # fmt: skip
 
 
@@ -156,7 +138,8 @@ def measure(pixels: np.ndarray, spacing_mm: float) -> Quality:
         counts += np.bincount(values.ravel(), minlength=SCALE + 1)
         inside = ndimage.binary_erosion(values > 0, np.ones((1, 3, 3), bool), iterations=RIM)
         for axis in (1, 2):
-            both = _pairs(inside, axis)
+            length = values.shape[axis]
+            both = inside.take(range(length - 1), axis) & inside.take(range(1, length), axis)
             difference = np.diff(values.astype(np.float64), axis=axis)[both]
             squares += float(np.square(difference / SCALE).sum())
             pairs += int(both.sum())
@@ -177,14 +160,8 @@ def measure(pixels: np.ndarray, spacing_mm: float) -> Quality:
         sd=sd,
         saturated=float(counts[SCALE]) / total,
         sharpness=math.sqrt(squares / pairs) / sd if pairs and sd else 0.0,
-        histogram=tuple(float(share) for share in bins),
+        histogram=tuple(bins.tolist()),
     )
-
-
-def _pairs(inside: np.ndarray, axis: int) -> np.ndarray:
-    """Where a pixel of (C, H, W) and its successor along `axis` are both inside."""
-    length = inside.shape[axis]
-    return inside.take(range(length - 1), axis) & inside.take(range(1, length), axis)
 
 
 def robust_scores(values: Sequence[float | None], floor: float) -> list[float]:
@@ -201,9 +178,19 @@ def robust_scores(values: Sequence[float | None], floor: float) -> list[float]:
 
 
 def measured(store: Store) -> list[Subject]:
-    """Every subject with its numbers. Holds one slice in memory at a time."""
-    spacing = store.spacing_mm
-    return [Subject(entry, measure(store.slices(entry), spacing)) for entry in store.entries]
+    """Every entry with its numbers. Holds one slice in memory at a time.
+
+    Of a block of photographs they are those of up to SAMPLE images, over all pixels: there is no
+    background.
+    """
+    subjects = []
+    for entry in store.entries:
+        pixels: np.ndarray = store.slices(entry)
+        if store.image_set:
+            pixels = np.maximum(pixels[:: max(1, len(pixels) // SAMPLE)], 1)
+        quality = measure(pixels, store.spacing_mm)
+        subjects.append(Subject(entry, replace(quality, slices=len(entry.slice_indices))))
+    return subjects
 
 
 def compared(subjects: Sequence[Subject]) -> list[Subject]:
@@ -217,24 +204,28 @@ def compared(subjects: Sequence[Subject]) -> list[Subject]:
         given = [v for s in subjects if (v := one.of(s)) is not None]
         medians.append(float(np.median(given)) if given else 0.0)
         columns.append(robust_scores([one.compared(s) for s in subjects], one.floor))
+    common = [_common([native[key] for native in map(native_words, subjects)]) for key in range(3)]
     judged = len(subjects) >= FEWEST
-    rules = _rules(subjects) if judged else []
-    found = []
+    sheet = []
     for subject, scores in zip(subjects, zip(*columns, strict=True), strict=True):
-        reasons = _reasons(subject, scores, medians) if judged else []
-        reasons += [text for rule in rules if (text := rule(subject))]
-        reasons += _noticed(subject)
-        found.append(Subject(subject.entry, subject.quality, scores, tuple(reasons)))
-    return sorted(found, key=lambda s: (-_attention(s), -s.strongest, s.entry.subject))
+        reasons = _unlike(subject, scores, medians, common) if judged else []
+        if subject.entry.cropped:
+            reasons.append("the brain is larger than the picture: its rim is cut off")
+        reasons += map(words_of, subject.entry.flags)
+        sheet.append(replace(subject, scores=scores, reasons=tuple(reasons)))
+
+    def attention(subject: Subject) -> float:
+        return max(subject.strongest, THRESHOLD if subject.reasons else 0.0)
+
+    return sorted(sheet, key=lambda s: (-attention(s), -s.strongest, s.entry.subject))
 
 
-def _attention(subject: Subject) -> float:
-    return max(subject.strongest, THRESHOLD if subject.reasons else 0.0)
-
-
-def _reasons(subject: Subject, scores: Sequence[float], medians: Sequence[float]) -> list[str]:
-    """A sentence for each score beyond the threshold, the strongest first."""
-    found = []
+def _unlike(
+    subject: Subject, scores: Sequence[float], medians: Sequence[float], common: Sequence[str]
+) -> list[str]:
+    """A sentence for each score beyond the threshold, the strongest first, and for each property
+    that nearly all others share."""
+    beyond = []
     for one, score, median in zip(MEASURES, scores, medians, strict=True):
         if abs(score) > THRESHOLD:
             side, hint = ("below", one.low) if score < 0 else ("above", one.high)
@@ -243,71 +234,28 @@ def _reasons(subject: Subject, scores: Sequence[float], medians: Sequence[float]
                 f"{one.label} {one.shown(one.of(subject))}{unit}: {abs(score):.1f} deviations "
                 f"{side} the others' {one.shown(median)}{unit}"
             )
-            found.append((abs(score), f"{text} – {hint}" if hint else text))
-    return [text for _, text in sorted(found, key=lambda pair: -pair[0])]
+            beyond.append((-abs(score), f"{text} – {hint}" if hint else text))
+    reasons = [text for _, text in sorted(beyond, key=lambda pair: pair[0])]
+    words = (("voxels of", " mm"), ("volume of", " voxels"), ("stored as", ""))
+    for own, rule, (label, unit) in zip(native_words(subject), common, words, strict=True):
+        if rule and own and own != rule:
+            reasons.append(f"{label} {own}{unit}, most others {rule}{unit}")
+    return reasons
 
 
-def _noticed(subject: Subject) -> list[str]:
-    cropped = ["the brain is larger than the picture: its rim is cut off"]
-    return (cropped if subject.entry.cropped else []) + list(subject.flags)
-
-
-def voxel(subject: Subject) -> str | None:
-    """The voxel size in mm, axis by axis as stored: "1 × 1 × 1.25"."""
+def native_words(subject: Subject) -> tuple[str, str, str]:
+    """A volume as it is on disk: voxel size in mm ("1 × 1 × 1.25"), shape, orientation; or ""."""
     native = subject.entry.volume
-    return " × ".join(f"{v:.3g}" for v in native.spacing_mm) if native else None
+    if not native:
+        return "", "", ""
+    sizes = " × ".join(f"{v:.3g}" for v in native.spacing_mm)
+    return sizes, " × ".join(map(str, native.shape)), native.orientation
 
 
-def shape(subject: Subject) -> str | None:
-    """Voxels along the axes as stored: "176 × 208 × 176"."""
-    native = subject.entry.volume
-    return " × ".join(map(str, native.shape)) if native else None
-
-
-def orientation(subject: Subject) -> str | None:
-    """Where the axes run to as stored: "LAS"."""
-    return subject.entry.volume.orientation if subject.entry.volume else None
-
-
-def _rules(subjects: Sequence[Subject]) -> list[Callable[[Subject], str]]:
-    """Per property that nearly all share, the words for a subject with another one."""
-    rules: list[Callable[[Subject], str]] = []
-    for label, unit, of in (
-        ("voxels of", " mm", voxel),
-        ("volume of", " voxels", shape),
-        ("stored as", "", orientation),
-    ):
-        counts = Counter(value for s in subjects if (value := of(s)))
-        (common, number), *_ = [*counts.most_common(1), ("", 0)]
-        if number < COMMON * counts.total() or len(counts) < 2:
-            continue
-
-        def rule(
-            subject: Subject,
-            label: str = label,
-            unit: str = unit,
-            of: Callable[[Subject], str | None] = of,
-            common: str = common,
-        ) -> str:
-            value = of(subject)
-            if value is None or value == common:
-                return ""
-            return f"{label} {value}{unit}, most others {common}{unit}"
-
-        rules.append(rule)
-    return rules
-
-
-def sample_of_set(store: Store) -> list[Subject]:
-    """The blocks of an image set, in their order, with numbers of up to SAMPLE images of each.
-
-    All pixels count, as a photograph has no background; blocks are not compared, as
-    each is a mixture of independent images.
-    """
-    found = []
-    for entry in store.entries:
-        pixels = store.slices(entry)
-        some = np.asarray(pixels[:: max(1, len(pixels) // SAMPLE)])
-        quality = replace(measure(np.maximum(some, 1), store.spacing_mm), slices=len(pixels))
-        found.append(Subject(entry, quality))
-    return found
+def _common(values: Sequence[str]) -> str:
+    """The value that nearly all share, or ""."""
+    counts = Counter(value for value in values if value)
+    for value, number in counts.most_common(1):
+        if number >= COMMON * counts.total():
+            return value
+    return ""

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from data_prep.common.errors import InputError
 from data_prep.common.names import as_text
 
-KEYS = ("{subject}", "{session}")
 KEY = re.compile(r"(\{subject\}|\{session\})")
 
 # What a path that leads to nothing answers; all else is a folder that cannot be looked into.
@@ -32,16 +31,8 @@ class Match:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Found:
-    """All that a template names, sorted; without: subjects' folders that hold no image, by path."""
-
-    matches: tuple[Match, ...]
-    without: tuple[str, ...]
-
-
-def search(root: Path, template: str) -> Found:
-    """Walk the folders that `template` names.
+def search(root: Path, template: str) -> tuple[list[Match], list[str]]:
+    """All that a template names, sorted, and subjects' folders that hold no image, by path.
 
     Each {subject} must be the same, and each {session}. They stand for one or more characters of
     a file or folder name, whatever these are; as in a shell, names that begin with a dot are
@@ -54,7 +45,7 @@ def search(root: Path, template: str) -> Found:
     parts = PurePosixPath(template).parts
     walk = _Walk(root, parts)
     greedy, lazy = (re.compile(_expression("/".join(parts), how), re.S) for how in ("", "?"))
-    found, owners = set(), set()
+    matches, owners = set(), set()
     for path in map(as_text, walk.paths(root, 0)):
         match = greedy.fullmatch(path)
         if not match:
@@ -66,46 +57,41 @@ def search(root: Path, template: str) -> Found:
                 "of one subject would count as several: write {session} where the session is, "
                 "with a folder or ses- before it"
             )
-        found.add(Match(groups["subject"], groups.get("session", "")))
+        matches.add(Match(groups["subject"], groups.get("session", "")))
         owners.add(walk.owner(path))
     for folder, why in walk.closed:
-        found.add(_closed(parts, as_text(folder), why))
-        owners.add(walk.owner(as_text(folder)))
-    order = sorted(found, key=lambda one: (one.subject, one.session, one.folder))
-    return Found(tuple(order), tuple(sorted({as_text(f) for f in walk.owners} - owners)))
+        depth = 0 if folder == "." else len(folder.split("/"))
+        match = re.fullmatch(_expression("/".join(parts[:depth])), folder, re.S)
+        groups = match.groupdict() if match else {}
+        if "subject" not in groups:
+            raise InputError(
+                f"prepare.root: its folder {folder} cannot be entered ({why}): change its "
+                "permissions, or correct prepare.root or prepare.template"
+            )
+        matches.add(Match(groups["subject"], groups.get("session", ""), folder, why))
+        owners.add(walk.owner(folder))
+    order = sorted(matches, key=lambda one: (one.subject, one.session, one.folder))
+    return order, sorted({as_text(owner) for owner in walk.owners} - owners)
 
 
 def _expression(template: str, how: str = "") -> str:
     """A regular expression for a template; how: "?" prefers the shortest names."""
     expression, seen = "", set()
     for piece in KEY.split(template):
-        if piece not in KEYS:
-            expression += re.escape(piece)
-            continue
         group = piece[1:-1]
-        expression += f"(?P={group})" if group in seen else f"(?P<{group}>[^/]+{how})"
-        seen.add(group)
+        if not KEY.fullmatch(piece):
+            expression += re.escape(piece)
+        else:
+            expression += f"(?P={group})" if group in seen else f"(?P<{group}>[^/]+{how})"
+            seen.add(group)
     return expression
-
-
-def _closed(parts: tuple[str, ...], folder: str, why: str) -> Match:
-    """Whose folder cannot be looked into. Raises InputError where it is that of all subjects."""
-    depth = 0 if folder == "." else len(folder.split("/"))
-    match = re.fullmatch(_expression("/".join(parts[:depth])), folder, re.S)
-    groups = match.groupdict() if match else {}
-    if "subject" not in groups:
-        raise InputError(
-            f"prepare.root: its folder {folder} cannot be entered ({why}): change its permissions, "
-            "or correct prepare.root or prepare.template"
-        )
-    return Match(groups["subject"], groups.get("session", ""), folder, why)
 
 
 class _Walk:
     """Follows a template part by part and notes what it cannot look into.
 
     closed: such folders, and why. owners: folders at the level of {subject}. All are paths
-    relative to the root, as the file system spells them.
+    relative to the root.
     """
 
     def __init__(self, root: Path, parts: tuple[str, ...]) -> None:
@@ -120,12 +106,11 @@ class _Walk:
 
     def paths(self, folder: Path, depth: int) -> Iterator[str]:
         """Paths that the parts from `depth` on lead to, below a folder."""
-        last = depth == len(self.parts) - 1
         try:
             for name in self._names(folder, self.parts[depth]):
                 path = folder / name
                 relative = path.relative_to(self.root).as_posix()
-                if last:
+                if depth == len(self.parts) - 1:
                     yield relative
                 elif not stat.S_ISREG(path.lstat().st_mode):
                     if depth == self.level:
@@ -134,10 +119,10 @@ class _Walk:
         except OSError as error:
             if error.errno not in NOWHERE:
                 words = error.strerror or str(error)
-                self.closed.append((folder.relative_to(self.root).as_posix(), words))
+                self.closed.append((as_text(folder.relative_to(self.root).as_posix()), words))
 
     def _names(self, folder: Path, part: str) -> list[str]:
-        """What there is in a folder of the names that a part of the template stands for."""
+        """The names in a folder that a part of the template stands for."""
         if not KEY.search(part):
             try:
                 (folder / part).lstat()

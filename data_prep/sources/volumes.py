@@ -13,10 +13,9 @@ from data_prep.sources.path_template import Subject
 from data_prep.sources.simulated import cohort
 from data_prep.sources.source import Job, Outcome, Source
 from data_prep.store import Quarantined, SubjectEntry, write_shard
-from data_prep.volume.bias_field import require_n4
 from data_prep.volume.slices import ORIENTATIONS
 
-# Makes a MONAI Compose; MONAI itself is imported only where volumes are transformed.
+# Makes a MONAI Compose; MONAI, which takes seconds, is imported only where volumes are transformed.
 Chain = Callable[[PrepareConfig], Any]
 
 
@@ -27,8 +26,8 @@ def find(config: PrepareConfig, raw: Path) -> Source:
         InputError: no subject found, or the optional package for N4 is missing.
     """
     if config.source != "template_cohort":
-        found = path_template.discover(config)
-        return replace(source_of(config, found.subjects), notes=found.notes)
+        subjects, notes = path_template.discover(config)
+        return replace(source_of(config, subjects), notes=notes)
     simulated = source_of(config, cohort.people(config, raw))
     return replace(simulated, simulated=True, begin=partial(cohort.make, config, raw))
 
@@ -48,6 +47,8 @@ def source_of(
         InputError: the optional package for N4 is missing.
     """
     if config.n4:
+        from data_prep.volume.transforms import require_n4
+
         require_n4()
     return Source(
         subjects,
@@ -63,10 +64,8 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
     """One subject from file to shard. What is wrong with it becomes a Quarantined, not an error."""
     subject, config = job.item, job.config
     # Taken before reading: a file that changes meanwhile is seen as changed next time.
-    found = subject.fingerprint()
-    # MONAI takes seconds to import: only where volumes are transformed.
-    from data_prep.volume.loading import native_of, paths
-    from data_prep.volume.transforms import IMAGE, apply, scan_key, volume_transforms
+    taken = subject.fingerprint()
+    from data_prep.volume.transforms import apply, volume_transforms
 
     try:
         if subject.closed:
@@ -74,23 +73,22 @@ def transform(job: Job, chain: Chain | None = None) -> list[Outcome]:
         if subject.mask_path and not subject.mask_path.is_file():
             raise VolumeError("mask_missing", f"there is no mask {subject.mask}")
         steps = (chain or volume_transforms)(config)
-        made = apply(steps, paths(subject.source_path, subject.mask_path))
-        image, scan = made[IMAGE], made[scan_key(IMAGE)]
-        native = native_of(scan)
+        image, _, scan = apply(steps, subject.source_path, subject.mask_path)
+        native = scan.native
     except VolumeError as error:
-        return [Quarantined(**found, reason=error.reason, message=error.message)]
+        return [Quarantined(**taken, reason=error.reason, message=error.message)]
     except MemoryError:
-        return [Quarantined(**found, reason="worker_died", message="memory ran out")]
+        return [Quarantined(**taken, reason="worker_died", message="memory ran out")]
     except InputError:
         raise
     except Exception as error:  # whatever one file provokes must not cost the others
         message = f"{type(error).__name__}: {error}"
-        return [Quarantined(**found, reason="unexpected", message=" ".join(message.split()))]
+        return [Quarantined(**taken, reason="unexpected", message=" ".join(message.split()))]
     # Outside the try: a full disk is no fault of a scan and ends the run.
     shard = write_shard(job.store, subject.subject, image.numpy())
     return [
         SubjectEntry(
-            **found,
+            **taken,
             **shard,
             **subject.assignment(),
             source_sha256=scan.sha256,

@@ -9,7 +9,6 @@ Slices are shown in neurological convention: the patient's left is at the left o
 | sagittal | superior to inferior   | posterior to anterior  |
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import nibabel as nib
@@ -18,11 +17,18 @@ from scipy import ndimage
 
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.flags import BLACK_SLICES, flag
-from data_prep.volume.findings import MaskShape, mask_shape
+from data_prep.volume.brain import MaskShape, mask_shape
+from data_prep.volume.plausibility import BLACK_SLICES
 
 # Per plane: the RAS axis of slices, of rows and of columns. Rows run against their axis.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+# The same in words, for the manifest.
+ORIENTATIONS = {
+    "axial": "rows A>P, columns L>R",
+    "coronal": "rows S>I, columns L>R",
+    "sagittal": "rows S>I, columns P>A",
+}
 
 # A brain smaller than this share of the grid's side is another field of view than a brain's: mostly
 # a header in other units.
@@ -30,13 +36,6 @@ LEAST_EXTENT = 0.25
 
 # The smallest intensity that the store's 16 bits tell from 0.
 LEAST_INTENSITY = 0.5 / 65535
-
-# What the manifest says about the direction of rows and columns.
-ORIENTATIONS = {
-    "axial": "rows A>P, columns L>R",
-    "coronal": "rows S>I, columns L>R",
-    "sagittal": "rows S>I, columns P>A",
-}
 
 
 @dataclass(frozen=True)
@@ -83,33 +82,16 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
     return np.round(nib.affines.voxel_sizes(affine), 5)
 
 
-def check_grid(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    image_shape: Sequence[int],
-    image_affine: np.ndarray,
-    name: str,
-) -> None:
-    """Raise VolumeError where the mask `name` has another shape than its image, or lies elsewhere.
-
-    To within 0.01 mm (shifts) and 0.01 (the rest of the affine).
-    """
-    if tuple(shape) != tuple(image_shape):
-        shapes = ["x".join(map(str, found)) for found in (shape, image_shape)]
-        raise VolumeError("mask_shape", f"{name} has the shape {shapes[0]}, its image {shapes[1]}")
-    if not np.allclose(affine, image_affine, atol=1e-2):
-        raise VolumeError("mask_position", f"{name} does not lie where its image does")
-
-
-def cut_checked(
-    data: np.ndarray, affine: np.ndarray, shape: MaskShape, config: PrepareConfig, name: str
+def checked_slices(
+    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig, name: str
 ) -> Slices:
-    """`cut_shape` of the volume `name`, and something to be seen in them.
+    """`cut_slices` of the volume `name`, and something to be seen in them.
 
     Raises:
         VolumeError: too_small, a brain under a quarter of the grid's side; black, no slice with
             anything above 0.
     """
+    shape = mask_shape(mask)
     bounds = zip(shape.bounds, voxel_sizes(affine), strict=True)
     size = max((last - first + 1) * side for (first, last), side in bounds)
     side = config.size * config.spacing_mm
@@ -119,34 +101,24 @@ def cut_checked(
             f"{name}: the brain is only {size:.3g} mm long, in a field of view of {side:g} "
             "mm: is this an image of a brain, and the voxel size in the header right?",
         )
-    cut = cut_shape(data, affine, shape, config)
-    black = [
-        index
-        for index, image in zip(cut.indices, cut.images, strict=True)
-        if not image.max(initial=0) > LEAST_INTENSITY
-    ]
-    if len(black) == len(cut.indices):
+    cut = cut_slices(data, shape, affine, config)
+    shown = cut.images.max(axis=(1, 2, 3)) > LEAST_INTENSITY
+    if not shown.any():
         raise VolumeError("black", f"{name}: not one slice shows anything: is its mask right?")
-    if not black:
+    if shown.all():
         return cut
-    words = f"{len(black)} of its {len(cut.indices)} slices are black, the first {black[0]}"
-    return replace(cut, flags=(flag(BLACK_SLICES, words),))
+    black = [index for index, seen in zip(cut.indices, shown, strict=True) if not seen]
+    words = f"{len(black)} of its {len(shown)} slices are black, the first {black[0]}"
+    return replace(cut, flags=(f"{BLACK_SLICES}: {words}",))
 
 
 def cut_slices(
-    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig
-) -> Slices:
-    """`cut_shape` with the shape of a mask (X, Y, Z) bool."""
-    return cut_shape(data, affine, mask_shape(mask), config)
-
-
-def cut_shape(
-    data: np.ndarray, affine: np.ndarray, shape: MaskShape, config: PrepareConfig
+    data: np.ndarray, mask: np.ndarray | MaskShape, affine: np.ndarray, config: PrepareConfig
 ) -> Slices:
     """Cut, crop or pad, and resample slices of `config.size` pixels of `config.spacing_mm`.
 
     data: (X, Y, Z) float32 in [0, 1], 0 outside the brain, with axes to the right, to the front and
-    up. affine: (4, 4), voxel indices to RAS mm. shape: of the brain on the same grid.
+    up. mask: (X, Y, Z) bool, the brain, or its shape. affine: (4, 4), voxel indices to RAS mm.
 
     The grid is centred on the bounding box of the brain's largest piece, and its extent is
     size x spacing in mm, so a voxel's size decides where it lands and the array's shape never
@@ -154,6 +126,7 @@ def cut_shape(
     carry (the choice of skimage.transform.resize); then linear interpolation, with zeros beyond
     the volume.
     """
+    shape = mask if isinstance(mask, MaskShape) else mask_shape(mask)
     slice_axis, row_axis, column_axis = PLANES[config.plane]
     spacing = voxel_sizes(affine)
     indices = choose_slices(

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import nibabel as nib
 import numpy as np
+from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from data_prep.common.errors import VolumeError
-from data_prep.volume.headers import HEADER_BYTES, parse_header, refuse_other_kinds
+from data_prep.volume.plausibility import ASSUMED_ORIENTATION, FORMS_DISAGREE, UNITS
 
 # The optional extra `fast` inflates about twice as fast; both find the same damage.
 isal_zlib: Any = None
@@ -26,11 +29,39 @@ with contextlib.suppress(ImportError):
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+# Volumes in two files, NIfTI pairs and Analyze 7.5: header and voxels.
+HALVES = {".hdr": ".img", ".img": ".hdr"}
+
 # What may follow the last voxel: an MGH file's footer and tags.
 FOOTER_BYTES = 1 << 16
 
-# Volumes in two files, NIfTI pairs and Analyze 7.5: header and voxels.
-HALVES = {".hdr": ".img", ".img": ".hdr"}
+# An MGH header, as far as it stands before the voxels, and where it says whether it gives an
+# orientation; enough of a file to hold any header.
+MGH_BYTES, GOOD_RAS, HEADER_BYTES = 284, slice(28, 30), 540
+
+# Voxels beyond these are a broken header (often metres or micrometres, and nothing says so). The
+# finest volume of a whole human brain, BigBrain, has 0.02 mm.
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.01, 20.0
+
+# Units of length that a NIfTI or an Analyze header can declare, and their mm; none means mm.
+LENGTHS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+ANALYZE_LENGTHS = {b"mm": ("mm", 1.0), b"cm": ("cm", 10.0), b"um": ("micron", 0.001)}
+
+# As assume_orientation: any axes will do, for an array without a place in space.
+ANYWHERE = "anywhere"
+
+# First bytes of files that are mistaken for images.
+_OTHERS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"NRRD": "an NRRD volume",
+    b"\x89HDF": "an HDF5 file (perhaps MINC)",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +71,7 @@ class VerifiedVolume:
     data: (X, Y, Z) float32 in the file's own storage order (Fortran) and intensity units.
     affine: (4, 4) float64, voxel indices to RAS mm.
     sha256, size_bytes: of the file's bytes as they lie on disk; of a pair, header before voxels.
-    flags: what is odd about the file though it is usable (flags.py).
+    flags: what is odd about the file though it is usable (plausibility.py).
     """
 
     data: np.ndarray
@@ -67,7 +98,7 @@ def read_verified(
         constant_allowed: accept a volume with one value everywhere (a mask may be that).
         flat_allowed: accept a single slice; its data has three axes all the same.
         assume_orientation: where the axes run to, such as "LAS", if the header does not say; ""
-            refuses such a file, and headers.ANYWHERE takes what nibabel makes of it.
+            refuses such a file, and ANYWHERE takes what nibabel makes of it.
 
     Raises:
         VolumeError: `reason` is one of missing, broken_link, directory, not_a_file, no_permission,
@@ -78,32 +109,28 @@ def read_verified(
     packed = [_bytes_of(file, path) for file in files]
     contents = [_unpacked(*pair) for pair in zip(packed, files, strict=True)]
     name, (content, whole) = files[-1].name, contents[-1]
-    if not contents[0][1] and (len(files) > 1 or len(content) < HEADER_BYTES):
+    start, pair = contents[0][0][:HEADER_BYTES], len(files) > 1
+    if not contents[0][1] and (pair or len(content) < HEADER_BYTES):
         raise VolumeError("truncated", f"{files[0].name} ends before its gzip stream does")
     try:
-        header = parse_header(
-            contents[0][0][:HEADER_BYTES],
-            files[0].name,
-            flat_allowed=flat_allowed,
-            assume_orientation=assume_orientation,
-            pair=len(files) > 1,
-        )
+        header = _header(start, files[0].name, pair, flat_allowed, assume_orientation)
     except VolumeError:
         if whole:
             raise
         raise VolumeError("corrupt", f"{name} is damaged inside") from None
+    count = int(np.prod(header.shape, dtype=np.int64))
+    end = header.offset + count * header.dtype.itemsize
     if not whole:
         # A damaged byte can also make the inflater run past the end. A file that is complete still
         # carries the right length in its last four bytes.
         length = int.from_bytes(packed[-1][-4:], "little")
-        if 0 <= length - header.end % 2**32 < FOOTER_BYTES:
+        if 0 <= length - end % 2**32 < FOOTER_BYTES:
             raise VolumeError("corrupt", f"{name} is damaged inside")
         raise VolumeError("truncated", f"{name} ends before its gzip stream does")
-    if header.end > len(content):
+    if end > len(content):
         raise VolumeError("truncated", f"{name} holds fewer voxels than its header says")
-    if header.end + FOOTER_BYTES < len(content):
+    if end + FOOTER_BYTES < len(content):
         raise VolumeError("header", f"{name} holds more than its header says")
-    count = int(np.prod(header.shape, dtype=np.int64))
     data = np.frombuffer(content, header.dtype, count, header.offset)
     with np.errstate(over="ignore", invalid="ignore"):  # reported below, as infinite or NaN
         if (header.slope, header.intercept) != (1.0, 0.0):
@@ -120,9 +147,8 @@ def read_verified(
     digest = hashlib.sha256()
     for part in packed:
         digest.update(part)
-    return VerifiedVolume(
-        data, header.affine, digest.hexdigest(), sum(map(len, packed)), header.flags
-    )
+    size = sum(map(len, packed))
+    return VerifiedVolume(data, header.affine, digest.hexdigest(), size, header.flags)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -179,7 +205,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _unpacked(content: bytes, path: Path) -> tuple[bytes, bool]:
-    """A file's content, and whether its gzip stream ends before the file does.
+    """A file's content, and whether it is whole: its gzip stream ends before the file does.
 
     Of a gzip file every member is unpacked and its checksum compared; zeros may follow the last
     one, as on tapes. Raises VolumeError (wrong_extension, not_gzip, corrupt).
@@ -192,7 +218,7 @@ def _unpacked(content: bytes, path: Path) -> tuple[bytes, bool]:
     if not named:
         return content, True
     if not packed:
-        refuse_other_kinds(content[:HEADER_BYTES], name)
+        _refuse_other_kinds(content[:HEADER_BYTES], name)
         raise VolumeError("not_gzip", f"{name} is named as a gzip file but is not compressed")
     library = isal_zlib or zlib
     parts: list[bytes] = []
@@ -208,3 +234,180 @@ def _unpacked(content: bytes, path: Path) -> tuple[bytes, bool]:
             return b"".join(parts), False
         content = inflater.unused_data.lstrip(b"\0")
     return b"".join(parts), True
+
+
+def _refuse_other_kinds(start: bytes, name: str) -> None:
+    """Raise VolumeError (html, dicom, wrong_format) where `start` begins a file of another kind."""
+    if start[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise VolumeError(
+            "html", f"{name} is a web page, not an image: was the download logged in?"
+        )
+    if start[128:132] == b"DICM":
+        raise VolumeError(
+            "dicom", f"{name} is a DICOM file, which is not read: convert it with dcm2niix first"
+        )
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            raise VolumeError("wrong_format", f"{name} is {kind}, not a NIfTI or MGH volume")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Where the voxels are and what they mean: value = stored * slope + intercept."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    flags: tuple[str, ...]
+
+
+def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: str) -> _Header:
+    """The header in the first bytes of a file's content. pair: its voxels are in another file.
+
+    flat_allowed: a single slice will do, of two axes or with an axis of one voxel. assumed: as
+    read_verified has assume_orientation.
+    """
+    kind = _kind(start, name, pair)
+    length = _length(kind)
+    try:
+        header = kind(start[:length])
+        dtype, shape = header.get_data_dtype(), tuple(int(n) for n in header.get_data_shape())
+        offset = int(header.get_data_offset())
+        slope, intercept = header.get_slope_inter()
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        zooms = np.abs(np.asarray(header.get_zooms()[:3], np.float64))
+    except Exception as error:  # nibabel raises many kinds for one damaged header
+        raise VolumeError("header", f"{name} has a damaged header: {error}") from None
+    if kind in (nib.Nifti1Header, nib.Nifti2Header):
+        apart = bytes(header["magic"]).startswith(b"ni")
+        if apart and not pair:
+            raise VolumeError(
+                "wrong_extension",
+                f"{name} is the header of a pair, its voxels are elsewhere: name it .hdr, beside "
+                "the .img file",
+            )
+        if pair and not apart:
+            raise VolumeError(
+                "wrong_extension", f"{name} is a whole NIfTI file, header and voxels: name it .nii"
+            )
+        if not pair and offset < length + 4:
+            raise VolumeError("header", f"{name} has voxels that would begin inside its header")
+    if dtype.kind not in "iuf":
+        raise VolumeError("header", f"{name} has voxels of type {dtype}: not plain numbers")
+    if flat_allowed and len(shape) == 2:
+        shape, zooms = (*shape, 1), np.append(zooms, 1.0)[:3]
+    least = 1 if flat_allowed else 2
+    if len(shape) < 3 or min(shape[:3]) < least or any(n != 1 for n in shape[3:]):
+        raise VolumeError(
+            "dimensions",
+            f"{name} has the shape {'x'.join(map(str, shape))}: one 3-D volume is needed",
+        )
+    first = (shape[0], shape[1], shape[2])
+    unit, millimetres = _unit(header)
+    flags = [FORMS_DISAGREE] if _forms_disagree(header, first, 1e-2 / millimetres) else []
+    if assumed != ANYWHERE and not _oriented(header, start):
+        affine = _assumed(assumed, zooms, first, name)
+        flags.append(
+            f"{ASSUMED_ORIENTATION}: its header gives no orientation: {assumed} is assumed"
+            " (prepare.assume_orientation), so left and right are as good as that"
+        )
+    if millimetres != 1:
+        affine[:3] *= millimetres
+        flags.append(f"{UNITS}: its header gives lengths in {unit}")
+    # The determinant of the directions alone: that of voxels of micrometres is small, too.
+    voxel = nib.affines.voxel_sizes(affine)
+    sound = np.isfinite(affine).all() and voxel.min() > 0
+    if not sound or abs(np.linalg.det(affine[:3, :3] / voxel)) < 1e-6:
+        raise VolumeError("header", f"{name} has an orientation matrix without an inverse")
+    large = voxel.max() > LARGEST_VOXEL_MM
+    if large or (voxel.min() < SMALLEST_VOXEL_MM and assumed != ANYWHERE):
+        declared = f"its header gives lengths in {unit}" if unit else "its header names no unit"
+        odd = voxel.max() if large else voxel.min()
+        raise VolumeError(
+            "header",
+            f"{name} has voxels of {odd:g} mm ({declared}): correct its affine, or its xyzt_units",
+        )
+    slope, intercept = (1.0 if slope is None else slope), (intercept or 0.0)
+    return _Header(first, dtype, offset, float(slope), float(intercept), affine, tuple(flags))
+
+
+def _kind(start: bytes, name: str, pair: bool) -> Any:
+    """nibabel's class for the header in the first bytes of a file's content.
+
+    Of a pair without NIfTI's magic, Analyze: as nibabel does, with the scaling of SPM.
+    """
+    _refuse_other_kinds(start, name)
+    kind: Any = MGHHeader if start[:4] == b"\0\0\0\1" else None
+    for nifti in (nib.Nifti1Header, nib.Nifti2Header):
+        if start[:4] in (nifti.sizeof_hdr.to_bytes(4, order) for order in ("little", "big")):
+            analyze = pair and nifti is nib.Nifti1Header and start[344:347] not in (b"ni1", b"n+1")
+            kind = Spm2AnalyzeHeader if analyze else nifti
+    if kind is None:
+        raise VolumeError("not_nifti", f"{name} does not begin as a NIfTI or MGH file does")
+    if len(start) < _length(kind):
+        raise VolumeError("truncated", f"{name} ends within its header")
+    if (kind is MGHHeader) != name.lower().endswith((".mgh", ".mgz")):
+        true, ending = ("an MGH", ".mgz") if kind is MGHHeader else ("a NIfTI", ".nii.gz")
+        raise VolumeError("wrong_extension", f"{name} is {true} file: name it {ending}")
+    return kind
+
+
+def _length(kind: Any) -> int:
+    return MGH_BYTES if kind is MGHHeader else int(kind.sizeof_hdr)
+
+
+def _unit(header: Any) -> tuple[str, float]:
+    """The unit of length that a header declares, "" for none, and its mm."""
+    if isinstance(header, nib.Nifti1Header):
+        return LENGTHS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
+    if isinstance(header, MGHHeader):
+        return "mm", 1.0
+    return ANALYZE_LENGTHS.get(bytes(header["vox_units"]).strip(b"\0 ").lower(), ("", 1.0))
+
+
+def _oriented(header: Any, start: bytes) -> bool:
+    """True if a header says where its axes run to."""
+    if isinstance(header, MGHHeader):
+        return start[GOOD_RAS] != b"\0\0"
+    if isinstance(header, nib.Nifti1Header):
+        return int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return False
+
+
+def _assumed(codes: str, zooms: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """The affine (4, 4) of axes that run to `codes`, 0 mm in the middle of the volume."""
+    if not codes:
+        raise VolumeError(
+            "no_orientation",
+            f"{name} gives no orientation (sform and qform codes of 0, or Analyze), so left and "
+            "right are unknown: convert it again from its source, or say where its axes run to "
+            "with prepare.assume_orientation (anomaly: --assume_orientation), such as RAS or LAS",
+        )
+    affine = np.diag([0.0, 0, 0, 1])
+    for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(tuple(codes))):
+        affine[int(world), axis] = sign * zooms[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def _forms_disagree(header: Any, shape: tuple[int, int, int], tolerance: float) -> bool:
+    """True if sform and qform, both given, are more than a voxel's shortest edge apart at a corner.
+
+    tolerance: in the header's unit. The quaternion is float32: equal affines differ by thousandths
+    of a millimetre.
+    """
+    if not isinstance(header, nib.Nifti1Header):
+        return False
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return False
+    try:
+        apart = header.get_sform() - header.get_qform()
+    except Exception:  # an impossible quaternion: there is one good affine, and no second opinion
+        return True
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    distance = np.linalg.norm(apart[:3, :3] @ corners + apart[:3, 3:], axis=0).max()
+    edge = nib.affines.voxel_sizes(header.get_sform()).min()
+    return not distance <= edge + tolerance

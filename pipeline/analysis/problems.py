@@ -21,7 +21,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import stats
 from torch import Tensor
 
-from data_prep.sources.simulated.marking import is_simulated
+from data_prep.sources.simulated import is_simulated
 from pipeline.analysis.baselines import best_weight, solve_total_variation, solve_wavelets
 from pipeline.analysis.jobs import ReconstructOptions as Options
 from pipeline.analysis.operators import (

@@ -12,9 +12,9 @@ from scipy import ndimage
 from data_prep import PLANES, PrepareConfig, Slices, read_verified
 from data_prep.common.errors import VolumeError
 from data_prep.config import TRANSFORM_VERSION
-from data_prep.flags import words_of
-from data_prep.sources.simulated.marking import MARK, is_simulated
-from data_prep.volume.headers import ANYWHERE
+from data_prep.sources.simulated import MARK, is_simulated
+from data_prep.volume.plausibility import words_of
+from data_prep.volume.verify import ANYWHERE
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
 
@@ -102,8 +102,8 @@ def prepare_volume(
     areas = volume.mask.transpose(PLANES[config.plane]).sum(axis=(1, 2))
     prepared = PreparedVolume(
         path,
-        volume.native.shape,
-        volume.storage,
+        volume.scan.shape,
+        volume.scan.affine,
         volume.data,
         # Ventricles can hold values of 0 or, after resampling, below: they are inside the head.
         ndimage.binary_fill_holes(volume.mask),
@@ -111,11 +111,11 @@ def prepare_volume(
         slices,
         config.plane,
         areas[list(slices.indices)] >= float(keys["min_brain_area"]) * areas.max(),
-        volume.source_sha256,
-        volume.native.low,
-        volume.native.high,
+        volume.scan.sha256,
+        volume.scan.intensity["low"],
+        volume.scan.intensity["high"],
         stored,
-        tuple(map(words_of, volume.flags)),
+        tuple(map(words_of, volume.scan.flags)),
     )
     covered = float(seen(prepared)[prepared.brain].mean())
     if covered < LEAST_COVERED:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from data_prep.config import PrepareConfig
-from data_prep.sources.simulated.marking import DESCRIPTION, is_simulated
+from data_prep.sources.simulated import DESCRIPTION, is_simulated
 from pipeline.__main__ import main
 from pipeline.analysis import anomaly
 from pipeline.analysis.anomaly import detect, deviations, restore, total_variation

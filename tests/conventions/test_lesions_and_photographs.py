@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.sources.celeba import decode
+from data_prep.sources.image_sets import decode
 from pipeline.analysis.anomaly import detect, one_sided
 from pipeline.analysis.lesions import Lesion, insert, sensitivity, share, threshold_at
 from pipeline.analysis.problems import intensity_unit, regular_choice

@@ -11,12 +11,12 @@ from scipy.stats import norm
 
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig, SplitConfig
+from data_prep.plan import split_of, uniform
 from data_prep.preparation import prepare
 from data_prep.report.quality import measure, robust_scores
-from data_prep.split import split_of, uniform
 from data_prep.store import write_shard
-from data_prep.volume.loading import load_volume
 from data_prep.volume.slices import choose_slices, cut_slices
+from data_prep.volume.transforms import load_volume
 
 WHOLE = PrepareConfig(lower_percentile=0, upper_percentile=100)
 
@@ -75,7 +75,7 @@ def test_brain_is_what_lies_above_0(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.mask, data > 0)
     assert volume.mask.sum() == 510
     # What became 0 is the least of the brain, 0.25, not of the image.
-    assert (volume.native.low, volume.native.high) == (0.25, 511.25)
+    assert (volume.scan.native.low, volume.scan.native.high) == (0.25, 511.25)
     assert (volume.data[~volume.mask] == 0).all()
 
 
@@ -88,7 +88,7 @@ def test_a_mask_of_several_values_is_brain_from_its_threshold_on(tmp_path: Path)
     assert volume.mask.sum() == 5 * 6 * 6 - 1
     np.testing.assert_array_equal(volume.mask, mask >= 0.5)
     # A brain may hold negative voxels, once a mask says so.
-    assert volume.native.low == data[mask > 0].min() < 0
+    assert volume.scan.native.low == data[mask > 0].min() < 0
 
 
 def test_percentiles_are_of_the_brain_and_in_per_cent(tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ def test_percentiles_are_of_the_brain_and_in_per_cent(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.nii.gz", data)
     config = PrepareConfig(lower_percentile=0.5, upper_percentile=99.5)
     volume = load_volume(path, None, config)
-    assert (volume.native.low, volume.native.high) == (6, 996)
+    assert (volume.scan.native.low, volume.scan.native.high) == (6, 996)
     for value, became in [(1, 0), (6, 0), (501, 0.5), (996, 1), (1001, 1), (105, 0.1)]:
         assert volume.data[data == value] == pytest.approx(became, abs=1e-6)
     # Between two values: a quarter of the way from 1 to 1001 is 251, 0.01% is 1.1.
     other = PrepareConfig(lower_percentile=0.01, upper_percentile=25)
-    native = load_volume(path, None, other).native
+    native = load_volume(path, None, other).scan.native
     assert (native.low, native.high) == pytest.approx((1.1, 251))
 
 
@@ -135,7 +135,7 @@ def test_a_brain_of_one_intensity_between_its_percentiles_has_no_contrast(tmp_pa
         load_volume(saved(tmp_path / "a.nii.gz", flat(4)), None, config)
     assert error.value.reason == "no_contrast"
     volume = load_volume(saved(tmp_path / "b.nii.gz", flat(6)), None, config)
-    assert volume.native.low == 700 < volume.native.high <= 900
+    assert volume.scan.native.low == 700 < volume.scan.native.high <= 900
 
 
 def test_subjects_without_brain_or_contrast_are_quarantined_with_the_reason(

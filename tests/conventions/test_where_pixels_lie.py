@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data_prep.config import PrepareConfig
-from data_prep.volume.loading import load_volume
 from data_prep.volume.slices import Slices, cut_slices
+from data_prep.volume.transforms import load_volume
 
 SIZE = 32
 

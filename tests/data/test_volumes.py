@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from data_prep.config import PrepareConfig
-from data_prep.volume.loading import load_volume
+from data_prep.volume.transforms import load_volume
 from pipeline.data.volumes import (
     PreparedVolume,
     in_storage_order,

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from data_prep.__main__ import main
 from data_prep.common.errors import VolumeError
-from data_prep.sources.celeba import decode
+from data_prep.sources.image_sets import decode
 from data_prep.store import Store
 
 SPLITS = [0] * 20 + [1] * 5 + [2] * 5

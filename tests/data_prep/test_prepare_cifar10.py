@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.sources.cifar10 import TEST, TRAINING
+from data_prep.sources.image_sets import TEST, TRAINING
 from data_prep.store import Store
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared/data/cifar-10-batches-py"

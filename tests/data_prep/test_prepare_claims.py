@@ -14,10 +14,10 @@ from test_prepare_stage import configured
 from data_prep.__main__ import main
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.flags import ASSUMED_ORIENTATION, UNITS, code_of
 from data_prep.sources.path_template import Subject
 from data_prep.store import Store
-from data_prep.volume.loading import load_volume
+from data_prep.volume.plausibility import ASSUMED_ORIENTATION, UNITS, code_of
+from data_prep.volume.transforms import load_volume
 from data_prep.volume.verify import read_verified
 
 CONFIG = PrepareConfig(source="hcp", root=".")
@@ -46,7 +46,7 @@ def test_lengths_are_in_the_unit_that_the_header_declares(
     plain = load_volume(save(tmp_path / "b.nii.gz", DATA), None, CONFIG)
     np.testing.assert_allclose(volume.affine, plain.affine, atol=1e-4)
     np.testing.assert_array_equal(volume.data, plain.data)
-    assert codes(volume.flags) == ([] if factor == 1 else [UNITS])
+    assert codes(volume.scan.flags) == ([] if factor == 1 else [UNITS])
     images = (volume.slices(CONFIG).images, plain.slices(CONFIG).images)
     np.testing.assert_allclose(*images, atol=1e-5)
 
@@ -146,9 +146,9 @@ def test_an_assumed_orientation_is_used_and_flagged(
     volume = load_volume(path, None, config)
     expected = load_volume(save(tmp_path / "ras.nii", DATA), None, CONFIG)
     np.testing.assert_array_equal(volume.data, expected.data)
-    assert volume.native.orientation == assumed
-    assert codes(volume.flags) == [ASSUMED_ORIENTATION]
-    assert assumed in volume.flags[0]
+    assert volume.scan.native.orientation == assumed
+    assert codes(volume.scan.flags) == [ASSUMED_ORIENTATION]
+    assert assumed in volume.scan.flags[0]
 
 
 @pytest.mark.parametrize("forms", [(1, 0), (0, 1), (2, 4)])
@@ -157,8 +157,8 @@ def test_one_of_the_two_forms_is_enough_and_nothing_is_assumed(
 ) -> None:
     path = save(tmp_path / "a.nii.gz", DATA, forms=forms)
     config = PrepareConfig(source="hcp", root=".", assume_orientation="LAS")
-    assert load_volume(path, None, config).native.orientation == "RAS"
-    assert load_volume(path, None, config).flags == ()
+    assert load_volume(path, None, config).scan.native.orientation == "RAS"
+    assert load_volume(path, None, config).scan.flags == ()
 
 
 @pytest.mark.parametrize("wrong", ["ras", "RA", "RAR", "LRS", "R A S", "XYZ", "RASS"])
@@ -291,7 +291,7 @@ def test_oblique_axes_are_flagged_beyond_a_few_degrees(tmp_path: Path, degrees: 
     turn = Rotation.from_rotvec(np.radians(degrees) * np.array([0, 0, 1])).as_matrix()
     place[:3, :3] = turn @ place[:3, :3]
     volume = load_volume(save(tmp_path / "a.nii.gz", DATA, place), None, CONFIG)
-    assert codes(volume.flags) == (["oblique_degrees"] if degrees > 5 else [])
+    assert codes(volume.scan.flags) == (["oblique_degrees"] if degrees > 5 else [])
 
 
 @pytest.mark.parametrize("degrees", [0.5, 3.0, 20.0])
@@ -299,5 +299,5 @@ def test_sheared_axes_are_flagged(tmp_path: Path, degrees: float) -> None:
     place = affine()
     place[0, 1] = place[1, 1] * np.tan(np.radians(degrees))
     path = save(tmp_path / "a.nii.gz", DATA, place, forms=(1, 0))
-    found = codes(load_volume(path, None, CONFIG).flags)
+    found = codes(load_volume(path, None, CONFIG).scan.flags)
     assert ("shear_degrees" in found) == (degrees > 1)

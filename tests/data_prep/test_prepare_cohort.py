@@ -11,8 +11,13 @@ from data_prep.common.errors import InputError
 from data_prep.config import CohortConfig, PrepareConfig
 from data_prep.preparation import prepare, summary
 from data_prep.sources.simulated.cohort import family_head, traits_of
-from data_prep.sources.simulated.deformation import jacobian, refine, safe_exponential, smooth_noise
-from data_prep.sources.simulated.person import draw_traits
+from data_prep.sources.simulated.person import (
+    draw_traits,
+    jacobian,
+    refine,
+    safe_exponential,
+    smooth_noise,
+)
 
 SHAPE = (60, 72, 64)
 

@@ -50,7 +50,7 @@ def test_families_are_the_table_s_whatever_its_order(
     config = PrepareConfig(
         name="study", source="hcp", root=str(folder), subjects_table="subjects.csv"
     )
-    subjects = discover(config).subjects
+    subjects = discover(config)[0]
     assert [item.subject for item in subjects] == sorted(people)
     assert {i.subject: i.family for i in subjects} == {
         name: family.strip() or name for name, family in people.items()
@@ -60,7 +60,7 @@ def test_families_are_the_table_s_whatever_its_order(
 def test_two_scans_of_one_person_are_one_family(oasis: Path) -> None:
     """1023 and 1024 are second scans of 1003 and 1004."""
     config = PrepareConfig(name="o", source="hcp", root=str(oasis), subjects_table="subjects.csv")
-    families = {item.subject: item.family for item in discover(config).subjects}
+    families = {item.subject: item.family for item in discover(config)[0]}
     assert families["1003"] == families["1023"] != families["1004"] == families["1024"]
 
 

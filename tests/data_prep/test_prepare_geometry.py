@@ -16,11 +16,9 @@ from small_volumes import brain, write_nifti
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
 from data_prep.preparation import prepare
-from data_prep.volume.bias_field import n4_corrected
-from data_prep.volume.findings import mask_shape
-from data_prep.volume.loading import Volume, canonical, load_volume
+from data_prep.volume.brain import mask_shape
 from data_prep.volume.slices import choose_slices, cut_slices
-from data_prep.volume.verify import read_verified
+from data_prep.volume.transforms import Volume, load_volume, n4_corrected
 
 CONFIG = PrepareConfig(
     size=32, spacing_mm=1.7, slice_spacing_mm=2.6, min_brain_area=0.3, source="hcp", root="."
@@ -98,7 +96,7 @@ def test_a_sphere_is_round_and_of_its_diameter_whatever_the_voxels(
     path = write_nifti(tmp_path / "ball.nii", data, np.diag([*spacing, 1.0]))
     config = PrepareConfig(**{**vars(CONFIG), "plane": plane, "size": 64, "spacing_mm": 1.0})
     volume = load_volume(path, None, config)
-    whole = replace(volume, data=np.clip(canonical(read_verified(path))[0] / 900, 0, 1))
+    whole = replace(volume, data=np.clip(nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32) / 900, 0, 1))
     image = whole.slices(config).images
     middle = image[len(image) // 2, 0]
     across, down = (middle > 0.5).sum(axis=0).max(), (middle > 0.5).sum(axis=1).max()
@@ -248,7 +246,7 @@ def test_scaled_intensities_are_the_formulas_and_the_background_is_exactly_0(
     assert volume.data.dtype == np.float32
     assert (volume.data[~mask] == 0).all()
     assert (volume.data.min(), volume.data.max()) == (0, 1)
-    assert (volume.native.low, volume.native.high) == (low, high)
+    assert (volume.scan.native.low, volume.scan.native.high) == (low, high)
     expected = ((data - np.float32(low)) / np.float32(high - low)).clip(0, 1)
     np.testing.assert_array_equal(volume.data[mask], expected[mask])
     # Scanner units and offset carry no meaning and leave no trace.

@@ -23,7 +23,7 @@ BIDS = "sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
 
 def found(root: Path, template: str = BIDS, **keys: str) -> list[str]:
     config = PrepareConfig(name="study", source="hcp", root=str(root), template=template, **keys)
-    return [subject.subject for subject in discover(config).subjects]
+    return [subject.subject for subject in discover(config)[0]]
 
 
 def touch(root: Path, names: list[str], template: str = BIDS) -> None:

@@ -17,19 +17,19 @@ from data_prep.common.errors import InputError
 from data_prep.common.names import joined
 from data_prep.common.wording import quantity
 from data_prep.config import PrepareConfig
-from data_prep.sources.path_template import Discovered, discover
+from data_prep.sources.path_template import Subject, discover
 
 FREESURFER = "{subject}/mri/brain.mgz"
 
 
-def study(root: Path, template: str = LAYOUT, **keys: str) -> Discovered:
+def study(root: Path, template: str = LAYOUT, **keys: str) -> tuple[list[Subject], list[str]]:
     return discover(
         PrepareConfig(name="study", source="hcp", root=str(root), template=template, **keys)
     )
 
 
-def families(found: Discovered) -> dict[str, str]:
-    return {subject.subject: subject.family for subject in found.subjects}
+def families(found: tuple[list[Subject], list[str]]) -> dict[str, str]:
+    return {subject.subject: subject.family for subject in found[0]}
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_code_for_missing_is_no_family(tmp_path: Path, code: str) -> None:
     (tmp_path / "people.csv").write_text(f"Subject,Family_ID\n{rows}")
     found = study(tmp_path, subjects_table="people.csv")
     assert families(found) == {"1": "1", "2": "2", "3": "real", "4": "real"}
-    assert bool(found.notes) == bool(code)
+    assert bool(found[1]) == bool(code)
     if code:
-        assert f"'{code.strip()}' is read as not known: each of its 2 subjects" in found.notes[0]
+        assert f"'{code.strip()}' is read as not known: each of its 2 subjects" in found[1][0]
 
 
 @pytest.mark.parametrize("family", ["0", "1", "Nan Goldin", "nana", "00", "N", "x-9"])
@@ -56,10 +56,10 @@ def test_what_only_looks_like_it_is_a_family(tmp_path: Path, family: str) -> Non
 
 def test_without_a_table_it_is_told_that_relatives_may_fall_into_two_splits(tmp_path: Path) -> None:
     touch(tmp_path, ["1", "2"], LAYOUT)
-    (note,) = study(tmp_path).notes
+    (note,) = study(tmp_path)[1]
     assert note.startswith("no prepare.subjects_table") and "two splits" in note
     (tmp_path / "people.csv").write_text("Subject,Family_ID\n1,a\n2,b\n")
-    assert not study(tmp_path, subjects_table="people.csv").notes
+    assert not study(tmp_path, subjects_table="people.csv")[1]
 
 
 def test_a_table_that_moves_subjects_is_told_and_so_is_a_small_split(
@@ -96,7 +96,7 @@ def test_a_family_too_large_to_be_one_is_mentioned(tmp_path: Path) -> None:
     touch(tmp_path, names, LAYOUT)
     rows = "".join(f"{n},{'unbekannt' if int(n) < 12 else n}\n" for n in names)
     (tmp_path / "people.csv").write_text(f"Subject,Family_ID\n{rows}")
-    (note,) = study(tmp_path, subjects_table="people.csv").notes
+    (note,) = study(tmp_path, subjects_table="people.csv")[1]
     assert note.startswith("12 subjects are of the family 'unbekannt'") and "blank" in note
 
 
@@ -214,12 +214,12 @@ def test_joined_names_are_those_that_a_chain_of_pairs_connects(
 
 def test_two_names_of_one_scan_are_one_family(store_writer, work: Path) -> None:  # type: ignore[no-untyped-def]
     from data_prep.config import SplitConfig
-    from data_prep.same_scan import as_families, copies
+    from data_prep.plan import copies, with_splits
 
     entries = store_writer(work).entries
     twin = vars(entries[0]) | {"subject": "twin", "family": "twin", "split": "test"}
     leaky = (*entries, type(entries[0])(**twin))
     assert len(copies(leaky)) == 1
     by_name = {entry.subject: entry for entry in leaky}
-    whole = as_families(by_name, SplitConfig(), {"twin": "test"})
+    whole = with_splits(by_name, SplitConfig(), {"twin": "test"})
     assert whole["twin"].split == whole["p00"].split  # type: ignore[union-attr]

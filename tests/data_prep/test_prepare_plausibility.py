@@ -11,10 +11,15 @@ from test_prepare_stage import configured
 from data_prep.__main__ import configuration, main
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig
-from data_prep.flags import BACKGROUND, MASK_VALUES, code_of
 from data_prep.store import OWN_DIGEST, Store
-from data_prep.volume.loading import Volume, load_volume
-from data_prep.volume.plausibility import PlausibilityConfig, expectations
+from data_prep.volume.plausibility import (
+    BACKGROUND,
+    MASK_VALUES,
+    PlausibilityConfig,
+    code_of,
+    expectations,
+)
+from data_prep.volume.transforms import Volume, load_volume
 
 CONFIG = PrepareConfig(source="hcp", root=".")
 DATA = head()
@@ -30,18 +35,18 @@ def loaded(
 
 
 def codes(volume: Volume) -> list[str]:
-    return [code_of(flag) for flag in volume.flags]
+    return [code_of(flag) for flag in volume.scan.flags]
 
 
 def test_an_adults_brain_is_as_expected(tmp_path: Path) -> None:
-    assert loaded(tmp_path, DATA).flags == ()
+    assert loaded(tmp_path, DATA).scan.flags == ()
 
 
 def test_a_real_brain_is_as_expected(tmp_path: Path, oasis: Path) -> None:
     data = real()
     assert data is not None
     path = save(tmp_path / "a.nii.gz", data, affine(2))
-    assert load_volume(path, None, CONFIG).flags == ()
+    assert load_volume(path, None, CONFIG).scan.flags == ()
 
 
 @pytest.mark.parametrize("offset", [-1, 1, 1000, -1024])
@@ -50,7 +55,7 @@ def test_a_constant_background_that_is_not_0_is_found(tmp_path: Path, offset: in
     np.testing.assert_array_equal(volume.mask, BRAIN)
     np.testing.assert_allclose(volume.data, loaded(tmp_path, DATA).data, atol=1e-4)
     assert codes(volume) == [BACKGROUND]
-    assert f"its background is {offset}" in volume.flags[0]
+    assert f"its background is {offset}" in volume.scan.flags[0]
 
 
 @pytest.mark.parametrize("kind", ["brain alone", "whole image", "robust"])
@@ -110,13 +115,13 @@ def test_a_map_of_probabilities_is_cut_at_the_threshold_and_that_is_said(
     volume = loaded(tmp_path, DATA + 50, stored, mask_threshold=threshold)
     np.testing.assert_array_equal(volume.mask, stored >= threshold)
     assert codes(volume)[0] == MASK_VALUES
-    assert f"brain is from {threshold:g} on" in volume.flags[0]
+    assert f"brain is from {threshold:g} on" in volume.scan.flags[0]
 
 
 def test_percentages_as_a_mask_are_not_taken_for_certain_in_silence(tmp_path: Path) -> None:
     stored = np.round(probability() * 100).astype(np.uint8)
     volume = loaded(tmp_path, DATA + 50, stored)
-    assert "set it to 50" in volume.flags[0]
+    assert "set it to 50" in volume.scan.flags[0]
 
 
 def test_labels_are_a_mask(tmp_path: Path) -> None:
@@ -171,7 +176,7 @@ def test_each_expectation_is_missed_by_what_it_is_for(
 @pytest.mark.parametrize("side", [2.0, 7.0])
 def test_a_wrong_voxel_size_is_seen(tmp_path: Path, side: float) -> None:
     path = save(tmp_path / "a.nii.gz", DATA, affine(side))
-    found = [code_of(flag) for flag in load_volume(path, None, CONFIG).flags]
+    found = [code_of(flag) for flag in load_volume(path, None, CONFIG).scan.flags]
     assert {"brain_ml", "length_mm"} <= set(found)
 
 

@@ -17,6 +17,7 @@ from test_prepare_stage import configured
 
 from data_prep.__main__ import main
 from data_prep.common.tracking import KIND, MODEL_TRAINING, NOTE
+from data_prep.report.page import PAGE, TABLE, digest, is_current, write_report
 from data_prep.report.quality import (
     BINS,
     FEWEST,
@@ -27,7 +28,6 @@ from data_prep.report.quality import (
     measured,
     robust_scores,
 )
-from data_prep.report.writing import PAGE, TABLE, digest, is_current, write_report
 from data_prep.store import Quarantined, Store, SubjectEntry, new_manifest, write_manifest
 
 NAMES = [str(n) for n in range(301, 313)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.config import SplitConfig
-from data_prep.split import MANY, SPLITS, split_families, split_of, uniform
+from data_prep.plan import MANY, SPLITS, split_families, split_of, uniform
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 FAMILIES = st.sets(NAMES, max_size=40)

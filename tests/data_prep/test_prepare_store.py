@@ -14,7 +14,7 @@ from data_prep.common.files import atomic_file
 from data_prep.config import PrepareConfig
 from data_prep.preparation import prepare
 from data_prep.store import Store, StoreError
-from data_prep.volume.loading import load_volume
+from data_prep.volume.transforms import load_volume
 
 NAMES = ["101", "102", "103", "104", "105", "106"]
 

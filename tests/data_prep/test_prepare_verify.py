@@ -14,8 +14,8 @@ import pytest
 from small_volumes import brain, write_nifti
 
 from data_prep.common.errors import VolumeError
-from data_prep.flags import FORMS_DISAGREE
 from data_prep.volume import verify
+from data_prep.volume.plausibility import FORMS_DISAGREE
 from data_prep.volume.verify import read_verified
 
 GOOD = brain((16, 17, 18))

@@ -17,7 +17,7 @@ from data_prep.common.progress import progress
 from data_prep.config import PrepareConfig
 from data_prep.executors.local import executor_for
 from data_prep.sources import path_template
-from data_prep.sources.simulated.marking import DESCRIPTION
+from data_prep.sources.simulated import DESCRIPTION
 from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling
 from data_prep.sources.simulated.template import load_template
 
@@ -67,19 +67,10 @@ def make(config: PrepareConfig, folder: Path, notify: Callable[[str], None]) -> 
     Raises:
         InputError: `folder` holds something else, or the template is not installed.
     """
-    settings: dict[str, object] = {
-        "simulated": True,
-        "seed": config.cohort.seed,
-        "version": COHORT_VERSION,
-    }
-    families = _families(config)
-    _clear(folder, settings, families)
-    files = [folder / LAYOUT.replace("{subject}", name) for name in families]
-    missing = [
-        (config.cohort.seed, n, file.absolute())
-        for n, file in enumerate(files)
-        if not file.is_file()
-    ]
+    families, seed = _families(config), config.cohort.seed
+    _clear(folder, {"simulated": True, "seed": seed, "version": COHORT_VERSION}, families)
+    files = [folder.absolute() / LAYOUT.replace("{subject}", name) for name in families]
+    missing = [(seed, n, file) for n, file in enumerate(files) if not file.is_file()]
     if missing:
         load_template()  # says in this process what is wrong with it, if anything
         notify(f"simulating {len(missing)} people (these are not real scans)")

@@ -126,7 +126,7 @@ def _rows(path: Path, table: str) -> Iterator[tuple[int, str, str]]:
             for row in filter(None, reader):
                 if len(row) != len(header):
                     raise InputError(
-                        f"{table}, row {reader.line_num} has {len(row)} cells and the header has"
+                        f"{table}, row {reader.line_num} has {len(row)} cells and the header"
                         f" {len(header)} (separated by {SEPARATORS[separator]}): quote a cell that"
                         " holds a separator"
                     )

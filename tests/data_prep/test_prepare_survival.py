@@ -1,5 +1,7 @@
-"""What interrupts a preparation, and what must be left of it: kills, a full disk, a second one."""
+"""What interrupts a preparation, and what must be left of it: kills, a full disk, a second one;
+and what as many subjects as HCP's cost in memory."""
 
+import json
 import os
 import resource
 import shutil
@@ -12,41 +14,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_volumes import LAYOUT, brain, write_cohort, write_nifti
-from test_prepare_stage import configured
+from small_volumes import LAYOUT, brain, write_nifti
+from studies import NAMES, Study, content
 
-from data_prep.__main__ import main
 from data_prep.common.files import locked
 from data_prep.integrity import problems
 from data_prep.store import Store
 
-NAMES = [str(n) for n in range(301, 313)]
 HERE = Path(__file__).parent
+MANY = 1113
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = write_cohort(tmp_path / "raw", NAMES)
-    write_nifti(root / LAYOUT.replace("{subject}", "bad"), brain()).write_bytes(b"")
-    return root
-
-
-def accepting(folder: Path, root: Path, **keys: object) -> list[str]:
-    return configured(folder, root, max_quarantined=1, **keys)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, hidden ones too."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
-
-
-def command(arguments: list[str], work: Path) -> "subprocess.Popen[str]":
+def command(work: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """The real command, in the current folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "data_prep", *arguments],
-        cwd=HERE.parents[1],
-        env=os.environ | {"WORK": str(work)},
+        [sys.executable, "-m", "data_prep", "--config", "study.yaml", *arguments],
+        env=os.environ | {"WORK": str(work), "PYTHONPATH": str(HERE.parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -55,72 +38,62 @@ def command(arguments: list[str], work: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_after_many_kills_the_store_is_what_an_uninterrupted_run_makes(
-    root: Path, tmp_path: Path, work: Path, kills: int
+    study: Study, kills: int
 ) -> None:
-    arguments = accepting(tmp_path, root)
-    assert main(arguments) == 0
+    write_nifti(study.root / LAYOUT.replace("{subject}", "bad"), brain()).write_bytes(b"")
+    study.run(max_quarantined=1)
     done = subprocess.run(
-        [sys.executable, HERE / "killing.py", arguments[1], tmp_path / "killed", str(kills), "1"],
+        [sys.executable, HERE / "killing.py", "study.yaml", "killed", str(kills), "1"],
         capture_output=True,
         text=True,
-        cwd=HERE.parents[1],
         env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == kills
-    assert content(tmp_path / "killed/stores/study") == content(work / "stores/study")
+    assert content(Path("killed/stores/study")) == content(study.folder)
 
 
-def workers_of(process: int) -> set[int]:
-    """Processes whose parent it is, by /proc."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(status.read_text().rpartition(")")[2].split()[1]) == process:
-                found.add(int(status.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def gone(process: int) -> bool:
+def process(number: int) -> list[str]:
+    """State and parent of a process, by /proc; nothing where it is gone."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return True
+        return []
+
+
+def workers_of(parent: int) -> set[int]:
+    numbers = [int(p.name) for p in Path("/proc").glob("[0-9]*")]
+    return {n for n in numbers if process(n)[1:] == [str(parent)]}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_workers_do_not_outlive_a_killed_preparation(
-    root: Path, tmp_path: Path, work: Path
-) -> None:
+def test_workers_do_not_outlive_a_killed_preparation(study: Study, work: Path) -> None:
     """The real command with two workers, killed while they work, four times over."""
-    arguments = accepting(tmp_path, root, workers=2)
     for name in NAMES:  # large enough for the kill to fall on them
-        write_nifti(root / LAYOUT.replace("{subject}", name), brain((120, 140, 110), int(name)))
-    for wait in (0.2, 0.8, 1.4, 2.0):
+        volume = brain((120, 140, 110), int(name))
+        write_nifti(study.root / LAYOUT.replace("{subject}", name), volume)
+    for pause in (0.2, 0.8, 1.4, 2.0):
         shutil.rmtree(work / "stores", ignore_errors=True)
-        process = command(arguments, work)
-        deadline = time.monotonic() + 120
-        while len(workers_of(process.pid)) < 2 and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        time.sleep(wait)
-        workers = workers_of(process.pid)
-        process.kill()
-        process.communicate()
+        running = command(work, "--prepare.workers=2")
+        assert wait_for(lambda pid=running.pid: len(workers_of(pid)) >= 2, 120)  # type: ignore[misc]
+        time.sleep(pause)
+        workers = workers_of(running.pid)
+        running.kill()
+        running.communicate()
         assert len(workers) >= 2
-        deadline = time.monotonic() + 20
-        while not all(map(gone, workers)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert all(map(gone, workers))
-    whole = tmp_path / "whole"
-    for folder in (work, whole):
-        process = command(arguments, folder)
-        assert process.wait() == 0, process.communicate()
-    assert content(work / "stores/study") == content(whole / "stores/study")
+        assert wait_for(lambda of=workers: all(process(n)[:1] in ([], ["Z"]) for n in of), 20)  # type: ignore[misc]
+    for folder in (work, Path("whole")):
+        assert command(folder, "--prepare.workers=2").wait() == 0
+    assert content(study.folder) == content(Path("whole/stores/study"))
 
 
 @contextmanager
@@ -134,57 +107,34 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(
-    root: Path,
-    tmp_path: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_full_disk_is_told_costs_no_sound_shard_and_the_same_command_goes_on(
+    study: Study,
 ) -> None:
-    arguments = accepting(tmp_path, root)
+    before = content(study.folder)
+    shutil.rmtree(study.folder)
     with full_disk():
-        assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    left = content(work / "stores/study")
+        assert study.run(code=2).splitlines()[-1].startswith("error: ")
+    left = content(study.folder)
     assert "manifest.json" not in left
     assert not [name for name in left if name.endswith(".tmp")]
-    assert main(arguments) == 0
-    whole = tmp_path / "whole"
-    monkeypatch.setenv("WORK", str(whole))
-    assert main(arguments) == 0
-    assert content(work / "stores/study") == content(whole / "stores/study")
-
-
-def test_a_disk_that_fills_when_a_finished_store_is_redone_costs_no_sound_shard(
-    root: Path, tmp_path: Path, work: Path
-) -> None:
-    arguments = accepting(tmp_path, root)
-    assert main(arguments) == 0
-    before = Store.open(work / "stores/study")
-    write_nifti(root / LAYOUT.replace("{subject}", "305"), brain(seed=9))
+    study.run()
+    assert content(study.folder) == before
+    write_nifti(study.root / LAYOUT.replace("{subject}", "205"), brain(seed=9))
     with full_disk():
-        assert main(arguments) == 2
-    assert Store.open(work / "stores/study") == before and not problems(before.path, print)
-    assert main(arguments) == 0
-    assert problems(work / "stores/study", print) == []
+        study.run(code=2)
+    assert study.store.entries and not problems(study.folder, print)
+    study.run()
+    assert not problems(study.folder, print)
 
 
-def test_a_store_is_prepared_by_one_process_at_a_time(
-    root: Path, tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_is_prepared_by_one_process_at_a_time(study: Study, work: Path) -> None:
     with locked(work / "stores" / ".study.lock"):
-        assert main(accepting(tmp_path, root)) == 2
-    told = capsys.readouterr().err
-    assert "another process is preparing this store" in told
-    assert told.count("\n") == 1
-    assert not (work / "stores/study").exists()
-    assert main(accepting(tmp_path, root)) == 0
+        assert "another process is preparing this store" in study.run("--prepare.size=64", code=2)
+    study.run("--prepare.size=64")
 
 
 def test_an_interrupt_is_told_and_keeps_what_is_done(
-    root: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from data_prep.sources import volumes
 
@@ -192,20 +142,66 @@ def test_an_interrupt_is_told_and_keeps_what_is_done(
     count = iter(range(100))
 
     def interrupted(job: object) -> object:
-        if next(count) == 5:
+        if next(count) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return transform(job)
 
-    monkeypatch.setattr(volumes, "transform", interrupted)
-    arguments = accepting(tmp_path, root)
+    shutil.rmtree(study.folder)
     # Of a shell's background jobs it is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert main(arguments) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
-    partial = Store.open(work / "stores/study", "manifest.partial.json")
-    assert len(partial.entries) >= 4
-    stamps = {e.shard: (partial.path / e.shard).stat().st_mtime_ns for e in partial.entries}
-    assert main(arguments) == 0
-    assert all((partial.path / shard).stat().st_mtime_ns == t for shard, t in stamps.items())
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "transform", interrupted)
+        try:
+            study.run(code=130)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    partial = Store.open(study.folder, "manifest.partial.json")
+    assert len(partial.entries) >= 3
+    stamps = study.times()
+    study.run()
+    shards = [f"slices/{entry.subject}" for entry in partial.entries]
+    assert all(study.times()[shard] == stamps[shard] for shard in shards)
+
+
+MEASURE = """
+import json, resource, sys
+from data_prep.__main__ import main
+code = main(["--config", "study.yaml", *sys.argv[1:]])
+print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pixels_of_subjects(study: Study) -> None:
+    volume = brain((24, 28, 24))
+    names = [f"{100000 + n}" for n in range(MANY)]
+    for n, name in enumerate(names):
+        volume[12, 14, 11:13] = 200 + n % 700, 200 + n // 700  # nobody's scan is another's
+        write_nifti(Path("many") / LAYOUT.replace("{subject}", name), volume)
+    Path("few").mkdir()
+    for name in names[:100]:
+        Path("few", name).symlink_to(Path("many", name).absolute())
+    rows = "".join(f"{name},{name[:-1]}\n" for name in names)
+    Path("many/subjects.csv").write_text(f"Subject,Family_ID\n{rows}")
+    peaks = []
+    for root, more in (("few", []), ("many", ["--prepare.subjects_table=subjects.csv"])):
+        keys = [f"--prepare.{key}" for key in ("size=64", "spacing_mm=0.5", "slice_spacing_mm=1.0")]
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, *keys, f"--prepare.root={root}", *more],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"WORK": f"{root}/work", "PYTHONPATH": str(HERE.parents[1])},
+            check=False,
+        )
+        code, peak = json.loads(done.stdout.splitlines()[-1])
+        assert code == 0, done.stderr
+        peaks.append(peak)
+    store = Store.open("many/work/stores/study")
+    pixels = sum(entry.shard_bytes for entry in store.entries)
+    assert len(store.entries) == MANY and pixels > 80e6
+    # A subject's line, digests and numbers for the report included, is a few kilobytes.
+    assert peaks[1] - peaks[0] < min(15_000 * (MANY - 100), pixels / 4)
+    splits = [store.subjects(s) for s in ("train", "validation", "test")]
+    assert 0.6 < len(splits[0]) / MANY < 0.8
+    families = [{entry.family for entry in entries} for entries in splits]
+    assert sum(map(len, families)) == len(set.union(*families))

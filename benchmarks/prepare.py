@@ -128,7 +128,7 @@ def monai(folder: Path, kind: str) -> None:
 
 def many(folder: Path, kind: str, workers: int, volumes: int) -> None:
     """Volumes a second, and processor seconds a volume, of workers that have started already."""
-    from data_prep.executors.local import Processes
+    from data_prep.executors.local import run_in_processes
     from data_prep.sources import path_template
     from data_prep.sources.source import Job
 
@@ -136,7 +136,7 @@ def many(folder: Path, kind: str, workers: int, volumes: int) -> None:
     found = path_template.discover(config)[0]
     jobs = [Job(found[n % len(found)], config, folder / f"store{n}") for n in range(volumes)]
     # The first result of each worker carries its start and its imports: not counted.
-    done = list(Processes(workers).run_all(timed, jobs, lambda job: (0.0, 0.0)))
+    done = list(run_in_processes(workers, timed, jobs, lambda job: (0.0, 0.0)))
     ends, seconds = zip(*sorted(done)[workers:], strict=True)
     rate = (len(ends) - 1) / (ends[-1] - ends[0])
     print(json.dumps({"rate": rate, "seconds": float(np.median(seconds))}))

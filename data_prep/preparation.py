@@ -14,7 +14,7 @@ from data_prep.common.files import locked
 from data_prep.common.progress import print_line, progress
 from data_prep.common.wording import quantity
 from data_prep.config import IMAGE_SETS, PrepareConfig
-from data_prep.executors.local import executor_for
+from data_prep.executors.local import run_all
 from data_prep.plan import Plan, make_plan, with_splits
 from data_prep.report import page
 from data_prep.sources import image_sets, volumes
@@ -85,7 +85,7 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         place = folder.absolute()  # workers may stand elsewhere
         jobs = [Job(item, config, place) for item in source.items if item.subject in plan.todo]
-        done = executor_for(config).run_all(partial(_at_store, source.transform), jobs, _died)
+        done = run_all(config, partial(_at_store, source.transform), jobs, _died)
         shards, saved = 0, time.monotonic()
         try:
             for results in progress(done, len(jobs), "preparing", notify):

@@ -1,4 +1,4 @@
-"""A Dask cluster as executor: https://distributed.dask.org."""
+"""A Dask cluster that does the work: https://distributed.dask.org."""
 
 import importlib.util
 import socket
@@ -19,120 +19,116 @@ DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "torch", "monai", "pillow", "S
 SECONDS_TO_CONNECT = 30
 
 
-class DaskCluster:
-    """The workers of a scheduler, which must see the same files under the same paths."""
+def run_on_cluster(
+    address: str,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    died: Callable[[Item], Result],
+) -> Iterator[Result]:
+    """`local.run_all` by the workers of a scheduler, which must see the same files under the same
+    paths. The cluster retries an item itself when a worker dies.
 
-    def __init__(self, address: str) -> None:
-        """address: tcp://host:port. Raises InputError where dask.distributed is missing."""
-        if importlib.util.find_spec("distributed") is None:
+    address: tcp://host:port.
+
+    Raises:
+        InputError: dask.distributed is missing, no scheduler or no worker there, workers of other
+            versions, or the cluster went away.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError(
+            "prepare.scheduler needs dask.distributed: install the extra 'dask', or leave it out "
+            "to use the processes of this machine"
+        )
+    from distributed import Client
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
+
+    if not items:
+        return
+    try:
+        client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError, TimeoutError, ImportError) as error:
+        raise InputError(
+            f"prepare.scheduler: there is no Dask scheduler at {address} ({error})"
+        ) from None
+    try:
+        _check(client, address)
+        yield from _stream(client, partial(_checked, versions(), function), items, died)
+    except (FutureCancelledError, CommClosedError):
+        raise InputError(
+            f"prepare.scheduler: the Dask cluster at {address} went away: the same command goes on "
+            "from here"
+        ) from None
+    finally:
+        client.close(timeout=5)
+
+
+def _check(client: Any, address: str) -> None:
+    """Raise InputError where no worker is there, or one lacks this program."""
+    try:
+        client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+    except TimeoutError:
+        raise InputError(
+            f"prepare.scheduler: the scheduler at {address} has no workers: start some with dask "
+            f"worker {address}"
+        ) from None
+    for worker, answer in client.run(versions, on_error="return").items():
+        if isinstance(answer, Exception):
             raise InputError(
-                "prepare.scheduler needs dask.distributed: install the extra 'dask', or leave it "
-                "out to use the processes of this machine"
+                f"prepare.scheduler: worker {worker} cannot import this program ({answer}): "
+                "install it there, too"
             )
-        self.address = address
 
-    def run_all(
-        self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        died: Callable[[Item], Result],
-    ) -> Iterator[Result]:
-        """As `Executor.run_all`. The cluster retries an item itself when a worker dies.
 
-        Raises:
-            InputError: no scheduler or no worker there, workers of other versions, or the cluster
-                went away.
-        """
-        from distributed import Client
-        from distributed.client import FutureCancelledError
-        from distributed.comm.core import CommClosedError
+def _stream(
+    client: Any,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    died: Callable[[Item], Result],
+) -> Iterator[Result]:
+    from distributed import KilledWorker, as_completed
 
-        if not items:
+    waiting = iter(items)
+    running: dict[Any, Item] = {}
+    finished = as_completed(loop=client.loop)
+
+    def submit() -> None:
+        for item in waiting:
+            future = client.submit(function, item, pure=False)
+            running[future] = item
+            finished.add(future)
             return
+
+    # A few more in flight than can run, for workers that join later and for the way there.
+    for _ in range(2 * sum(client.nthreads().values()) + 8):
+        submit()
+    suspects = []
+    for future in finished:
+        item = running.pop(future)
+        submit()
         try:
-            client = Client(self.address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
-        except (OSError, ValueError, TimeoutError, ImportError) as error:
-            raise InputError(
-                f"prepare.scheduler: there is no Dask scheduler at {self.address} ({error})"
-            ) from None
+            result = future.result()
+        except KilledWorker:
+            suspects.append(item)
+            continue
+        yield result
+    for item in suspects:  # alone, so that none is blamed for a neighbour
         try:
-            self._check(client)
-            checked = partial(_checked, versions(), function)
-            yield from self._stream(client, checked, items, died)
-        except (FutureCancelledError, CommClosedError):
-            raise InputError(
-                f"prepare.scheduler: the Dask cluster at {self.address} went away: the same "
-                "command goes on from here"
-            ) from None
-        finally:
-            client.close(timeout=5)
-
-    def _check(self, client: Any) -> None:
-        """Raise InputError where no worker is there, or one lacks this program."""
-        try:
-            client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
-        except TimeoutError:
-            raise InputError(
-                f"prepare.scheduler: the scheduler at {self.address} has no workers: start some "
-                f"with dask worker {self.address}"
-            ) from None
-        for worker, found in client.run(versions, on_error="return").items():
-            if isinstance(found, Exception):
-                raise InputError(
-                    f"prepare.scheduler: worker {worker} cannot import this program ({found}): "
-                    "install it there, too"
-                )
-
-    def _stream(
-        self,
-        client: Any,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        died: Callable[[Item], Result],
-    ) -> Iterator[Result]:
-        from distributed import KilledWorker, as_completed
-
-        waiting = iter(items)
-        running: dict[Any, Item] = {}
-        finished = as_completed(loop=client.loop)
-
-        def submit() -> None:
-            for item in waiting:
-                future = client.submit(function, item, pure=False)
-                running[future] = item
-                finished.add(future)
-                return
-
-        # A few more in flight than can run, for workers that join later and for the way there.
-        for _ in range(2 * sum(client.nthreads().values()) + 8):
-            submit()
-        suspects = []
-        for future in finished:
-            item = running.pop(future)
-            submit()
-            try:
-                result = future.result()
-            except KilledWorker:
-                suspects.append(item)
-                continue
-            yield result
-        for item in suspects:  # alone, so that none is blamed for a neighbour
-            try:
-                result = client.submit(function, item, pure=False).result()
-            except KilledWorker:
-                result = died(item)
-            yield result
+            result = client.submit(function, item, pure=False).result()
+        except KilledWorker:
+            result = died(item)
+        yield result
 
 
 def versions() -> dict[str, str]:
     """What the bytes of a shard depend on, as it is in this process; "" for what is not there."""
-    found = {"the program's arithmetic": str(TRANSFORM_VERSION)}
+    own = {"the program's arithmetic": str(TRANSFORM_VERSION)}
     for name in DECISIVE_PACKAGES:
         try:
-            found[name] = version(name)
+            own[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            own[name] = ""
+    return own
 
 
 def _checked(expected: dict[str, str], function: Callable[[Item], Result], item: Item) -> Result:

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.common.files import atomic_file, sha256_of
+from data_prep.common.files import atomic_file, csv_line, sha256_of
 from data_prep.common.pages import data_uri, page_templates
-from data_prep.common.spreadsheet import csv_line
 from data_prep.config import PrepareConfig, where_keys
 from data_prep.report.quality import (
     BINS,

@@ -42,11 +42,11 @@ def test_workers_that_stand_elsewhere_get_whole_paths(
 ) -> None:
     sent: list[Job] = []
 
-    def run_all(self: object, function: object, items: list[Job], died: object) -> list[object]:
+    def run(address: str, function: object, items: list[Job], died: object) -> list[object]:
         sent.extend(items)
         raise InputError("seen")
 
-    monkeypatch.setattr(dask_cluster.DaskCluster, "run_all", run_all)
+    monkeypatch.setattr(dask_cluster, "run_on_cluster", run)
     monkeypatch.setenv("WORK", "here")
     assert "seen" in study.run(scheduler="tcp://127.0.0.1:1", code=2)
     assert len(sent) == 6
@@ -88,6 +88,6 @@ def test_a_worker_that_dies_costs_only_its_own_item() -> None:
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster:
-            executor = dask_cluster.DaskCluster(cluster.scheduler_address)
-            results = executor.run_all(double, [1, 2, 103, 4, 5], died=lambda item: -item)
+            address, items = cluster.scheduler_address, [1, 2, 103, 4, 5]
+            results = dask_cluster.run_on_cluster(address, double, items, lambda item: -item)
             assert sorted(results) == [-103, 2, 4, 8, 10]

@@ -20,7 +20,7 @@ from studies import NAMES, Study, content
 from data_prep.__main__ import main
 from data_prep.common.files import atomic_file
 from data_prep.config import PrepareConfig
-from data_prep.executors.local import Processes
+from data_prep.executors.local import run_in_processes
 from data_prep.store import Store, StoreError
 from data_prep.volume.transforms import load_volume
 
@@ -301,7 +301,7 @@ def test_two_workers_make_what_one_makes(study: Study) -> None:
 
 
 def test_a_dying_worker_costs_only_its_own_item() -> None:
-    results = Processes(2).run_all(double, [1, 2, 103, 4, 5], died=lambda item: -item)
+    results = run_in_processes(2, double, [1, 2, 103, 4, 5], died=lambda item: -item)
     assert sorted(results) == [-103, 2, 4, 8, 10]
 
 

@@ -15,7 +15,7 @@ from data_prep.common.errors import InputError
 from data_prep.common.files import atomic_file
 from data_prep.common.progress import progress
 from data_prep.config import PrepareConfig
-from data_prep.executors.local import executor_for
+from data_prep.executors.local import run_all
 from data_prep.sources import path_template
 from data_prep.sources.simulated import DESCRIPTION
 from data_prep.sources.simulated.person import Traits, draw_traits, render, sibling
@@ -74,7 +74,7 @@ def make(config: PrepareConfig, folder: Path, notify: Callable[[str], None]) -> 
     if missing:
         load_template()  # says in this process what is wrong with it, if anything
         notify(f"simulating {len(missing)} people (these are not real scans)")
-    made = executor_for(config).run_all(write_person, missing, _died)
+    made = run_all(config, write_person, missing, _died)
     for problem in progress(made, len(missing), "simulating", notify):
         if problem:
             raise InputError(problem)

@@ -91,10 +91,6 @@ class Processes:
         gathered = self._accelerator.gather(torch.tensor([values], device=self.device))
         return gathered.amax(dim=0).tolist()
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Element by element the mean over processes."""
-        return mean_over_processes(values)
-
     def __enter__(self) -> "Processes":
         return self
 

@@ -1,4 +1,4 @@
-"""What the kernel network is trained on: how well k ∗ x explains the reconstruction."""
+"""The kernel network's loss: how well k ∗ x explains the reconstruction."""
 
 import torch
 from jaxtyping import Complex, Float
@@ -40,8 +40,7 @@ def kernel_loss_of_residual(
 ) -> Float[Tensor, " B"]:
     """`kernel_loss` from the orthonormal half spectrum E of e = x − x̂: k ∗ x − x̂ = (k − δ) ∗ x + e.
 
-    Returns:
-        The sum over channels and pixels, intensity².
+    The sum over channels and pixels, intensity².
     """
     difference = (transfer - 1) * half_spectrum(image) + spectrum
     return half_spectrum_sum(power(difference), image.shape[-1]).sum(dim=1)

@@ -28,11 +28,7 @@ def check_precision(height: int, width: int, precision: Float[Tensor, "B 1 H hal
 def quadratic_form(
     spectrum: Complex[Tensor, "B C H half_W"], precision: Float[Tensor, "#B 1 H half_W"], width: int
 ) -> Float[Tensor, " B"]:
-    """Σ λ|E|² of each image, W = width.
-
-    Raises:
-        ValueError: the precision does not fit the spectrum.
-    """
+    """Σ λ|E|² of each image, W = width. ValueError: the precision does not fit the spectrum."""
     check_precision(spectrum.shape[-2], width, precision)
     return half_spectrum_sum(power(spectrum) * precision, width).sum(dim=1)
 
@@ -112,15 +108,8 @@ def sample_residual(
 ) -> Float[Tensor, "B C H W"]:
     """Draw residuals from N(0, σ²Σ): white noise coloured by σ/√λ.
 
-    Args:
-        precision: λ.
-        scale: σ, intensity.
-        channels: C.
-        width: W.
-        generator: on the device of the precision.
-
-    Raises:
-        ValueError: the precision has another width.
+    precision λ; scale σ, intensity; the generator is on their device. ValueError: the precision has
+    another width.
     """
     batch, height = precision.shape[0], precision.shape[-2]
     if precision.shape[-1] != width // 2 + 1:
@@ -141,13 +130,8 @@ def whiten(
 ) -> Float[Tensor, "B C H W"]:
     """Σ^(-1/2) e / σ: white noise of variance 1 where the law holds, the inverse of a draw.
 
-    By the symmetric root, so that every value stays at its pixel.
-
-    Returns:
-        Standard deviations; their squares sum to Σ λ|E|²/σ².
-
-    Raises:
-        ValueError: the precision does not fit the residual.
+    By the symmetric root, so that every value stays at its pixel. Squares sum to Σ λ|E|²/σ².
+    ValueError: the precision does not fit the residual.
     """
     height, width = residual.shape[-2:]
     check_precision(height, width, precision)
@@ -160,10 +144,7 @@ def whiten(
 def marginal_variance(
     precision: Float[Tensor, "B 1 H half_W"], scale: Sigma, width: int
 ) -> Float[Tensor, " B"]:
-    """Variance of one pixel's residual, (σ²/HW) Σ 1/λ, intensity²; W = width.
-
-    It is the same all over a stationary image.
-    """
+    """Variance of any one pixel's residual, (σ²/HW) Σ 1/λ, intensity²; W = width."""
     total = half_spectrum_sum(precision.reciprocal(), width)[:, 0]
     sigma = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
     return sigma.square() * total / (precision.shape[-2] * width)

@@ -17,18 +17,14 @@ from pipeline.models.layers import at_least_single
 
 @dataclass(frozen=True)
 class Distortion:
-    """What a term says of a batch.
-
-    Attributes:
-        value: of each image: nats of a density, else without unit.
-        scale: that it was taken at, where the term has one, intensity: σ of a Gaussian, b of a
-            Laplace density, and so on.
-        spectrum: the residual's half spectrum, where the term has taken it.
-    """
+    """A term's values of a batch."""
 
     value: PerImage
+    """Of each image: nats of a density, else without unit."""
     scale: Float[Tensor, ""] | None = None
+    """At which it was taken, where the term has one, intensity: σ of a Gaussian, b of a Laplace."""
     spectrum: Complex[Tensor, "B C H half_W"] | None = None
+    """The residual's half spectrum, where the term has taken it."""
 
 
 class ReconstructionTerm(nn.Module, ABC):
@@ -62,19 +58,15 @@ class ReconstructionTerm(nn.Module, ABC):
         return all(part.is_set for part in self.modules() if isinstance(part, Scale))
 
     def law(self, transfer: Transfer) -> Law | None:
-        """The law of a batch's residuals under the trained term.
+        """The law of a batch's residuals under the trained term. ValueError: it has no scale yet.
 
-        Returns:
-            None where the term is no density, or has no interval in closed form.
-
-        Raises:
-            ValueError: it has no scale yet.
+        None where the term is no density, or has no interval in closed form.
         """
         return None
 
     @abstractmethod
     def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
-        """What `forward` returns, of images that are float32 or float64."""
+        """The value of `forward`, of images that are float32 or float64."""
 
 
 class Scale(nn.Module):
@@ -147,15 +139,11 @@ class Scale(nn.Module):
 
     @property
     def is_set(self) -> bool:
-        """Whether it is fixed, or a batch was trained on."""
+        """True where it is fixed, or a batch was trained on."""
         return self.fixed is not None or not bool(self.running.isnan().any())
 
     def trained(self) -> Float[Tensor, "*shape"]:
-        """The σ that the trained model is used with.
-
-        Raises:
-            ValueError: no batch was trained on yet.
-        """
+        """The σ that the trained model is used with. ValueError: no batch was trained on yet."""
         if not self.is_set:
             raise ValueError(
                 "the likelihood has no scale yet: train for longer than likelihood.warmup_epochs"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_prep.common.errors import require
 from pipeline.blur import Form
 
 
@@ -47,19 +48,10 @@ class LikelihoodConfig:
     def __post_init__(self) -> None:
         if self.scale != "optimal" and float(self.scale) <= 0:
             raise ValueError(f"likelihood.scale must be optimal or positive, not {self.scale}")
-        if self.constant <= 0:
-            raise ValueError(f"likelihood.constant must be positive, not {self.constant}")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"likelihood.kernel_size must be odd and at least 3, not {self.kernel_size}"
             )
-        if not self.residual_floor > 0:
-            raise ValueError(
-                f"likelihood.residual_floor must be positive, not {self.residual_floor}"
-            )
-        if self.residual_steps < 1:
-            raise ValueError(
-                f"likelihood.residual_steps must be at least 1, not {self.residual_steps}"
-            )
-        if self.warmup_epochs < 0:
-            raise ValueError(f"likelihood.warmup_epochs must not be negative: {self.warmup_epochs}")
+        require("likelihood", self, "> 0", "constant", "residual_floor")
+        require("likelihood", self, ">= 1", "residual_steps")
+        require("likelihood", self, ">= 0", "warmup_epochs")

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -23,28 +22,6 @@ Transfer = Complex[Tensor, "#B 1 H half_W"] | None
 Deviation = Float[Tensor, ""] | Float[Tensor, "#B #C #H #W"]
 
 
-class Law(Protocol):
-    """A distribution of the residuals of a batch, intensity."""
-
-    def nll(self, residual: Images) -> PerImage:
-        """Negative log-likelihood of each image, nats, every constant included."""
-
-    def standard_deviation(self, shape: torch.Size) -> Images:
-        """Of each pixel's residual, intensity; shape: (B,C,H,W)."""
-
-    def half_width(self, level: float, shape: torch.Size) -> Images:
-        """Half the width of each pixel's interval that holds a share `level`, intensity."""
-
-    def cdf(self, residual: Images) -> Images:
-        """Probability of a smaller residual at each pixel, in [0,1]."""
-
-    def crps(self, residual: Images) -> Images:
-        """Continuous ranked probability score of each pixel, intensity.
-
-        ∫ (F(t) − 1[t ≥ e])² dt; a point forecast's is its absolute error (Gneiting, Raftery 2007).
-        """
-
-
 @dataclass(frozen=True)
 class GaussianLaw:
     """N(0, S C S): a deviation of its own at every pixel, and a common spectrum.
@@ -63,6 +40,7 @@ class GaussianLaw:
     precision: Precision
 
     def nll(self, residual: Images) -> PerImage:
+        """Negative log-likelihood of each image, nats, every constant included."""
         every = self.deviation.expand_as(residual)
         unscaled = gaussian_nll(residual / every, self.precision, 1.0)
         return unscaled + every.log().sum(dim=(1, 2, 3))
@@ -78,17 +56,24 @@ class GaussianLaw:
         return self.deviation * sample_residual(every, 1.0, channels, width, generator)
 
     def standard_deviation(self, shape: torch.Size) -> Images:
+        """Of each pixel's residual, intensity; shape: (B,C,H,W)."""
         pixel = marginal_variance(self.precision, 1.0, shape[-1]).sqrt().reshape(-1, 1, 1, 1)
         return (self.deviation * pixel).expand(shape)
 
     def half_width(self, level: float, shape: torch.Size) -> Images:
+        """Half the width of each pixel's interval that holds a share `level`, intensity."""
         quantile = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
         return quantile * self.standard_deviation(shape)
 
     def cdf(self, residual: Images) -> Images:
+        """Probability of a smaller residual at each pixel, in [0,1]."""
         return torch.special.ndtr(residual / self.standard_deviation(residual.shape))
 
     def crps(self, residual: Images) -> Images:
+        """Continuous ranked probability score of each pixel, intensity.
+
+        ∫ (F(t) − 1[t ≥ e])² dt; a point forecast's is its absolute error (Gneiting, Raftery 2007).
+        """
         deviation = self.standard_deviation(residual.shape)
         units = residual / deviation
         density = (-0.5 * units.square()).exp() / math.sqrt(2 * math.pi)
@@ -98,7 +83,10 @@ class GaussianLaw:
 
 @dataclass(frozen=True)
 class LaplaceLaw:
-    """Independent at every pixel, density exp(−|e|/b)/2b; scale is b, intensity."""
+    """Independent at every pixel, density exp(−|e|/b)/2b; scale is b, intensity.
+
+    Its methods are GaussianLaw's.
+    """
 
     scale: Float[Tensor, ""]
 
@@ -120,3 +108,6 @@ class LaplaceLaw:
     def crps(self, residual: Images) -> Images:
         size = residual.abs()
         return size + self.scale * ((-size / self.scale).exp() - 0.75)
+
+
+Law = GaussianLaw | LaplaceLaw

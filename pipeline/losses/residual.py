@@ -1,4 +1,4 @@
-"""What the residuals of a trained decoder are: a law fitted beside the term that trained it.
+"""The residuals' law of a trained decoder, fitted beside the term that trained it.
 
 The weight that trains a sharp decoder need not be the law that its residuals follow. Here that law
 is fitted with the decoder untouched: N(x̂, S C S) of `law.GaussianLaw`, S from a small convolutional

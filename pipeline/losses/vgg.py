@@ -47,28 +47,26 @@ class Vgg(ReconstructionTerm):
         for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         try:
-            self._load(config.vgg_weights)
+            state, source = backbone_state("vgg", config.vgg_weights)
         except WeightsNotFound as error:
             raise InputError(f"likelihood.vgg_weights: {error}") from error
-
-    def _load(self, weights: str) -> None:
-        state, source = backbone_state("vgg", weights)
+        wrong = ""
         try:
             for index in CONVOLUTIONS:
                 for kind in ("weight", "bias"):
                     value = state[f"features.{index}.{kind}"].float().clone()
                     self.register_buffer(f"{kind}{index}", value, persistent=False)
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                found = self._distance(*probe()).item()
+                apart = self._distance(*probe()).item()
+            if not abs(apart / PROBE_DISTANCE - 1) < 1e-3:
+                wrong = (
+                    f"those of {source} are not the ImageNet weights (a test pair is {apart:.4f} "
+                    f"apart instead of {PROBE_DISTANCE:.4f})"
+                )
         except (KeyError, RuntimeError) as error:
-            reason = f"{source} does not hold the layers of this network ({error})"
-            raise WeightsNotFound(explain("vgg", reason)) from error
-        if not abs(found / PROBE_DISTANCE - 1) < 1e-3:
-            reason = (
-                f"those of {source} are not the ImageNet weights (a test pair is {found:.4f} apart "
-                f"instead of {PROBE_DISTANCE:.4f})"
-            )
-            raise WeightsNotFound(explain("vgg", reason))
+            wrong = f"{source} does not hold the layers of this network ({error})"
+        if wrong:
+            raise InputError(f"likelihood.vgg_weights: {explain('vgg', wrong)}")
 
     def compare(self, image: Images, reconstruction: Images, transfer: Transfer) -> Distortion:
         return Distortion(self.values * self._distance(image, reconstruction))
@@ -80,12 +78,12 @@ class Vgg(ReconstructionTerm):
     def features(self, image: Images) -> list[Float[Tensor, "B features h w"]]:
         """relu1_1, relu2_1 and relu3_1 of images of 1 or 3 channels in [0,1]."""
         signal = (image.expand(-1, 3, -1, -1) - self.mean) / self.deviation
-        found = []
+        compared = []
         for index in CONVOLUTIONS:
             if index in POOLED:
                 signal = F.max_pool2d(signal, 2)
             weight, bias = (self.get_buffer(f"{kind}{index}") for kind in ("weight", "bias"))
             signal = F.conv2d(signal, weight, bias, padding=1).relu()
             if index in COMPARED:
-                found.append(signal)
-        return found
+                compared.append(signal)
+        return compared

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from data_prep.common.errors import require
 
 SIDES = (32, 64, 128, 256)
 # The encoder's last feature map before a level of side 1.
@@ -34,17 +35,9 @@ class Level:
     def __post_init__(self) -> None:
         if self.side != 1 and (self.side < LAST_SIDE or self.side & (self.side - 1)):
             raise ValueError(f"a side in model.levels must be 1, 4, 8, 16, …, not {self.side}")
-        for name in ("channels", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} in model.levels must be at least 1, not {getattr(self, name)}"
-                )
-        if self.groups > MOST_DRAWS:
-            raise ValueError(
-                f"groups in model.levels must be at most {MOST_DRAWS}, not {self.groups}"
-            )
-        if not 0 <= self.opens < 1:
-            raise ValueError(f"opens in model.levels must be in [0, 1), not {self.opens}")
+        require("model.levels", self, ">= 1", "channels")
+        require("model.levels", self, f">= 1, <= {MOST_DRAWS}", "groups")
+        require("model.levels", self, ">= 0, < 1", "opens")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,7 +70,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # A run's file and a package's metadata hold levels as mappings.
-        object.__setattr__(self, "levels", [_level(level) for level in self.levels])
+        try:
+            levels = [v if isinstance(v, Level) else Level(**v) for v in self.levels]
+        except TypeError as error:
+            raise ValueError(
+                f"model.levels holds side, channels, groups, opens: {error}"
+            ) from error
+        object.__setattr__(self, "levels", levels)
         sides = [level.side for level in self.levels]
         if not sides or sides != sorted(set(sides)):
             raise ValueError(f"model.levels must go from coarse to fine, not by sides {sides}")
@@ -86,15 +85,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.levels must open from coarse to fine, the first at 0, not at {opens}"
             )
-        for name in ("width", "max_width", "kernel_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        require("model", self, ">= 1", "width", "max_width", "kernel_hidden")
+        require("model", self, f">= 0, <= {MOST_DRAWS}", "residual_blocks")
         if self.width % 4:
             raise ValueError(f"model.width must be a multiple of 4, not {self.width}")
-        if not 0 <= self.residual_blocks <= MOST_DRAWS:
-            raise ValueError(
-                f"model.residual_blocks must be from 0 to {MOST_DRAWS}, not {self.residual_blocks}"
-            )
 
     @property
     def draws(self) -> list[Level]:
@@ -120,23 +114,14 @@ class ModelConfig:
                 f"model.levels has a side of {finest}: for images of {side}² the finest is "
                 f"{side // 2}"
             )
-        found = [side // 2]
-        while found[-1] > max(coarsest, LAST_SIDE):
-            found.append(found[-1] // 2)
-        return found if coarsest > 1 else [*found, 1]
+        sides = [side // 2]
+        while sides[-1] > max(coarsest, LAST_SIDE):
+            sides.append(sides[-1] // 2)
+        return sides if coarsest > 1 else [*sides, 1]
 
     def channels_at(self, side: int, image_side: int) -> int:
         """Channels of the feature maps of a side."""
         return min(self.width * (image_side // 2 // side), self.max_width)
-
-
-def _level(value: Any) -> Level:
-    if isinstance(value, Level):
-        return value
-    try:
-        return Level(**value)
-    except TypeError as error:
-        raise ValueError(f"model.levels holds side, channels, groups, opens: {error}") from error
 
 
 def describe_levels(levels: Sequence[Level]) -> str:
@@ -165,11 +150,6 @@ class PriorConfig:
     """Of the groups, their images and deformations."""
 
     def __post_init__(self) -> None:
-        for name in ("pieces", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"prior.{name} must not be negative: {getattr(self, name)}")
-        for name in ("subjects", "images"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"prior.{name} must be at least 2, not {getattr(self, name)}")
-        if not 0 <= self.augmentation <= 1:
-            raise ValueError(f"prior.augmentation must be in [0, 1], not {self.augmentation}")
+        require("prior", self, ">= 0", "pieces", "seed")
+        require("prior", self, ">= 2", "subjects", "images")
+        require("prior", self, ">= 0, <= 1", "augmentation")

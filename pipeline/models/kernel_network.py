@@ -45,10 +45,10 @@ class KernelNetwork(nn.Module):
 
     def _pooled(self, latent: Tensor) -> Tensor:
         """(B,L) -> all draws, those of finer sides averaged to POOLED_SIDE, as a vector."""
-        found = []
+        parts = []
         for part, shape in zip(latent.split(self.sizes, dim=1), self.shapes, strict=True):
             factor = shape[1] // POOLED_SIDE
             if factor > 1:
                 part = nn.functional.avg_pool2d(part.unflatten(1, shape), factor).flatten(1)
-            found.append(part)
-        return torch.cat(found, dim=1)
+            parts.append(part)
+        return torch.cat(parts, dim=1)

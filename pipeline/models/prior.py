@@ -22,16 +22,11 @@ class LatentPrior(nn.Module):
     With FFᵀ the sample covariance of a group's posterior means and s² their mean posterior
     variance, z has the group's mean and covariance. A sphere in place of a Gaussian u: the few
     members of a group are about equally far from its centre.
-
-    Attributes:
-        centres: μ.
-        factors: F.
-        deviations: s.
     """
 
-    centres: Float[Tensor, "K L"]
-    factors: Float[Tensor, "K L q"]
-    deviations: Float[Tensor, "K L"]
+    centres: Float[Tensor, "K L"]  # μ
+    factors: Float[Tensor, "K L q"]  # F
+    deviations: Float[Tensor, "K L"]  # s
 
     def __init__(self, latent_size: int, pieces: int, rank: int) -> None:
         """latent_size L, pieces K, rank q. Standard normal until it is fitted."""

@@ -65,22 +65,19 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Inference:
-    """What an image becomes on one way down through the levels.
+    """One way down through the levels for images.
 
     Averaged over standard normal noise, the posterior's rate is exactly the KL of the joint
     posterior from the joint prior (chain rule: each draw's given those before it).
-
-    Attributes:
-        posterior: of the latent.
-        latent: drawn from it with the noise that was given.
-        reconstruction: decode(latent).
-        features: the encoder's, by side.
     """
 
     posterior: Posterior
     latent: Float[Tensor, "B L"]
+    """Drawn from the posterior with the noise that was given."""
     reconstruction: Float[Tensor, "B C H W"]
+    """decode(latent)."""
     features: dict[int, Features]
+    """The encoder's, by side."""
 
 
 class Draw(nn.Module):
@@ -204,19 +201,23 @@ class Encoder(nn.Module):
             )
             for high, low in pairwise(sides)
         )
-        self.heads = nn.ModuleList(
-            _posterior_head(widths[level.side], level.channels) for level in config.draws
-        )
+        self.heads = nn.ModuleList()
+        for level in config.draws:
+            width = widths[level.side]
+            layers = head(2 * width, width, 2 * level.channels)  # mean and log-variance
+            with torch.no_grad():
+                layers[-1].get_parameter("bias")[level.channels :] += FIRST_LOG_VARIANCE
+            self.heads.append(layers)
         self.linear = nn.ModuleList(
             nn.Conv2d(widths[level.side], level.channels, 3, padding=1) for level in config.draws
         )
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> dict[int, Features]:
         """The features of every side, by the side; images in [0,1]."""
-        found = {self.sides[0]: self.stem(image - 0.5)}
+        features = {self.sides[0]: self.stem(image - 0.5)}
         for (high, low), layers in zip(pairwise(self.sides), self.down, strict=True):
-            found[low] = layers(found[high])
-        return found
+            features[low] = layers(features[high])
+        return features
 
     def posterior(
         self, number: int, state: Features, features: dict[int, Features]
@@ -234,14 +235,6 @@ class Encoder(nn.Module):
         # exp() of an early outlier would otherwise overflow; the range holds any useful posterior,
         # which is hardly wider than its prior.
         return mean, log_variance.clamp(-12.0, 2.0)
-
-
-def _posterior_head(width: int, channels: int) -> nn.Sequential:
-    """From state and features to mean and log-variance."""
-    layers = head(2 * width, width, 2 * channels)
-    with torch.no_grad():
-        layers[-1].get_parameter("bias")[channels:] += FIRST_LOG_VARIANCE
-    return layers
 
 
 class VAE(nn.Module):
@@ -290,20 +283,20 @@ class VAE(nn.Module):
         """
         features = self.encoder(image) if features is None else features
         parts = None if noise is None else self.decoder.split(noise)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def choose(number: int, state: Tensor) -> Tensor:
             used = self.decoder.opened_of(number)
             mean, log_variance = self.encoder.posterior(number, state, features)
             posterior = Posterior(mean * used, log_variance * used)
             latent = posterior.mean if parts is None else posterior.at(parts[number]) * used
-            found.append((posterior.mean, posterior.log_variance, latent))
+            drawn.append((posterior.mean, posterior.log_variance, latent))
             return latent
 
         reconstruction = self.decoder.top_down(image.shape[0], choose)
         mean, log_variance, latent = (
             torch.cat([value.flatten(1) for value in values], dim=1)
-            for values in zip(*found, strict=True)
+            for values in zip(*drawn, strict=True)
         )
         return Inference(Posterior(mean, log_variance), latent, reconstruction, features)
 
@@ -325,8 +318,8 @@ class VAE(nn.Module):
 
     def rates(self, posterior: Posterior) -> dict[int, Float[Tensor, " B"]]:
         """The posterior's rate by the side of the level, nats."""
-        found: dict[int, Tensor] = {}
+        rates: dict[int, Tensor] = {}
         parts = posterior.divergence().split(self.decoder.sizes, dim=1)
         for (_, side, _), part in zip(self.decoder.draws_of, parts, strict=True):
-            found[side] = found.get(side, 0.0) + part.sum(dim=1)
-        return found
+            rates[side] = rates.get(side, 0.0) + part.sum(dim=1)
+        return rates

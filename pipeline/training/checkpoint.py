@@ -33,21 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class StepState:
-    """Everything that a training step depends on beside the weights.
-
-    Optimizers: their state_dict().
-    """
-
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    kernel_optimizer: dict[str, Any] | None = None
-    averaged_steps: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-
-
-@dataclass(kw_only=True)
-class TrainingState(StepState):
+class TrainingState:
     """Everything in a checkpoint but the weights: where the run is, and what it was made from.
 
     The keys of state.pt are the names of the fields. Random numbers need no state: they are
@@ -70,6 +56,12 @@ class TrainingState(StepState):
     the learning rate."""
     best: dict[str, Any] = field(default_factory=dict)
     """Step and PSNR of the best checkpoint so far."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    kernel_optimizer: dict[str, Any] | None = None
+    """Their state_dict()."""
+    averaged_steps: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     controller: dict[str, Any] = field(default_factory=dict)
     """Fields of the RateController."""
 

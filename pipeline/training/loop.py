@@ -327,7 +327,7 @@ class Trainer:
             return
         weights, of_the_step = self.steps.state()
         state = TrainingState(
-            **vars(of_the_step),
+            **of_the_step,
             **{name: getattr(self, name) for name in PLACE},
             controller=asdict(self.controller),
             config=asdict(self.config),

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainingConfig
-from pipeline.distributed import Processes
+from pipeline.distributed import Processes, mean_over_processes
 from pipeline.errors import InputError
 from pipeline.losses.base import Scale
-from pipeline.training.checkpoint import StepState
+from pipeline.training.checkpoint import TrainingState
 from pipeline.training.objective import Objective
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class TrainingStep:
             row.append(nn.utils.get_total_norm(kernel))
         row.append(batch.isfinite().all().to(row[0].dtype))
         # The one point at which the processor waits for a GPU.
-        told = self.processes.mean(torch.stack(row)).tolist()
+        told = mean_over_processes(torch.stack(row)).tolist()
         if not all(map(math.isfinite, told)):
             for buffer, old in zip(objective.buffers(), before, strict=True):
                 buffer.copy_(old)
@@ -190,21 +190,21 @@ class TrainingStep:
             f"(training.max_skipped {self.settings.max_skipped}): {cause}"
         )
 
-    def state(self) -> tuple[dict[str, Tensor], StepState]:
-        """Weights by name, and everything else that a step depends on."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights by name, and everything else that a step depends on: fields of TrainingState."""
         weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
         weights |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         kernel = self.kernel_optimizer
-        return weights, StepState(
-            optimizer=self.optimizer.state_dict(),
-            kernel_optimizer=kernel.state_dict() if kernel else None,
-            averaged_steps=self.averaged_steps,
-            skipped=self.skipped,
-            skipped_in_a_row=self.skipped_in_a_row,
-        )
+        return weights, {
+            "optimizer": self.optimizer.state_dict(),
+            "kernel_optimizer": kernel.state_dict() if kernel else None,
+            "averaged_steps": self.averaged_steps,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
-    def resume(self, weights: dict[str, Tensor], state: StepState) -> None:
-        """Continue from what `state` returned."""
+    def resume(self, weights: dict[str, Tensor], state: TrainingState) -> None:
+        """Continue from a checkpoint's weights and state."""
         self.objective.load_state_dict(part_of(weights, "objective"))
         self.averaged.load_state_dict(part_of(weights, "averaged"))
         self.averaged_steps = state.averaged_steps

@@ -158,11 +158,11 @@ GOOD = {"side": 4, "channels": 2}
         ([GOOD, GOOD], "coarse to fine, not by sides [4, 4]"),
         ([GOOD | {"side": 2}], "a side in model.levels must be 1, 4, 8, 16, …, not 2"),
         ([GOOD | {"side": 6}], "not 6"),
-        ([GOOD | {"channels": 0}], "channels in model.levels must be at least 1, not 0"),
-        ([GOOD | {"groups": 0}], "groups in model.levels must be at least 1, not 0"),
-        ([GOOD | {"groups": 10**9}], "groups in model.levels must be"),  # of a tampered package
-        ([GOOD | {"opens": 1.0}], "opens in model.levels must be in [0, 1), not 1.0"),
-        ([GOOD | {"opens": math.nan}], "opens in model.levels"),
+        ([GOOD | {"channels": 0}], "model.levels.channels must be >= 1, not 0"),
+        ([GOOD | {"groups": 0}], "model.levels.groups must be >= 1, <= 64, not 0"),
+        ([GOOD | {"groups": 10**9}], "model.levels.groups must be"),  # of a tampered package
+        ([GOOD | {"opens": 1.0}], "model.levels.opens must be >= 0, < 1, not 1.0"),
+        ([GOOD | {"opens": math.nan}], "model.levels.opens"),
         ([GOOD | {"opens": 0.1}], "the first at 0, not at [0.1]"),
         ([GOOD, {"side": 8, "channels": 1, "opens": 0.5}, {"side": 16, "channels": 1}],
          "open from coarse to fine, the first at 0, not at [0.0, 0.5, 0.0]"),

@@ -33,7 +33,7 @@ from pipeline.evaluation.evaluate import model_scores
 from pipeline.losses.registry import TERMS
 from pipeline.models.config import Level
 from pipeline.training import control
-from pipeline.training.checkpoint import best_step, find_checkpoint
+from pipeline.training.checkpoint import TrainingState, best_step, find_checkpoint
 from pipeline.training.description import levels_of, rates, summary
 from pipeline.training.loop import LONG_ENOUGH, MOST_SETBACKS, Trainer, load_objective
 from pipeline.training.monitor import ValidationMonitor
@@ -156,7 +156,8 @@ def test_every_term_trains_and_what_it_learns_or_counts_is_saved(
     assert last["distortion"] < first["distortion"]
     assert not any(map(torch.equal, before, trainer.objective.term.parameters()))
     other = made()
-    other.steps.resume(*trainer.steps.state())
+    weights, state = trainer.steps.state()
+    other.steps.resume(weights, TrainingState(step=0, **state))
     kept, expected = other.objective.term.state_dict(), trainer.objective.term.state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in expected.items())
     images, model = torch.rand(2, 1, 32, 32), trainer.steps.averaged.eval()

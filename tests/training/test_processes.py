@@ -31,7 +31,7 @@ from trainers import FixedMonitor, Rows, config, trainer_of
 from data_prep.store import Store
 from pipeline.config import TrainingConfig
 from pipeline.data.slices import EpochSampler
-from pipeline.distributed import Processes, choose_device
+from pipeline.distributed import Processes, choose_device, mean_over_processes
 from pipeline.errors import InputError
 from pipeline.models.config import Level
 from pipeline.training import train
@@ -148,8 +148,8 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
         assert processes.wrap(module) is module
         assert processes.from_main(["x"]) == ["x"] and processes.largest([1.0, 2.0]) == [1.0, 2.0]
         assert EpochSampler(7, 7, 0, processes.rank, processes.count).rows == slice(0, 7)
-        assert torch.equal(processes.mean(value), value)
-        assert not processes.mean(value).requires_grad
+        assert torch.equal(mean_over_processes(value), value)
+        assert not mean_over_processes(value).requires_grad
     with pytest.raises(InputError, match=r"training\.device 'gpu'"):
         choose_device("gpu")
 

@@ -118,7 +118,7 @@ def everything(trainer: Trainer) -> dict[str, Any]:
     weights, state = trainer.steps.state()
     controller = dataclasses.asdict(trainer.controller)
     place = {name: getattr(trainer, name) for name in PLACE}
-    return copy.deepcopy({"weights": weights, **vars(state), "controller": controller, **place})
+    return copy.deepcopy({"weights": weights, **state, "controller": controller, **place})
 
 
 def same(left: Any, right: Any) -> bool:

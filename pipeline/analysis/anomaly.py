@@ -28,7 +28,6 @@ from pipeline.figures import bare, write_figure
 from pipeline.files import csv_text, write_json, write_text
 from pipeline.package.package import DecoderPackage
 
-STANDARD, INTENSITY = "standard deviations", "intensity (0–1)"
 # Images at once.
 BATCH = 32
 # Intensity a step: Adam's steps do not depend on the gradient's size, which σ and C change a lot.
@@ -61,10 +60,9 @@ def run(options: Options) -> None:
                     "map this one without --lesions"
                 )
             notes.append(f"the {which} was trained on {name}")
-    inputs = [decoder.metadata["digest"] for decoder in decoders.values()]
-    inputs += [volume.sha256, jobs.digest_of(options.mask), jobs.digest_of(options.lesions)]
     named = jobs.named_folder(options, "anomaly", jobs.image_name(volume.path))
-    with jobs.results(options, named, inputs, "summary.json") as folder, Reporter() as reporter:
+    there = jobs.results(options, named, decoders.values(), "", "summary.json")
+    with there as folder, Reporter() as reporter:
         if folder is None:
             return
         for note in notes:
@@ -91,7 +89,7 @@ def run(options: Options) -> None:
             row["p99"] = float(np.quantile(values, 0.99))
             rows.append(row if lesions is None else row | detect(values, lesions[inside]))
         chief = next(iter(shown))
-        unit = {method: STANDARD if method == "whitened" else INTENSITY for method in shown}
+        unit = dict.fromkeys(shown, "intensity (0–1)") | {"whitened": "standard deviations"}
         what = f"{chief}, tail: {options.tail}, {unit[chief]}"
         summary = {
             "options": vars(options),
@@ -133,11 +131,8 @@ def deviations(
     "whitened": C^(-1/2) S⁻¹ of it under the model's law, in standard deviations: an error counts
     for less where the decoder often errs. "residual" and "baseline_residual": intensity.
 
-    Args:
-        model: of healthy anatomy, with a Gaussian law; decodes the posterior's mean.
-        images: (n,1,H,W) in [0,1].
-        finest: side of the finest level whose latents are used; 0 = all.
-        baseline: another model, which needs no law.
+    model: of healthy anatomy, with a Gaussian law; images (n,1,H,W) in [0,1]; finest: side of the
+    finest level whose latents are used, 0 = all; baseline: another model, which needs no law.
     """
 
     def latent_of(decoder: DecoderPackage, batch: Tensor) -> Tensor:
@@ -191,13 +186,9 @@ def restore(
     where y is what was measured: the prior p(x), here bounded by the ELBO, pulls x towards healthy
     anatomy, and the total variation favours changes that are connected, as lesions are.
 
-    Args:
-        model: of healthy anatomy.
-        images: y.
-        steps: of Adam (Kingma & Ba 2015), its step falling linearly to 0; 0 gives the images back.
-        tv: w in units of one over the root of the law's mean variance a pixel, so that it means the
-            same for every model.
-        progress: gets the share that is done.
+    model: of healthy anatomy; images: y; steps: of Adam (Kingma & Ba 2015), its step falling
+    linearly to 0; tv: w in units of one over the root of the law's mean variance a pixel, so that
+    it means the same for every model; progress: gets the share that is done.
     """
     restored = []
     batches = images.split(BATCH)

@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep import Store, StoreError, SubjectEntry
+from data_prep import Store, SubjectEntry
+from data_prep.common.files import sha256_of
 from data_prep.common.wording import command, quantity
 from pipeline.errors import InputError
 from pipeline.files import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from pipeline.package.package import DecoderPackage
 
 Tail = Literal["both", "dark", "bright"]
-SPLITS = ("test", "validation", "all")
 # Below so many families a calibration depends on who they are.
 FEW_CALIBRATED = 5
 QUESTION = "question.json"
@@ -71,7 +71,7 @@ class PackageOptions:
             if source and not is_address(source):
                 existing_package(find_folder(source, "packages"))
         if store := getattr(self, "store", ""):
-            open_store(store)
+            Store.open(find_folder(store, "stores"))
 
 
 @dataclass(frozen=True)
@@ -222,20 +222,12 @@ class LesionsOptions(StoreOptions, MapOptions):
         if not self.false_positives > 0:
             raise ValueError(f"false_positives must be positive, not {self.false_positives}")
         if not self.diameters or not all(0 < d < math.inf for d in self.diameters):
-            raise ValueError(f"diameters must be lengths in mm, not {list(self.diameters)}")
+            raise ValueError(f"diameters must be lengths in mm, not {self.diameters}")
         if not self.contrasts or not all(0 < abs(c) <= 1 for c in self.contrasts):
-            raise ValueError(f"contrasts must lie in [-1,1] and not be 0: {list(self.contrasts)}")
+            raise ValueError(f"contrasts must lie in [-1,1] and not be 0: {self.contrasts}")
 
 
 # Decoders, and the subjects they may be applied to
-
-
-def open_store(name: str) -> Store:
-    """A prepared store. Raises InputError where there is none."""
-    try:
-        return Store.open(find_folder(name, "stores"))
-    except StoreError as error:
-        raise InputError(str(error)) from error
 
 
 def open_decoders(options: PackageOptions, device: str = "cpu") -> "dict[str, DecoderPackage]":
@@ -287,23 +279,20 @@ def unseen_subjects(
     from pipeline.data.slices import FILES_CHECKED, WAY_OUT
     from pipeline.data.volumes import differing
 
-    store, wanted, others = open_store(options.store), options.subjects, options.other_people
-    entries = store.subjects(wanted if wanted in SPLITS else "all")
-    if wanted not in SPLITS:
-        entries = [entry for entry in entries if entry.subject == wanted]
+    store = Store.open(find_folder(options.store, "stores"))
+    wanted, others = options.subjects, options.other_people
+    if wanted in ("test", "validation", "all"):
+        entries = store.subjects(wanted)
+    else:
+        entries = [entry for entry in store.subjects("all") if entry.subject == wanted]
     if not entries:
-        kind = "subjects in split" if wanted in SPLITS else "subject"
-        raise InputError(f"store {store.name} has no {kind} {wanted}")
+        raise InputError(f"store {store.name} has no subject {wanted}, nor a split of that name")
     for package in packages:
-        if tuple(store.image_shape) != tuple(package.image_shape):
+        other = differing(store.manifest["configuration"], package.prepare_keys)
+        if other or tuple(store.image_shape) != tuple(package.image_shape):
             raise InputError(
-                f"store {store.name} holds images of {store.image_shape}, the decoder draws "
-                f"{tuple(package.image_shape)}: prepare it with the same prepare.size"
-            )
-        if other := differing(store.manifest["configuration"], package.prepare_keys):
-            raise InputError(
-                f"store {store.name} was prepared with another {', '.join(other)} than the "
-                "decoder's: prepare it as the decoder's was"
+                f"store {store.name} was prepared with another {', '.join(other) or 'shape'} than "
+                "the decoder's: prepare it as the decoder's was"
             )
         if others and store.digest == package.metadata["store"].get("digest"):
             raise InputError(
@@ -342,13 +331,13 @@ def caveats(
     if package.which != "fitted" or fitted is None:
         return notes
     keys = ("subject", "family", "source_sha256")
-    known = [e for e in entries if package.fitted_on(**{key: getattr(e, key) for key in keys})]
+    known = sum(package.fitted_on(**{key: getattr(e, key) for key in keys}) for e in entries)
+    law = "the law of residuals was"
     if known:
-        people = f"{len(known)} of these {len(entries)} subjects"
-        notes.append(f"in-sample: the law of residuals was fitted to {people}")
+        notes.append(f"in-sample: {law} fitted to {known} of these {len(entries)} subjects")
     if fitted["families"] < FEW_CALIBRATED:
         families = quantity(fitted["families"], "validation family")
-        notes.append(f"the law of residuals was calibrated by {families}: its intervals may be off")
+        notes.append(f"{law} calibrated by {families}: its intervals may be off")
     return notes
 
 
@@ -358,11 +347,6 @@ def record(package: "DecoderPackage") -> dict[str, Any]:
 
 
 # Folders of results
-
-
-def digest_of(path: str) -> str:
-    """SHA-256 of a file's bytes; "" of none."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def image_name(path: Path) -> str:
@@ -398,27 +382,26 @@ def named_folder(options: PackageOptions, kind: str, target: str, *always: str) 
 
 @contextlib.contextmanager
 def results(
-    options: PackageOptions, folder: Path, inputs: Sequence[str], last: str
+    options: PackageOptions,
+    named: Path,
+    decoders: "Iterable[DecoderPackage]",
+    store: str,
+    last: str,
 ) -> Iterator[Path | None]:
     """A folder for results, for one process at a time; None where they are there, which is said.
 
     It holds what an interrupted run of the same question has finished: a question is the options
-    and the digests of their inputs. Results of another question are never replaced: `folder` then
-    gets a digest.
-
-    Args:
-        options: of the command; their `output` is the folder, where it is given.
-        folder: where it is not.
-        inputs: digests of packages, store and files.
-        last: the name of the result that is written last.
-
-    Raises:
-        InputError: `output` holds something else, or another process is at work there.
-        OSError: it can't be written to.
+    and the digests of decoders, store and files. Results of another question are never replaced:
+    the folder then gets a digest. named: its name where the options give none; last: the result
+    that is written last. Raises InputError where options.output holds something else, or another
+    process is at work there.
     """
     kept = {key: value for key, value in asdict(options).items() if key not in ("output", "device")}
-    question = json.loads(json.dumps({"options": kept, "inputs": inputs}))
-    folder = Path(options.output) if options.output else folder
+    files = {name: sha256_of(Path(kept[name])) for name in FILES if kept.get(name)}
+    digests = [decoder.metadata["digest"] for decoder in decoders]
+    question = {"options": kept, "decoders": digests, "store": store, "files": files}
+    question = json.loads(json.dumps(question))
+    folder = Path(options.output) if options.output else named
 
     def has_others() -> bool:
         if (folder / QUESTION).is_file():

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy import ndimage
@@ -80,9 +81,9 @@ def run(options: Options) -> None:
     notes = jobs.caveats(model, store.simulated, entries)
     title = f"Inserted lesions, {people} of store {store.name}"
     title += " (simulated people)" if store.simulated else ""
-    inputs = [decoder.metadata["digest"] for decoder in decoders.values()] + [store.digest]
     named = jobs.named_folder(options, "lesions", store.name)
-    with jobs.results(options, named, inputs, "lesions.json") as folder, Reporter() as reporter:
+    there = jobs.results(options, named, decoders.values(), store.digest, "lesions.json")
+    with there as folder, Reporter() as reporter:
         if folder is None:
             return
         print(
@@ -200,18 +201,10 @@ def insert(
 
 
 def threshold_at(maps: Tensor, brain: Tensor, false_positives: float) -> float:
-    """The threshold at which maps of healthy slices show so many false positives.
+    """The threshold at which maps of healthy slices (n,1,H,W) show so many false positives a slice.
 
-    A false positive is a piece of pixels above the threshold that touch, be it at corners. The
+    A false positive is a piece of the brain's pixels above it that touch, be it at corners. The
     least that leaves at most so many is taken, of 400 between the maps' median and maximum.
-
-    Args:
-        maps: (n,1,H,W), at least 0, larger is more unexpected.
-        brain: (n,1,H,W), bool.
-        false_positives: pieces per slice, on average.
-
-    Returns:
-        In the maps' unit.
     """
     values = torch.where(brain, maps, 0)[:, 0].numpy()
     inside = values[brain[:, 0].numpy()]
@@ -238,14 +231,11 @@ def summarised(
     rows: Sequence[Mapping[str, Any]], family: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Means over families with their intervals, a row per kind and method."""
-    groups: dict[tuple[str, float, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["diameter"], row["contrast"]), []).append(row)
-    summary = []
-    for (method, diameter, contrast), mine in groups.items():
-        values = {key: np.array([row[key] for row in mine]) for key in ("sensitivity", "auroc")}
-        kind = {"method": method, "diameter": diameter, "contrast": contrast}
-        summary.append(kind | aggregate(values, [family[row["subject"]] for row in mine]))
+    summary, keys = [], ["method", "diameter", "contrast"]
+    for kind, mine in pd.DataFrame(rows).groupby(keys, sort=False):
+        values = {key: mine[key].to_numpy() for key in ("sensitivity", "auroc")}
+        families = [family[subject] for subject in mine["subject"]]
+        summary.append(dict(zip(keys, kind, strict=True)) | aggregate(values, families))
     return summary
 
 
@@ -292,10 +282,9 @@ def curves(summary: Sequence[Mapping[str, Any]], false_positives: float, title: 
 def examples(
     shown: Sequence[tuple[Lesion, Tensor, Sequence[Tensor]]], methods: Sequence[str], title: str
 ) -> Figure:
-    """Up to four kinds, evenly spread: the slice, and every map up to twice its threshold.
+    """Up to four kinds: the slice, and every map up to twice its threshold.
 
-    shown: kind, where its lesion is (H,W), the slice and the methods' maps (H,W) over twice their
-    thresholds.
+    shown: kind, where its lesion is (H,W), slice and maps (H,W) over twice their thresholds.
     """
     chosen = [shown[number] for number in evenly_spread(len(shown), 4)]
     size = (1.9 * (1 + len(methods)) + 0.4, 2.0 * len(chosen) + 0.7)

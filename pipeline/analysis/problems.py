@@ -22,22 +22,10 @@ from scipy import stats
 from torch import Tensor
 
 from data_prep.sources.simulated import is_simulated
+from pipeline.analysis import operators
 from pipeline.analysis.baselines import best_weight, solve_total_variation, solve_wavelets
 from pipeline.analysis.jobs import ReconstructOptions as Options
-from pipeline.analysis.operators import (
-    Composed,
-    Downsampling,
-    GaussianBlur,
-    MaskedFourier,
-    Operator,
-    Within,
-    cartesian_mask,
-    complex_noise,
-    ifft2c,
-    sampled_centre,
-    smooth_phase,
-    smooth_sensitivities,
-)
+from pipeline.analysis.operators import Composed, MaskedFourier, Operator
 from pipeline.analysis.solver import Prior, SolverSettings, solve
 from pipeline.data.slices import SliceDataset, Store, SubjectEntry, to_scanner
 from pipeline.data.volumes import read_values
@@ -176,19 +164,19 @@ def degraded(image: Tensor, number: int, options: Options) -> Problem:
     if options.operator == "image":
         operator = degradation(options, shape)
         clean = operator.forward(image)
-        measured = clean + complex_noise(clean, noise, generator)
+        measured = clean + operators.complex_noise(clean, noise, generator)
         return Problem(operator, measured, noise, _enlarged(measured, shape), image)
     if options.mask:
         mask = read_mask(options.mask, shape)
     else:
         seed = (options.seed, int(number < 0), abs(number))  # another for each subject
-        mask = cartesian_mask(
+        mask = operators.cartesian_mask(
             shape, options.acceleration, options.centre_fraction, options.kind, seed
         )
     maps = _sensitivities(options, shape, options.coils)
-    phase = smooth_phase(shape, options.simulated_phase)
+    phase = operators.smooth_phase(shape, options.simulated_phase)
     clean = MaskedFourier(mask, maps * torch.polar(torch.ones_like(phase), phase)).forward(image)
-    measured = clean + mask * complex_noise(clean, noise, generator)
+    measured = clean + mask * operators.complex_noise(clean, noise, generator)
     if options.simulated_phase and options.phase == "centre":
         maps = with_phase(maps, measured, mask)
     scanner = MaskedFourier(mask, maps)
@@ -197,13 +185,12 @@ def degraded(image: Tensor, number: int, options: Options) -> Problem:
 
 def degradation(options: Options, shape: Shape) -> Operator:
     """Blur, then pixels `factor` times larger. Raises ValueError where the factor does not fit."""
-    return Composed(GaussianBlur(options.blur, shape), Downsampling(options.factor, shape))
+    blur = operators.GaussianBlur(options.blur, shape)
+    return Composed(blur, operators.Downsampling(options.factor, shape))
 
 
 def _enlarged(image: Tensor, shape: Shape) -> Tensor:
-    """Bicubic interpolation to (H,W): the image without a prior."""
-    if image.shape[-2:] == shape:
-        return image
+    """Bicubic interpolation to (H,W), which is the identity at equal size: no prior."""
     return torch.nn.functional.interpolate(image, shape, mode="bicubic", align_corners=False)
 
 
@@ -239,7 +226,7 @@ def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
     maps (coils,H,W); kspace (B,coils,H,W); mask (H,W) -> (B,coils,H,W). The centre is tapered by
     Hann's window. Raises InputError with fewer than 3 whole columns there, which show no phase.
     """
-    band, (height, width) = sampled_centre(mask), mask.shape
+    band, (height, width) = operators.sampled_centre(mask), mask.shape
     if band < 3:
         raise InputError(
             f"the mask has {band} whole columns about the centre, too few to see the image's "
@@ -248,7 +235,7 @@ def with_phase(maps: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
     window = torch.zeros(height, width)
     start = width // 2 - band // 2
     window[:, start : start + band] = torch.hann_window(band + 2, periodic=False)[1:-1]
-    rough = (maps.conj() * ifft2c(window * kspace)).sum(dim=1, keepdim=True)
+    rough = (maps.conj() * operators.ifft2c(window * kspace)).sum(dim=1, keepdim=True)
     return maps * torch.polar(torch.ones_like(rough.real), rough.angle())
 
 
@@ -265,22 +252,15 @@ def solve_all(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """A problem's images (B,C,H,W) in [0,1] by method, and the deviation of IMAGE's pixels.
 
-    The standard deviation (B,C,H,W) is that over draws from the posterior, None without draws.
-
-    Args:
-        problem: what was measured.
-        simple_name: of the method without a prior, whose image `problem.simple` is.
-        prior: the decoder package.
-        weights: of the CLASSICAL methods.
-        settings: of the search under the prior.
-        progress: gets the share that is done.
+    That is the standard deviation (B,C,H,W) over draws from the posterior, None without draws.
+    simple_name: of the method whose image is `problem.simple`; weights: of the CLASSICAL methods.
     """
     images = {simple_name: problem.simple.clamp(0, 1)}
     images |= {method: solve_classical(method, problem, weights[method]) for method in CLASSICAL}
     operator, measured, noise = problem.operator, problem.measurement, problem.noise
     solution = solve(prior, operator, measured, noise, problem.simple, settings, progress)
     within, tv = outline(solution.drawn), "total variation"
-    inside = replace(problem, operator=Composed(Within(within), operator))
+    inside = replace(problem, operator=Composed(operators.Within(within), operator))
     images[TV_WITHIN] = within * solve_classical(tv, inside, weights[tv])
     images |= {LATENT: solution.drawn, IMAGE: solution.image}
     return images, None if solution.samples is None else solution.samples.std(dim=0)
@@ -346,14 +326,9 @@ class Picture:
 def read_picture(path: Path, orientation: str, spacing_mm: float) -> Picture:
     """Read a NIfTI file of one slice, turned to `orientation`.
 
-    Args:
-        path: the file.
-        orientation: of the picture, such as "rows A>P, columns L>R".
-        spacing_mm: the pixel size that it must have.
-
-    Raises:
-        InputError: the file can't be read to its end, gives no orientation, has several slices,
-            values that are not finite, another plane, or another spacing.
+    orientation: such as "rows A>P, columns L>R"; spacing_mm: the pixel size that it must have.
+    Raises InputError where the file can't be read to its end, gives no orientation, has several
+    slices, values that are not finite, another plane, or another spacing.
     """
     values, affine = read_values(path, affine_needed=True)
     if min(values.shape) != 1:
@@ -404,14 +379,8 @@ def write_stack(
     """Write slices of one subject of a store as NIfTI, over its volume and in the volume's unit.
 
     Where the store does not record that unit they are in [0,1]. Slices whose numbers are not evenly
-    spaced become a file each.
-
-    Args:
-        entry: the subject.
-        places: which of its slices they are.
-        folder: of the file.
-        name: of the file, without suffix; values of "deviation" are differences.
-        images: (n,1,H,W) in [0,1].
+    spaced become a file each. places: which of the subject's slices they are; name: of the file,
+    without suffix, and values of "deviation" are differences; images: (n,1,H,W) in [0,1].
     """
     affine, indices = np.asarray(entry.affine), [entry.slice_indices[place] for place in places]
     values = images[:, 0].permute(1, 2, 0).double().numpy()
@@ -428,14 +397,9 @@ def write_stack(
 
 
 def stack_affine(affine: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """The affine of a stack of evenly spaced slices.
+    """The affine of a stack of evenly spaced slices: (row, column, place in it, 1) to RAS mm.
 
-    Args:
-        affine: (4,4) of a shard, (row, column, slice number, 1) to RAS mm.
-        indices: the slices' numbers, ascending.
-
-    Returns:
-        (4,4), (row, column, place in the stack, 1) to RAS mm.
+    affine: (4,4) of a shard, (row, column, slice number, 1) to RAS mm; indices: ascending.
     """
     place = np.eye(4)
     place[2, 2] = indices[1] - indices[0] if len(indices) > 1 else 1
@@ -486,7 +450,7 @@ def read_array(path: Path) -> np.ndarray:
 def _sensitivities(options: Options, shape: Shape, coils: int) -> Tensor:
     """Those of the file, or of so many made-up coils: (coils,H,W)."""
     if not options.sensitivities:
-        return smooth_sensitivities(coils, shape)
+        return operators.smooth_sensitivities(coils, shape)
     return torch.from_numpy(_read_coils(options.sensitivities, shape).astype(np.complex64))
 
 

@@ -52,11 +52,10 @@ def run(options: Options) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     notes = jobs.caveats(package, simulated, entries)
-    files = [jobs.digest_of(getattr(options, name, "")) for name in jobs.FILES]
-    inputs = [package.metadata["digest"], digest, *files]
     kind = "acceleration" if fourier else "operator"
     named = jobs.named_folder(options, "reconstructions", target, kind)
-    with jobs.results(options, named, inputs, "scores.json") as folder, Reporter() as reporter:
+    there = jobs.results(options, named, [package], digest, "scores.json")
+    with there as folder, Reporter() as reporter:
         if folder is None:
             return
         simple = "zero filling" if fourier else "degraded"

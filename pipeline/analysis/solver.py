@@ -128,20 +128,16 @@ def solve(
     return Solution(latent, drawn, image.clamp(0, 1), samples)
 
 
+@dataclass
 class _Search:
     """Both phases, and draws."""
 
-    def __init__(
-        self,
-        prior: Prior,
-        operator: Operator,
-        noise: float,
-        settings: SolverSettings,
-        progress: Callable[[float], None],
-    ) -> None:
-        self.prior, self.operator, self.noise = prior, operator, noise
-        self.settings, self.progress, self.done = settings, progress, 0
-        self.total = settings.latent_steps + settings.image_steps * (1 + bool(settings.samples))
+    prior: Prior
+    operator: Operator
+    noise: float
+    settings: SolverSettings
+    progress: Callable[[float], None]
+    done: int = 0
 
     def latent_phase(self, measurement: Tensor, guess: Tensor) -> Tensor:
         """The latent of the lowest energy near the encoder's of the guess."""
@@ -164,23 +160,31 @@ class _Search:
     ) -> tuple[Tensor, Tensor]:
         """z (B,L) from a start, and x; departure (B,C,H,W), centre (B,L): the prior's means of u
         and z, which are 0, or draws for a draw from the posterior."""
-        best = torch.zeros_like(departure)
+        operator, best = self.operator, torch.zeros_like(departure)
 
         @torch.no_grad()
         def image_at(latent: Tensor, mean: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-            """u and x for a z whose decoded image is `mean`."""
+            """u and x for a z whose decoded image is `mean`.
+
+            u minimises ‖A (base + S u) − y‖²/2s² + uᵀ C⁻¹ u / 2.
+            """
             law = gaussian(self.prior.law(latent, decoded=mean))
-            base = mean + law.deviation * departure
-            moved = best_departure(self.operator, measurement, base, law, self.noise, best, steps)
-            return moved, base + law.deviation * moved
+            reach, base = law.deviation, mean + law.deviation * departure
+            right = reach * operator.adjoint(measurement - operator.forward(base))
+
+            def apply(image: Tensor) -> Tensor:
+                data = operator.adjoint(operator.forward(reach * image))
+                return reach * data + self.noise**2 * apply_precision(image, law.precision)
+
+            moved = conjugate_gradient(apply, right, best, steps)
+            return moved, base + reach * moved
 
         def energy(latent: Tensor) -> Tensor:
             nonlocal best
             mean = self.prior.decode(latent)
             best, image = image_at(latent, mean, self.settings.cg_steps)
             with torch.no_grad():
-                misfit = measurement - self.operator.forward(image)
-                pull = self.operator.adjoint(misfit) / self.noise**2
+                pull = operator.adjoint(measurement - operator.forward(image)) / self.noise**2
             # The gradient of the minimum over u: that of the misfit at this x, as if x moved along.
             return -(pull * mean).sum() + 0.5 * (latent - centre).square().sum()
 
@@ -206,41 +210,19 @@ class _Search:
         return images.reshape(count, batch, channels, height, width)
 
     def _descend(self, latent: Tensor, energy: Callable[[Tensor], Tensor], steps: int) -> Tensor:
-        latent = latent.clone().requires_grad_()
+        latent, settings = latent.clone().requires_grad_(), self.settings
+        total = settings.latent_steps + settings.image_steps * (1 + bool(settings.samples))
         optimiser = torch.optim.Adam([latent])
         for index in range(steps):
             # A linear fall to a tenth: without it Adam circles the minimum.
-            rate = self.settings.learning_rate * (1 - 0.9 * index / steps)
+            rate = settings.learning_rate * (1 - 0.9 * index / steps)
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad()
             energy(latent).backward()
             optimiser.step()
             self.done += 1
-            self.progress(self.done / self.total)
+            self.progress(self.done / total)
         return latent.detach()
-
-
-def best_departure(
-    operator: Operator,
-    measurement: Tensor,
-    drawn: Tensor,
-    law: GaussianLaw,
-    noise: float,
-    start: Tensor,
-    steps: int,
-) -> Tensor:
-    """The u that minimises ‖A (drawn + S u) − y‖²/2s² + uᵀ C⁻¹ u / 2: (B,C,H,W).
-
-    drawn (B,C,H,W); law: S and the precision λ of C⁻¹; noise s; start: a first guess of u.
-    """
-    reach = law.deviation
-    right = reach * operator.adjoint(measurement - operator.forward(drawn))
-
-    def apply(image: Tensor) -> Tensor:
-        data = operator.adjoint(operator.forward(reach * image))
-        return reach * data + noise**2 * apply_precision(image, law.precision)
-
-    return conjugate_gradient(apply, right, start, steps)
 
 
 def conjugate_gradient(

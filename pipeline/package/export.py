@@ -146,7 +146,7 @@ def package_of_run(options: Options) -> "tuple[DecoderPackage, TrackingConfig]":
         evaluation=evaluation,
         trained_on=hashed_subjects([who for who in state.roles if who["role"] == "train"]),
         authors=options.authors,
-        rights=options.copyright,
+        copyright=options.copyright,
     )
     package = DecoderPackage(metadata)
     averaged = part_of(checkpoint.weights, "averaged")

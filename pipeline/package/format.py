@@ -31,9 +31,7 @@ from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import existing_package, find_folder, is_address, locked, swapped_in, write_json
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.residual import ResidualLaw
 from pipeline.models.config import ModelConfig
-from pipeline.models.vae import VAE
 from pipeline.package import standalone
 from pipeline.package.package import DecoderPackage, hashed
 
@@ -41,7 +39,21 @@ FORMAT = "sharp-vae-decoder-package"
 SCHEMA_VERSION = 3
 METADATA, SUFFIX = "metadata.json", ".safetensors"
 INTENSITY_RANGE = (0.0, 1.0)
-UNSAID = "not stated"
+# Of a package, where nothing is said.
+FACTS: dict[str, Any] = {
+    "authors": "not stated",
+    "copyright": "not stated",
+    "spacing_mm": 1.0,
+    "orientation": "",
+    "plane": "",
+    "prior": None,
+    "residual": None,
+    "prepare": {},
+    "run": {},
+    "store": {},
+    "evaluation": None,
+    "trained_on": {},
+}
 # What `monai.bundle verify_metadata` checks a bundle's metadata by.
 MONAI_SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 PAPER = (
@@ -73,27 +85,15 @@ def describe(
     image_shape: tuple[int, int, int],
     model: ModelConfig,
     likelihood: LikelihoodConfig,
-    *,
-    prior: Mapping[str, int] | None = None,
-    residual: Mapping[str, float] | None = None,
-    spacing_mm: float = 1.0,
-    orientation: str = "",
-    plane: str = "",
-    prepare: Mapping[str, Any] | None = None,
-    run: Mapping[str, Any] | None = None,
-    store: Mapping[str, Any] | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    trained_on: Mapping[str, Any] | None = None,
-    authors: str = UNSAID,
-    rights: str = UNSAID,
+    **facts: Any,
 ) -> dict[str, Any]:
     """The metadata of a package before its files are known.
 
-    image_shape (C,H,W); prior: pieces and rank of a fitted one; residual: the floor of the fitted
-    law of the residuals; spacing_mm in-plane pixel size; prepare: the store's recorded
-    configuration; run: name, id, checkpoint; store: name, digest, simulated; evaluation: its
-    metrics; trained_on: see `hashed_subjects`; authors, rights: of the trained decoder. Numbers
-    that are not finite become null.
+    image_shape (C,H,W); facts: those of FACTS that are known. prior: pieces and rank of a fitted
+    one; residual: the floor of the fitted law of the residuals; spacing_mm: in-plane pixel size;
+    prepare: the store's recorded configuration; run: name, id, checkpoint; store: name, digest,
+    simulated; evaluation: its metrics; trained_on: see `hashed_subjects`; authors, copyright: of
+    the trained decoder. Numbers that are not finite become null.
     """
     channels, *spatial = image_shape
     latent = {"type": "latent", "format": "latent", "num_channels": model.latent_size}
@@ -102,17 +102,16 @@ def describe(
     latent |= real | {"spatial_shape": [], "value_range": [], "channel_def": {"0": "prior N(0, I)"}}
     image |= real | {"spatial_shape": spatial, "value_range": INTENSITY_RANGE}
     image |= {"channel_def": {"0": "intensity"}}
-    facts = {
+    facts = FACTS | facts
+    metadata = {
         "schema": MONAI_SCHEMA,
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "version": _version("sharp-vae-mri"),
-        "name": f"decoder of {(run or {}).get('name') or 'a VAE'}",
+        "name": f"decoder of {facts['run'].get('name') or 'a VAE'}",
         "task": "Generative model of brain MRI slices: decoder, encoder and likelihood of a "
         "variational autoencoder",
         "description": f"Trained under the reconstruction term {likelihood.term}",
-        "authors": authors,
-        "copyright": rights,
         "references": [PAPER],
         "intended_use": "Research. Not a medical device, not validated for diagnosis.",
         "monai_version": _version("monai"),
@@ -124,21 +123,11 @@ def describe(
         "image_shape": image_shape,
         "latent_size": model.latent_size,
         "intensity_range": INTENSITY_RANGE,
-        "spacing_mm": float(spacing_mm),
-        "orientation": orientation,
-        "plane": plane,
         "model": asdict(model),
-        "prior": prior or None,
-        "residual": residual or None,
         # A path of this machine does not belong in a package.
         "likelihood": asdict(replace(likelihood, vgg_weights="")),
-        "prepare": prepare or {},
-        "run": run or {},
-        "store": store or {},
-        "evaluation": evaluation,
-        "trained_on": trained_on or {},
     }
-    return json.loads(json.dumps(facts), parse_constant=lambda _: None)
+    return json.loads(json.dumps(metadata | facts), parse_constant=lambda _: None)
 
 
 def hashed_subjects(subjects: Iterable[Mapping[str, str]]) -> dict[str, Any]:
@@ -380,39 +369,30 @@ class Graph:
         return torch.randn((batch, *self.shape), generator=torch.Generator().manual_seed(batch))
 
 
-class _Posterior(nn.Module):
-    """Image -> mean and log-variance; the decoder is part of it, as a draw's prior is its state."""
+class _Function(nn.Module):
+    """A function of a module's as a network of its own."""
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.vae = vae
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(image)
-        return posterior.mean, posterior.log_variance
-
-
-class _Deviation(nn.Module):
-    """Decoded image -> the standard deviation of each of its pixels under the fitted law."""
-
-    def __init__(self, law: ResidualLaw) -> None:
-        super().__init__()
-        self.law = law
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.law.deviation(image)
+        self.module, self.forward = module, function
 
 
 def _graphs(package: DecoderPackage) -> list[Graph]:
     latent, image, vae = (package.latent_size,), package.image_shape, package.vae
+
+    def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = vae.encode(image)
+        return encoded.mean, encoded.log_variance
+
     graphs = [
         Graph("decoder", vae.decoder, latent, "latent", ("image",)),
-        Graph("encoder", _Posterior(vae), image, "image", ("mean", "log_variance")),
+        # All of the VAE, as a draw's prior is the decoder's state.
+        Graph("encoder", _Function(vae, posterior), image, "image", ("mean", "log_variance")),
     ]
     if (kernel := package.kernel_network) is not None:
         graphs.append(Graph("kernel_network", kernel, latent, "latent", ("kernel",)))
-    if package.residual is not None:
-        deviation = _Deviation(package.residual)
+    if (law := package.residual) is not None:
+        deviation = _Function(law, law.deviation)
         graphs.append(Graph("residual", deviation, image, "image", ("standard_deviation",)))
     if (prior := package.prior) is not None:
         graphs.append(Graph("prior", prior, (prior.noise_size,), "noise", ("latent",)))

@@ -174,7 +174,9 @@ def test_monai_verifies_the_metadata(tmp_path: Path) -> None:
     schema = {"required": ASKED, "properties": {**texts, "network_data_format": network}}
     here, path = tmp_path / "schema.json", tmp_path / "metadata.json"
     here.write_text(json.dumps(schema))  # MONAI would download it
-    metadata = describe((1, 32, 32), ModelConfig(), LikelihoodConfig(), authors="me", rights="CC0")
+    metadata = describe(
+        (1, 32, 32), ModelConfig(), LikelihoodConfig(), authors="me", copyright="CC0"
+    )
     assert metadata["authors"] == "me" and metadata["copyright"] == "CC0"
     path.write_text(json.dumps(metadata))
     verify_metadata(str(path), str(here))

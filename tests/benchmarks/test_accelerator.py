@@ -67,33 +67,6 @@ def test_on_one_processor_two_runs_end_with_the_same_bits(tiny_store: Store) -> 
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_variant_that_fails_or_comes_too_late_is_a_row(
-    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "all_levels_open", lambda _: TINY)
-    sizes = (speed.Size(32, "hcp64.yaml", (2,), 2),)
-    slices = training_slices(tiny_store, 4)
-    variants = [variant for variant in speed.VARIANTS if not (variant.graph or variant.compile)]
-    *_, rows = speed.measure_speed(
-        slices, Processes("cpu"), 0, sizes=sizes, variants=variants, rounds=3
-    )
-    assert [row["variant"] for row in rows] == [variant.name for variant in variants]
-    assert all(row["images_per_second"]["median"] > 0 for row in rows)
-    *_, late = speed.measure_speed(
-        slices, Processes("cpu"), 0, sizes=sizes, variants=speed.VARIANTS[:1], deadline=0.0
-    )
-    assert [row["error"] for row in late] == ["no time left"]
-
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory\nmore")
-
-    monkeypatch.setattr(speed, "WholeStep", full)
-    *_, failed = speed.measure_speed(
-        slices, Processes("cpu"), 0, sizes=sizes, variants=speed.VARIANTS[:1]
-    )
-    assert failed[0]["error"] == "OutOfMemoryError: CUDA out of memory"
-
-
 def test_the_command_from_end_to_end(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ import training
 from data_prep.store import Store
 from pipeline.config import Config
 from pipeline.data.slices import SliceDataset
-from pipeline.distributed import Processes
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 
@@ -77,34 +75,6 @@ def test_a_difference_is_told() -> None:
 
 
 # The peers
-
-
-def _monai() -> peers.Contestant:
-    pytest.importorskip("einops")
-    return peers.MonaiAutoencoderKL((1, 32, 32), CPU, CHANNELS)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        pytest.param(_monai, marks=pytest.mark.slow),  # for MONAI's import
-        lambda: peers.ClassicVAE((1, 32, 32), CPU, latent=8),
-        lambda: peers.OptimalSigmaVAE((1, 32, 32), CPU, latent=8),
-        lambda: peers.Project((1, 32, 32), Processes("cpu"), terms.configuration(TINY)),
-    ],
-    ids=["monai", "classic", "optimal sigma", "project"],
-)
-def test_contestants_learn_and_reconstruct(
-    build: Callable[[], peers.Contestant], tiny_store: Store
-) -> None:
-    contestant, batch = build(), _images(tiny_store)
-    losses = [contestant.step(batch).item() for _ in range(40)]
-    assert min(losses[-3:]) < min(losses[:3])
-    reconstruction, rate = contestant.reconstruct(batch)
-    assert reconstruction.shape == batch.shape
-    assert reconstruction.min() >= 0 and reconstruction.max() <= 1
-    assert rate.shape == (8,) and (rate >= 0).all()
-    assert contestant.parameters > 0 and contestant.notes
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from data_prep.common.console import steady_output
 from data_prep.common.pages import data_uri, page_templates
 from data_prep.common.provenance import code_version
-from data_prep.common.tracking import flat_keys, quieten_mlflow
+from data_prep.common.tracking import quieten_mlflow
 from data_prep.common.wording import run_option
 from data_prep.executors.local import available_cores
 from pipeline.blur import Form
@@ -53,22 +53,16 @@ from pipeline.training.train import check_unchanged, train_run
 
 # The blur term's second form is a row of its own where no terms are named.
 DEFAULT = (*TERMS, "blur:positive_definite")
-# What `compare.quick` leaves of a configuration: enough to see that everything works.
-QUICK_EPOCHS, QUICK_STEPS, QUICK_WARMUP, QUICK_IMAGES, QUICK_SAMPLES = 8, 25, 2, 1000, 64
+# Epochs of `compare.quick`, and their steps: enough to see that everything works.
+QUICK_EPOCHS, QUICK_STEPS = 8, 25
 SHOWN_SUBJECTS = 6
 # Keys whose values stand above the tables.
-SHARED = (
-    "training.epochs",
-    "training.epoch_steps",
-    "training.batch_size",
-    "training.learning_rate",
-    "likelihood.warmup_epochs",
-    "likelihood.constant",
-    "likelihood.kernel_size",
-    "model.width",
-    "evaluation.checkpoint",
-    "evaluation.max_slices",
-)
+SHARED = {
+    "training": ("epochs", "epoch_steps", "batch_size", "learning_rate"),
+    "likelihood": ("warmup_epochs", "constant", "kernel_size"),
+    "model": ("width",),
+    "evaluation": ("checkpoint", "max_slices"),
+}
 # A scheduler's signal to all of a job's processes has come to a run as well, and a second one
 # would not let its state be saved.
 GRACE_SECONDS = 3.0
@@ -138,10 +132,10 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
             "rates": table.tables_at(runs, differences),
             "notes": table.notes(runs, differences, missing),
         }
-        drawn = _figures(runs, differences, made, scored, folders)
-        for file, figure in drawn.items():
+        pictures = {}
+        for file, figure in _figures(runs, differences, made, scored, folders).items():
             write_figure(folder / "figures" / file, figure)
-        pictures = {file: data_uri((folder / "figures" / file).read_bytes()) for file in drawn}
+            pictures[file] = data_uri((folder / "figures" / file).read_bytes())
         template = page_templates("pipeline.comparison").get_template("comparison.html")
         texts = {
             "runs.csv": runs.to_csv(index=False),
@@ -151,7 +145,7 @@ def compare(config: Config, name: str, restart: bool = False) -> Path:
         }
         for file, text in texts.items():
             write_text(folder / file, text)
-        _track(config, store, folder, texts, list(drawn), made)
+        _track(config, store, folder, texts, list(pictures), made)
         print(f"{texts['table.md']}\nreport: {folder / 'report.html'}")
         if failed:
             told = "runs failed and are not in the table"
@@ -233,14 +227,13 @@ def quick(config: Config) -> Config:
         epoch_steps=min(QUICK_STEPS, training.epoch_steps or QUICK_STEPS),
         rate_warmup_steps=min(QUICK_STEPS, training.rate_warmup_steps),
     )
-    samples = min(QUICK_SAMPLES, config.evaluation.samples)
     return replace(
         config,
         compare=replace(config.compare, seeds=config.compare.seeds[:1]),
-        likelihood=replace(config.likelihood, warmup_epochs=min(QUICK_WARMUP, warmup)),
+        likelihood=replace(config.likelihood, warmup_epochs=min(2, warmup)),
         training=training,
-        prior=replace(config.prior, images=min(QUICK_IMAGES, config.prior.images)),
-        evaluation=replace(config.evaluation, samples=samples),
+        prior=replace(config.prior, images=min(1000, config.prior.images)),
+        evaluation=replace(config.evaluation, samples=min(64, config.evaluation.samples)),
     )
 
 
@@ -334,29 +327,32 @@ def _outcome(entry: Entry) -> dict[str, Any]:
     return labels | held | {key: interval["mean"] for key, interval in scores.items()}
 
 
-def _conditions(config: Config, store: Store, scored: Store) -> list[tuple[str, str]]:
-    """What all runs have in common, as a reader needs to judge or to repeat them."""
-    split, keys = config.evaluation.split, dict(flat_keys(asdict(config)))
+def _conditions(config: Config, store: Store, scored: Store) -> dict[str, str]:
+    """The conditions that all runs share, as a reader needs to judge or to repeat them."""
+    split = config.evaluation.split
 
     def counted(place: Store, part: str) -> str:
         entries = place.subjects(part)
         images = sum(len(entry.slice_indices) for entry in entries)
         return f"{images} images of {len({entry.family for entry in entries})} families"
 
-    alike = [*(f"{key} {keys[key]}" for key in SHARED)]
-    alike.append(f"levels {describe_levels(config.model.levels)}")
-    return [
-        ("store", f"{store.name}, digest {store.digest[:12]}, images {store.image_shape}"),
-        ("trained on", f"train, {counted(store, 'train')}"),
-        ("scored on", f"{split} of store {scored.name}, {counted(scored, split)}"),
-        ("alike", ", ".join(alike)),
-        ("not alike", "the term; weights, order, augmentation and noise by the seed"),
-        ("torch", torch.__version__),
+    alike = [
+        f"{section}.{key} {getattr(getattr(config, section), key)}"
+        for section, keys in SHARED.items()
+        for key in keys
     ]
+    return {
+        "store": f"{store.name}, digest {store.digest[:12]}, images {store.image_shape}",
+        "trained on": f"train, {counted(store, 'train')}",
+        "scored on": f"{split} of store {scored.name}, {counted(scored, split)}",
+        "alike": ", ".join([*alike, f"levels {describe_levels(config.model.levels)}"]),
+        "not alike": "the term; weights, order, augmentation and noise by the seed",
+        "torch": torch.__version__,
+    }
 
 
 def _markdown(page: dict[str, Any]) -> str:
-    conditions = "\n".join(f"- {key}: {value}" for key, value in page["conditions"])
+    conditions = "\n".join(f"- {key}: {value}" for key, value in page["conditions"].items())
     parts = [f"# Comparison {page['title']}", SIMULATED * page["simulated"], conditions]
     for heading, tables in page["rates"]:
         parts += [f"## {heading}", *(each.markdown for each in tables)]

@@ -119,15 +119,9 @@ def _means(name: str, metrics: Sequence[Metric], runs: pd.DataFrame) -> Table:
             cells.append(cell + " ‡" * (metric.key in FAVOURED.get(str(term), (set(),))[0]))
         rows.append([*cells, f"{group['beta'].mean():.3g}"])
     if any(metric.data is not None for metric in metrics):
-        rows.append(["data", *(_data(metric, runs) for metric in metrics), ""])
+        means = {str(k): v for k, v in runs.select_dtypes("number").mean().items()}
+        rows.append(["data", *(metric.of_data(means) for metric in metrics), ""])
     return Table(name, ["term", *(metric.heading for metric in metrics), "β"], rows)
-
-
-def _data(metric: Metric, runs: pd.DataFrame) -> str:
-    """The originals' own value: a number that is exact, or that of another key."""
-    if isinstance(metric.data, str):
-        return metric.shown(runs[metric.data].mean()) if metric.data in runs else ""
-    return "" if metric.data is None else f"{metric.data:g}"
 
 
 def _differences(name: str, metrics: Sequence[Metric], differences: pd.DataFrame) -> Table:

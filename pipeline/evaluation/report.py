@@ -233,18 +233,16 @@ class Score:
 
 def scores_of(metrics: Metrics, group: Sequence[Metric]) -> list[Score]:
     """The scores of a group that a run has, in the group's order."""
-    return [_score(metric, metrics) for metric in group if metric.key in metrics]
-
-
-def _score(metric: Metric, metrics: Metrics) -> Score:
-    mean, low, high = (metrics[metric.key][part] for part in ("mean", "low", "high"))
-    interval = "" if low is None else f"[{metric.shown(low)}, {metric.shown(high)}]"
-    data = "" if metric.data is None else f"{metric.data}".removesuffix(".0")
-    if isinstance(metric.data, str):  # another metric's value
-        data = metric.shown(metrics[metric.data]["mean"]) if metric.data in metrics else ""
-    floor = metrics.get(f"floor_{metric.key}")
-    lowest = "" if floor is None else metric.shown(floor["mean"])
-    return Score(metric, metric.shown(mean), interval, data, lowest)
+    means = {key: value["mean"] for key, value in metrics.items()}
+    scores = []
+    for metric in (metric for metric in group if metric.key in metrics):
+        low, high = (metrics[metric.key][end] for end in ("low", "high"))
+        floor = f"floor_{metric.key}"
+        interval = "" if low is None else f"[{metric.shown(low)}, {metric.shown(high)}]"
+        lowest = metric.shown(means[floor]) if floor in means else ""
+        mean = metric.shown(means[metric.key])
+        scores.append(Score(metric, mean, interval, metric.of_data(means), lowest))
+    return scores
 
 
 def groups_of(metrics: Metrics) -> list[tuple[str, list[Score]]]:

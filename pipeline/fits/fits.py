@@ -1,4 +1,4 @@
-"""What is fitted to a trained run: once, at the end of its training. Evaluation and export read it.
+"""Fits to a trained run, made once, at the end of its training; evaluation and export read them.
 
 runs/RUN/fits/residual.safetensors   the law of its residuals
 runs/RUN/fits/prior.safetensors      the prior of its samples

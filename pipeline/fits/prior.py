@@ -1,7 +1,7 @@
 """Fitting the prior of samples to a trained model."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,7 +21,23 @@ BATCH = 64
 # Images are compared averaged over so many pixels each way: anatomy, not texture.
 FACTOR = 4
 
-Notice = Callable[[float, str], None]
+
+def fit_prior(vae: VAE, config: Config, store: Store, reporter: Reporter) -> LatentPrior:
+    """The prior of samples, on the CPU.
+
+    vae: with the checkpoint's averaged weights; store: what it was trained on.
+    """
+    data = SliceDataset(store, store.subjects("train"))
+    flip = config.data.flip and store.plane != "sagittal"
+    device = next(vae.parameters()).device
+    candidates = Candidates(data, config.prior, config.data.augmentation, flip, device)
+    averaged = []
+    for number in range(len(candidates)):
+        averaged.append(functional.avg_pool2d(candidates.batch(number), FACTOR).flatten(1).cpu())
+        reporter.update(0.6 * (number + 1) / len(candidates), "prior: training slices")
+    rows = groups(torch.cat(averaged), candidates.subjects, config.prior)
+    reporter.update(0.8, "prior: latents of similar slices")
+    return fit(vae, candidates, rows, config.prior)
 
 
 def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig:
@@ -32,7 +48,7 @@ def weaker(augmentation: AugmentationConfig, share: float) -> AugmentationConfig
 
 
 class Candidates:
-    """Deformed training images, made when they are asked for: item i is the same every time.
+    """Deformed training images in batches, made when they are asked for, the same every time.
 
     Every slice comes as often as another, but for one. All by the seed, whose random numbers are
     drawn on the CPU; images are deformed on `device`.
@@ -46,8 +62,7 @@ class Candidates:
         flip: bool,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._data, self._flip, self._seed = data, flip, settings.seed
-        self._device = device
+        self._data, self._flip, self._seed, self._device = data, flip, settings.seed, device
         self._augmentation = weaker(augmentation, settings.augmentation)
         random = generator(settings.seed, Stream.PRIOR, 0)
         rounds = -(-settings.images // len(data))
@@ -56,24 +71,20 @@ class Candidates:
         self.subjects = torch.from_numpy(data.subject_of)[order[: settings.images]]
         """The subject of each (n,)."""
 
-    def _batch(self, number: int) -> Tensor:
+    def __len__(self) -> int:
+        """Batches."""
+        return len(self._batches)
+
+    def batch(self, number: int) -> Tensor:
+        """Images (b,C,H,W), the number × BATCH-th first."""
         images = self._data.__getitems__(self._batches[number].tolist()).to(self._device)
         random = generator(self._seed, Stream.PRIOR, number + 1)
         return augment(images, self._augmentation, self._flip, random)
 
-    def averaged(self, notice: Notice) -> Tensor:
-        """All of them over FACTOR² pixels, as vectors (n,·)."""
-        found = []
-        for number in range(len(self._batches)):
-            found.append(functional.avg_pool2d(self._batch(number), FACTOR).flatten(1).cpu())
-            notice(0.6 * (number + 1) / len(self._batches), "prior: training slices")
-        return torch.cat(found)
-
-    def some(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images at sorted, distinct indices, batch by batch: (their indices, (b,C,H,W))."""
+    def some(self, indices: Tensor) -> Iterator[Tensor]:
+        """Images at sorted, distinct indices, batch by batch."""
         for number in (indices // BATCH).unique().tolist():
-            chosen = indices[indices // BATCH == number]
-            yield chosen, self._batch(number)[chosen % BATCH]
+            yield self.batch(number)[indices[indices // BATCH == number] % BATCH]
 
 
 def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
@@ -87,19 +98,16 @@ def groups(averaged: Tensor, subjects: Tensor, settings: PriorConfig) -> Tensor:
     count = min(settings.pieces, len(averaged))
     first = torch.randperm(len(averaged), generator=random)[:count]
     members = max(2, min(settings.subjects, len(subjects.unique())))
-    rows = []
+    rows, names = [], subjects.tolist()
     for index in first.tolist():
-        near = torch.cdist(averaged[index][None], averaged)[0].argsort()
-        row: list[int] = []
-        seen: set[int] = set()
-        for other in [index, *near.tolist()]:
-            if int(subjects[other]) not in seen:
-                row.append(other)
-                seen.add(int(subjects[other]))
-            if len(row) == members:
+        near = torch.cdist(averaged[index][None], averaged)[0].argsort().tolist()
+        nearest = {names[index]: index}
+        for other in near:
+            if len(nearest) == members:
                 break
-        row += [other for other in near.tolist() if other not in row][: members - len(row)]
-        rows.append(row)
+            nearest.setdefault(names[other], other)
+        row = [*nearest.values()]
+        rows.append(row + [other for other in near if other not in row][: members - len(row)])
     return torch.tensor(rows)
 
 
@@ -110,25 +118,10 @@ def fit(vae: VAE, candidates: Candidates, rows: Tensor, settings: PriorConfig) -
     The candidates are on the model's device; the prior is on the CPU.
     """
     distinct, place = rows.unique(return_inverse=True)
-    parts = []
-    for _, images in candidates.some(distinct):
+    means, deviations = [], []
+    for images in candidates.some(distinct):
         posterior = vae.encode(images.contiguous(memory_format=torch.channels_last))
-        parts.append((posterior.mean.cpu(), (0.5 * posterior.log_variance).exp().cpu()))
-    means, deviations = (torch.cat(column) for column in zip(*parts, strict=True))
+        means.append(posterior.mean.cpu())
+        deviations.append((0.5 * posterior.log_variance).exp().cpu())
     random = generator(settings.seed, Stream.PRIOR_MIXING, 0)
-    return pieces_of(means[place], deviations[place], random).eval()
-
-
-def fit_prior(vae: VAE, config: Config, store: Store, reporter: Reporter) -> LatentPrior:
-    """The prior of samples, on the CPU.
-
-    vae: with the checkpoint's averaged weights; store: what it was trained on.
-    """
-    data = SliceDataset(store, store.subjects("train"))
-    flip = config.data.flip and store.plane != "sagittal"
-    device = next(vae.parameters()).device
-    candidates = Candidates(data, config.prior, config.data.augmentation, flip, device)
-    averaged = candidates.averaged(reporter.update)
-    rows = groups(averaged, candidates.subjects, config.prior)
-    reporter.update(0.8, "prior: latents of similar slices")
-    return fit(vae, candidates, rows, config.prior)
+    return pieces_of(torch.cat(means)[place], torch.cat(deviations)[place], random).eval()

@@ -140,17 +140,12 @@ def learn(law: ResidualLaw, drawn: Callable[[int], tuple[Tensor, Tensor]], steps
 @torch.no_grad()
 def _pairs(vae: VAE, data: SliceDataset, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Slices, evenly spread, their reconstructions, (n,C,H,W) each, and families' numbers (n,)."""
-    wanted = torch.tensor(evenly_spread(len(data), MOST_SLICES))
-    images, reconstructions = [], []
-    for part in wanted.split(BATCH):
-        image = data.__getitems__(part.tolist())
-        given = image.to(device).contiguous(memory_format=torch.channels_last)
-        images.append(image)
-        reconstructions.append(vae.infer(given).reconstruction.cpu().contiguous())
-    names = [data.subjects[subject].family for subject in data.subject_of[wanted.numpy()]]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    families = torch.tensor([numbers[name] for name in names])
-    return torch.cat(images), torch.cat(reconstructions), families
+    wanted = evenly_spread(len(data), MOST_SLICES)
+    images, made = data.__getitems__(wanted), []
+    for part in images.split(BATCH):
+        given = part.to(device).contiguous(memory_format=torch.channels_last)
+        made.append(vae.infer(given).reconstruction.cpu().contiguous())
+    return images, torch.cat(made), data.families_of(wanted)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -1,6 +1,7 @@
 """The metrics by their keys in metrics.json: names, units, what they mean, which way is better."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,12 @@ class Metric:
     def words(self) -> str:
         """Which way is better."""
         return BETTER[self.better][1]
+
+    def of_data(self, means: Mapping[str, float | None]) -> str:
+        """The originals' own value: an exact number, or of another metric; "" where unknown."""
+        if isinstance(self.data, str):
+            return self.shown(means[self.data]) if self.data in means else ""
+        return "" if self.data is None else f"{self.data:g}"
 
     def shown(self, value: float | None) -> str:
         """A value with this metric's decimals; – where there is none."""

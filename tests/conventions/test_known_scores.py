@@ -192,6 +192,8 @@ def test_the_rim_is_two_pixels_wide_and_thirds_are_by_intensity() -> None:
     dark = found["dark third"][0, 4:10, 4:11]
     np.testing.assert_array_equal(dark, inner < 0.235)  # 14 of 42: 0.10 … 0.23
     assert found["bright third"].sum() == found["middle third"].sum() == 14
+    whole = regions(np.ones((2, 3, 8, 8)))  # a photograph has no surround
+    assert not whole["rim"].any() and whole["interior"].all()
 
 
 def test_intensities_go_back_to_the_scanner_s_unit_and_dark_is_0() -> None:

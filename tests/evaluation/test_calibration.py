@@ -14,7 +14,6 @@ from pipeline.evaluation.calibration import (
     measure,
     missing,
     of_subject,
-    regions,
     spread_of,
 )
 from pipeline.losses.config import LikelihoodConfig
@@ -77,16 +76,6 @@ def test_a_silent_surround_hides_nothing_of_the_brain() -> None:
     row = measured(pictures, inside, torch.ones_like(weights), 0.7)
     assert row["whitened_variance"] < 1 < row["whitened_variance_brain"]
     assert row["coverage_90"] < 0.8 < row["coverage_90_image"]
-
-
-def test_regions_part_the_brain() -> None:
-    parts = regions(images().numpy())
-    assert (parts["rim"] ^ parts["interior"])[parts["brain"]].all()
-    thirds = [parts[f"{name} third"] for name in ("dark", "middle", "bright")]
-    assert (sum(part.astype(int) for part in thirds) == parts["interior"]).all()
-    assert max(part.sum() for part in thirds) - min(part.sum() for part in thirds) < 5
-    whole = regions(np.ones((2, 3, 8, 8)))  # a photograph has no surround
-    assert not whole["rim"].any() and whole["interior"].all()
 
 
 def objective(term: str, trained: bool = True) -> Objective:

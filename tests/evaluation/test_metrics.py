@@ -6,16 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
-from skimage.filters import sobel_h, sobel_v
-from skimage.metrics import structural_similarity
 
 from pipeline.metrics import sharpness
 from pipeline.metrics.fidelity import brain_psnr, check_pair, psnr, ssim
-
-SIDES = st.integers(4, 17)
 
 
 def _images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,17 +40,6 @@ def test_each_image_is_scored_alone(metric: Callable[..., torch.Tensor]) -> None
     torch.testing.assert_close(metric(image, other), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_ssim_agrees_with_scikit_image() -> None:
-    """On images with a black margin, as brains have: the two treat the border differently."""
-    image = _images(1, 1, 24, 20)
-    other = (image + 0.2 * _images(1, 1, 24, 20, seed=1)).clamp(0, 1)
-    image, other = (torch.nn.functional.pad(x, (12, 12, 12, 12)) for x in (image, other))
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    pictures = image[0, 0].numpy(), other[0, 0].numpy()
-    similarity = structural_similarity(*pictures, data_range=1.0, full=True, **options)[1]
-    assert ssim(image, other).item() == pytest.approx(float(similarity.mean()), abs=1e-5)
-
-
 ZEROS = torch.zeros(1, 1, 8, 8)
 
 
@@ -81,22 +64,11 @@ def test_images_that_cannot_be_compared_are_refused(
             check(image, reconstruction)
 
 
-@given(channels=st.sampled_from([1, 3]), height=SIDES, width=SIDES, seed=st.integers(0, 99))
-def test_half_a_spectrum_agrees_with_numpys_full_one(
-    channels: int, height: int, width: int, seed: int
-) -> None:
-    images = _images(2, channels, height, width, seed=seed)
-    power = (np.abs(np.fft.fft2(images.numpy(), norm="ortho")) ** 2).mean(axis=1)
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    high = power[:, radius >= 0.25 - 1e-9].sum(axis=1)
-    np.testing.assert_allclose(sharpness.high_frequency_power(images), high, rtol=1e-10)
-    total = sharpness.high_frequency_power(images, cutoff=0.0)
-    torch.testing.assert_close(total, images.square().sum(dim=(2, 3)).mean(dim=1))
-    rings, side = sharpness.radial_power(images).numpy(), min(height, width)
-    nearest = np.floor(radius * side + 0.5 + 1e-9)
-    assert rings.shape == (2, side // 2 + 1)
-    for k in range(side // 2 + 1):
-        np.testing.assert_allclose(rings[:, k], power[:, nearest == k].mean(axis=1), rtol=1e-10)
+@pytest.mark.parametrize("shape", [(8, 8), (9, 7), (8, 11), (11, 8)])
+def test_all_power_is_the_sum_of_squares(shape: tuple[int, int]) -> None:
+    images = _images(2, 3, *shape)
+    expected = images.square().sum(dim=(2, 3)).mean(dim=1)
+    torch.testing.assert_close(sharpness.high_frequency_power(images, cutoff=0.0), expected)
 
 
 def _gradient_ratio(images: torch.Tensor, other: torch.Tensor) -> float:
@@ -142,16 +114,6 @@ def test_an_image_flat_along_an_axis_has_a_finite_blur_effect(direction: tuple[i
     ramp = torch.linspace(0, 1, 16)
     image = 0.5 * (direction[0] * ramp[:, None] + direction[1] * ramp[None, :]).expand(16, 16)
     assert 0.0 <= sharpness.blur_effect(image[None, None]).item() <= 1.0
-
-
-def test_gradients_agree_with_scikit_image_away_from_the_border() -> None:
-    images = _images(2, 3, 11, 14)
-    expected = [
-        np.mean([np.hypot(sobel_h(p), sobel_v(p))[1:-1, 1:-1].mean() for p in image])
-        for image in images.numpy()
-    ]
-    # scikit-image divides by 4 without the distance of 2 pixels between both sides.
-    np.testing.assert_allclose(sharpness.gradient_magnitude(images), np.array(expected) / 2)
 
 
 def test_wrong_shapes_are_refused() -> None:

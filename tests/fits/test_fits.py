@@ -57,34 +57,25 @@ def _alike(one: torch.nn.Module | None, other: torch.nn.Module | None) -> bool:
     return left.keys() == right.keys() and all(torch.equal(v, right[k]) for k, v in left.items())
 
 
-def test_what_is_written_is_read(tiny_run: Path, tmp_path: Path) -> None:
-    vae, _, digest = _model(tiny_run)
-    fitted = read_fits(tiny_run, digest, vae)
-    assert (fitted.split, fitted.families) == ("validation", 1)
-    write_fits(tmp_path / "again", digest, fitted)
-    again = read_fits(tmp_path / "again", digest, vae)
-    assert again.digest == fitted.digest
-    assert _alike(again.law, fitted.law) and _alike(again.prior, fitted.prior)
-    assert read_fits(tiny_run, "of another checkpoint", vae) == Fits()
-
-
-def test_the_fits_are_by_the_seed_and_leave_the_model_as_it_was(tiny_run: Path) -> None:
+def test_fits_are_by_the_seed_and_read_as_they_were_written(tiny_run: Path, tmp_path: Path) -> None:
+    """The model stays as it was; without being asked for there are none."""
     vae, config, digest = _model(tiny_run)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    again = fit(vae, config, Store.open(tiny_run.parents[1] / "stores/tiny"))
-    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
-    kept = read_fits(tiny_run, digest, vae)
+    store, kept = Store.open(tiny_run.parents[1] / "stores/tiny"), read_fits(tiny_run, digest, vae)
+    assert (kept.split, kept.families) == ("validation", 1)
+    fitted = fit(vae, config, store)
+    write_fits(tmp_path / "again", digest, fitted)
+    again = read_fits(tmp_path / "again", digest, vae)
+    assert again.digest == kept.digest
     assert _alike(again.law, kept.law) and _alike(again.prior, kept.prior)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     assert not any(parameter.requires_grad for parameter in kept.law.parameters())  # type: ignore[union-attr]
-
-
-def test_what_is_not_asked_for_is_not_fitted(tiny_run: Path, tmp_path: Path) -> None:
-    vae, config, _ = _model(tiny_run)
+    assert read_fits(tiny_run, "of another checkpoint", vae) == Fits()
     for section, key, value in (("likelihood", "residual", "none"), ("prior", "pieces", 0)):
         object.__setattr__(getattr(config, section), key, value)
-    write_fits(tmp_path, "d", fit(vae, config, Store.open(tiny_run.parents[1] / "stores/tiny")))
-    found = read_fits(tmp_path, "d", vae)
-    assert found.law is None and found.prior is None and found.digest
+    write_fits(tmp_path, "d", fit(vae, config, store))
+    none = read_fits(tmp_path, "d", vae)
+    assert none.law is None and none.prior is None and none.digest
 
 
 @pytest.mark.parametrize("name", [RECORD, RESIDUAL, PRIOR])
@@ -109,22 +100,16 @@ def test_fits_that_are_gone_or_damaged_are_refused_and_train_makes_them_again(
 def test_a_run_that_was_stopped_before_its_fits_is_told_so_and_finished_by_train(
     tiny_run: Path, command: Command
 ) -> None:
+    """Nothing refits them afterwards."""
     shutil.rmtree(tiny_run / "fits")
     for words in (("evaluate", "--run", "tiny"), ("export", "--run", "tiny")):
         assert "the same command again" in command(*words, code=2)
     command("train")
-    assert (tiny_run / "fits" / RECORD).exists()
-
-
-@pytest.mark.parametrize(
-    "word", ["--prior.pieces=3", "--likelihood.residual_floor=0.01", "--likelihood.residual=none"]
-)
-def test_no_command_refits_a_trained_run(tiny_run: Path, command: Command, word: str) -> None:
     before = _bytes(tiny_run)
-    key = word.removeprefix("--").partition("=")[0]
-    assert key in command("evaluate", "--run", "tiny", word, code=2)
-    assert key in command("train", word, code=2)
-    assert _bytes(tiny_run) == before
+    for word in ("prior.pieces=3", "likelihood.residual_floor=0.01", "likelihood.residual=none"):
+        for words in (("evaluate", "--run", "tiny"), ("train",)):
+            assert word.partition("=")[0] in command(*words, f"--{word}", code=2)
+    assert _bytes(tiny_run) == before and RECORD in {path.name for path in map(Path, before)}
 
 
 def test_a_package_holds_what_its_metrics_were_made_with(

@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.losses import watson_dft
 from pipeline.losses.base import ReconstructionTerm, Scale
 from pipeline.losses.config import LikelihoodConfig
-from pipeline.losses.densities import Robust, log_partition, rho
+from pipeline.losses.densities import log_partition, rho
 from pipeline.losses.registry import TERMS, build_term
 from pipeline.losses.watson_dft import WatsonDft
 from pipeline.metrics import perceptual as backbones
@@ -41,18 +41,21 @@ every_shape = pytest.mark.parametrize(
     [(name, shape) for name in sorted(TERMS) for shape in SHAPES[: 1 if name == "vgg" else None]],
 )
 
-# Values of the two images of `_images` moved by a pixel, 32², float64, optimal scale.
+# Term, channels, and the values of the two images of `_images` moved by a pixel, 32², float64,
+# optimal scale.
 GOLDEN = """
-blur             -529.356742 -565.121152
-focal_frequency  1702.655748 1760.810437
-fourier_gaussian -576.369351 -618.956336
-gaussian         -449.652871 -474.688714
-laplace         -1112.337456 -1083.606366
-ms_ssim           125.025247 135.547186
-robust           -752.715555 -741.830527
-ssim              288.680818 314.527992
-vgg              5798.468717 5678.682556
-watson_dft        479.490958 426.144746
+blur             1 -529.356742 -565.121152
+focal_frequency  1 1702.655748 1760.810437
+fourier_gaussian 1 -576.369351 -618.956336
+gaussian         1 -449.652871 -474.688714
+laplace          1 -1112.337456 -1083.606366
+ms_ssim          1 125.025247 135.547186
+robust           1 -752.715555 -741.830527
+ssim             1 288.680818 314.527992
+ssim             3 937.405543 1044.124208
+vgg              1 5798.468717 5678.682556
+watson_dft       1 479.490958 426.144746
+watson_dft       3 303.531006 288.270623
 """
 
 
@@ -113,12 +116,13 @@ def _value(term: ReconstructionTerm, images: Tensor, reconstructions: Tensor) ->
 # ------------------------------------------------------------------ laws of all terms
 
 
-@every_term
-def test_golden_values(name: str) -> None:
-    expected = dict(line.split(maxsplit=1) for line in GOLDEN.strip().splitlines())[name]
-    images = _images()
-    values = _value(_built(name).double(), images, images.roll(1, -1)).tolist()
-    assert values == pytest.approx([float(word) for word in expected.split()], rel=1e-6)
+@pytest.mark.parametrize("line", GOLDEN.strip().splitlines())
+def test_golden_values(line: str) -> None:
+    name, channels, *expected = line.split()
+    shape = (int(channels), 32, 32)
+    images = _images(shape)
+    values = _value(_built(name, shape).double(), images, images.roll(1, -1)).tolist()
+    assert values == pytest.approx([float(word) for word in expected], rel=1e-6)
 
 
 def test_what_each_term_says_of_itself() -> None:
@@ -211,26 +215,6 @@ def test_half_precision_around_a_term_changes_nothing(name: str) -> None:
 # ------------------------------------------------------------------ definitions
 
 
-def _similarity(image: Array, other: Array) -> tuple[Array, Array]:
-    """Maps of SSIM and of its contrast-structure part, of one channel, as published."""
-
-    def local(x: Array) -> Array:
-        return gaussian_filter(x, 1.5, truncate=3.5, mode="mirror")
-
-    one, two = local(image), local(other)
-    covariance = local(image * other) - one * two
-    variances = local(image**2) - one**2 + local(other**2) - two**2
-    contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
-    luminance = (2 * one * two + 0.01**2) / (one**2 + two**2 + 0.01**2)
-    return luminance * contrast, contrast
-
-
-def _ssim(image: Array, other: Array) -> float:
-    return image.size * (
-        1 - np.mean([_similarity(a, b)[0] for a, b in zip(image, other, strict=True)])
-    )
-
-
 def _focal(image: Array, other: Array) -> float:
     spectrum = np.abs(np.fft.fft2(image - other, norm="ortho"))
     weight = spectrum / spectrum.max(axis=(-2, -1), keepdims=True)
@@ -244,45 +228,11 @@ def _charbonnier(image: Array, other: Array) -> float:
     return (np.sqrt(errors**2 + 1) - 1).sum() + errors.size * constant
 
 
-def _watson_of(image: Array, other: Array, model: dict) -> float:
-    """The published distance of one channel (H,W), block by block."""
-    t, phase = (np.exp(np.array(model[key])) for key in ("t_tild", "w_phase_tild"))
-    phase[[0, 0, 4, 4], [0, 4, 4, 0]] = 0
-    w = 1 / (1 + math.exp(-model["w_tild"]))
-    corners = [(i, j) for i in range(0, len(image), 8) for j in range(0, image.shape[1], 8)]
-    blocks = [
-        [np.fft.rfft2(x[i : i + 8, j : j + 8]) / 64 for x in (image, other)] for i, j in corners
-    ]
-    mean = np.mean([abs(a[0, 0]) for a, _ in blocks])
-    pooled = angles = 0.0
-    for a, b in blocks:
-        bright = t * (abs(a[0, 0]) / mean) ** model["alpha"]
-        busy = np.abs(a) ** w * bright ** (1 - w)
-        share = np.exp(bright) / (np.exp(bright) + np.exp(busy))
-        s = share * bright + (1 - share) * busy
-        pooled += (np.abs(np.abs(a) - np.abs(b)) / s).__pow__(model["beta"]).sum()
-        angles += (phase * np.arccos(np.cos(np.angle(a) - np.angle(b)))).sum()
-    return pooled ** (1 / model["beta"]) + angles
-
-
-def _watson(image: Array, other: Array) -> float:
-    numbers = json.loads(watson_dft.PARAMETERS.read_text())
-    if len(image) == 1:
-        return _watson_of(image[0], other[0], numbers["grey"][0])
-    weights, bias = np.exp(numbers["colour_w_tild"]), np.array(numbers["to_ycbcr_bias"])
-    matrix = np.array(numbers["to_ycbcr"]).T
-    one, two = (np.tensordot(matrix, x, 1) + bias[:, None, None] for x in (image, other))
-    parts = [_watson_of(a, b, m) for a, b, m in zip(one, two, numbers["colour"], strict=True)]
-    return float(weights @ parts / weights.sum())
-
-
 DEFINITIONS: dict[str, tuple[Callable[[Array, Array], float], float | str, float]] = {
     "gaussian": (lambda x, y: -stats.norm(y, 0.1).logpdf(x).sum(), 0.1, 1e-10),
     "laplace": (lambda x, y: -stats.laplace(y, 0.3).logpdf(x).sum(), 0.3, 1e-10),
     "robust": (_charbonnier, 0.1, 1e-7),
     "focal_frequency": (_focal, "optimal", 1e-10),
-    "ssim": (_ssim, "optimal", 1e-10),
-    "watson_dft": (_watson, "optimal", 1e-3),  # the published one adds against division by zero
 }
 
 
@@ -290,7 +240,7 @@ DEFINITIONS: dict[str, tuple[Callable[[Array, Array], float], float | str, float
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_term_is_its_published_formula(name: str, shape: Shape) -> None:
     formula, scale, tolerance = DEFINITIONS[name]
-    images = 0.1 + 0.9 * _images(shape)  # no block is black, of which Watson's formula has no value
+    images = _images(shape)
     others = _noisy(images, 0.08).clamp(0, 1)
     values = _built(name, shape, scale).double().eval()(images, others, None).value
     expected = [formula(x, y) for x, y in zip(images.numpy(), others.numpy(), strict=True)]
@@ -367,25 +317,6 @@ def test_the_robust_density_is_the_published_one_and_integrates_to_one(shape: fl
     assert shape < 0.01 or shape > 1.99 or torch.autograd.gradcheck(log_partition, alpha)
 
 
-def test_the_robust_shape_and_scale_of_each_channel_find_its_noise() -> None:
-    """Gaussian noise in one channel, heavy tails in the other: α and c follow by descent."""
-    noise = 0.05 * torch.randn(16, 2, 16, 16)
-    noise[:, 1] /= torch.randn(16, 16, 16).abs().clamp_min(0.05)
-    term = _built("robust", (2, 16, 16))
-    assert isinstance(term, Robust)
-    optimizer = torch.optim.Adam(term.parameters(), lr=0.1)
-    for _ in range(80):
-        loss = term(noise, torch.zeros_like(noise), None).value.mean() / 512
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    gauss, cauchy = term.shape.tolist()
-    assert gauss > 1.5 and cauchy < 0.6
-    assert term.log_scale[0].exp().item() == pytest.approx(0.05, rel=0.25)
-    fixed = _built("robust", scale=0.2)
-    assert [name for name, _ in fixed.named_parameters()] == ["logit"]
-
-
 # ------------------------------------------------------------------ blur and Gaussian
 
 
@@ -402,17 +333,6 @@ def test_blur_without_a_kernel_is_gaussian_which_looks_at_none(scale: float | st
     if scale == "optimal":
         told = blur(images, others, transfer_function(delta, (32, 32)))
         torch.testing.assert_close(told.value, plain, rtol=1e-10, atol=0)
-
-
-def test_the_same_error_costs_more_where_the_model_blurs() -> None:
-    """The point of the method: what a known blur explains is weighted up, C small."""
-    config = LikelihoodConfig(form="positive_definite", scale=0.1)
-    term = build_term(config, (1, 8, 8))
-    coarse = torch.ones(1, 1, 8, 8)
-    fine = coarse * torch.tensor([1.0, -1.0]).repeat(4)
-    transfer = transfer_function(torch.full((1, 1, 3, 3), 1 / 9), (8, 8))
-    low, high = (term(0.1 * e, torch.zeros_like(e), transfer).value.item() for e in (coarse, fine))
-    assert high > low
 
 
 # ------------------------------------------------------------------ scales
@@ -583,15 +503,5 @@ def test_training_shifts_watson_s_grid_by_all_64_and_evaluation_does_not() -> No
 def test_images_that_a_term_cannot_judge_are_refused(name: str, shape: Shape, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_term(LikelihoodConfig(term=name), shape)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("scale", 0.0), ("scale", -1.0), ("constant", 0.0), ("kernel_size", 4), ("kernel_size", 1),
-     ("warmup_epochs", -1), ("residual_floor", 0.0), ("residual_steps", 0)],
-)  # fmt: skip
-def test_a_constant_that_cannot_be_is_refused_by_name(key: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"likelihood\.{key}"):
-        LikelihoodConfig(**{key: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"likelihood\.scale must be optimal"):
         build_term(LikelihoodConfig(term="fourier_gaussian", scale=0.1), (1, 8, 8))

@@ -12,6 +12,8 @@ from torch.distributions import Normal
 
 from pipeline.blur.kernel_loss import kernel_width
 from pipeline.blur.spectrum import transfer_function
+from pipeline.config import TrainingConfig
+from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig, PriorConfig, describe_levels
 from pipeline.models.kernel_network import KernelNetwork
 from pipeline.models.prior import LatentPrior, pieces_of
@@ -177,17 +179,29 @@ def test_levels_that_cannot_be_are_refused_by_name(levels: list[object], words: 
     assert "model.levels" in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [(ModelConfig, "width", 0), (ModelConfig, "width", 6), (ModelConfig, "max_width", 0),
-     (ModelConfig, "residual_blocks", -1), (ModelConfig, "kernel_hidden", 0),
-     (PriorConfig, "pieces", -1), (PriorConfig, "subjects", 1), (PriorConfig, "images", 1),
-     (PriorConfig, "augmentation", 1.5), (PriorConfig, "seed", -1)],
-)  # fmt: skip
-def test_a_setting_that_cannot_be_is_refused_by_name(section: type, key: str, value: float) -> None:
-    name = "model" if section is ModelConfig else "prior"
-    with pytest.raises(ValueError, match=rf"{name}\.{key}"):
-        section(**{key: value})
+BAD = {
+    "model": (ModelConfig, "width=0 width=6 max_width=0 residual_blocks=-1 kernel_hidden=0"),
+    "prior": (PriorConfig, "pieces=-1 subjects=1 images=1 augmentation=1.5 seed=-1"),
+    "likelihood": (
+        LikelihoodConfig,
+        "scale=0 scale=-1 constant=0 kernel_size=4 kernel_size=1 warmup_epochs=-1 residual_floor=0 "
+        "residual_steps=0",
+    ),
+    "training": (
+        TrainingConfig,
+        "epochs=0 batch_size=-1 learning_rate=0 beta=-1 max_minutes=-1 ema_decay=1 rate_target=0 "
+        "gradient_clip=-.1 threads=-1 seed=-1 accumulation=0 keep_checkpoints=0 max_skipped=-1 "
+        "checkpoint_minutes=-1 lr_warmup_steps=-1 rate_warmup_steps=-1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_setting_that_cannot_be_is_refused_by_name(name: str) -> None:
+    section, settings = BAD[name]
+    for key, _, value in (setting.partition("=") for setting in settings.split()):
+        with pytest.raises(ValueError, match=rf"{name}\.{key}"):
+            section(**{key: float(value)})
 
 
 def test_levels_are_read_from_plain_values_and_shown_in_words() -> None:

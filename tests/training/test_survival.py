@@ -24,7 +24,6 @@ from commands import (
     checkpoint_of,
     ended,
     forked,
-    history,
     interrupted,
     status,
     words_of,
@@ -45,7 +44,7 @@ from trainers import (
 
 import pipeline.training.loop as loop
 from data_prep.store import Store
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Stopped
 from pipeline.training.checkpoint import best_step, latest_checkpoint, path_of, remove_old
 from pipeline.training.loop import Trainer
 
@@ -164,26 +163,57 @@ def test_a_command_that_is_ended_within_an_epoch_goes_on_as_if_nothing_had_been(
     assert_like(work, "whole", run)
 
 
-@pytest.mark.parametrize("call", ["save_checkpoint", "mark_best", "remove_old"])
-def test_a_kill_between_two_writes_of_a_save_changes_nothing(work_of_all: Path, call: str) -> None:
-    """Before the checkpoint, the epoch is tracked already: it is repeated, and not doubled."""
-    work, run = work_of_all, f"killed-before-{call}"
+def _killed_before(call: str) -> None:
+    called = getattr(loop, call)
 
-    def prepare_to_be_killed() -> None:
-        called = getattr(loop, call)
+    def killed(folder: Path, *rest: Any, **options: Any) -> Any:
+        steps = [getattr(value, "step", None) for value in rest]  # save_checkpoint's state
+        if path_of(folder, 24).exists() or 24 in steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(folder, *rest, **options)
 
-        def killed(folder: Path, *rest: Any, **options: Any) -> Any:
-            steps = [getattr(value, "step", None) for value in rest]  # save_checkpoint's state
-            if path_of(folder, 24).exists() or 24 in steps:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return called(folder, *rest, **options)
+    setattr(loop, call, killed)
 
-        setattr(loop, call, killed)
 
-    command = forked(work, words_of(work, run), prepare_to_be_killed)
-    assert command.wait() == -9
-    assert [step for key, step in sorted(history(work, run)) if key == "train/elbo"] == [1, 2]
-    assert checkpoint_of(work, run).state.step == (12 if call == "save_checkpoint" else 24)
+def _full_for_the_mark() -> None:
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    loop.mark_best = no_space
+
+
+def _full_for_mlflow() -> None:
+    """The limit of a file's size stands for the disk: it fails in the middle of a write."""
+    validate = Trainer._validate
+
+    def filling(self: Trainer) -> dict[str, float]:
+        if self.epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+        return validate(self)
+
+    Trainer._validate = filling  # type: ignore[method-assign]
+
+
+TROUBLE: dict[str, tuple[Callable[[], None], str, int]] = {
+    "killed before the checkpoint": (lambda: _killed_before("save_checkpoint"), "", 12),
+    "killed before the mark": (lambda: _killed_before("mark_best"), "", 24),
+    "killed before pruning": (lambda: _killed_before("remove_old"), "", 24),
+    "full for the mark": (_full_for_the_mark, "No space left on device: make room, then", 12),
+    "full for MLflow": (_full_for_mlflow, "error: ", 12),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_between_two_writes_of_a_save_changes_nothing(work_of_all: Path, name: str) -> None:
+    """The epoch is tracked before its checkpoint: it is repeated, and not doubled. A full disk is
+    told in one line, though MLflow's database lies on the same disk."""
+    before, words, step = TROUBLE[name]
+    work, run = work_of_all, name.replace(" ", "-")
+    command = forked(work, words_of(work, run), before)
+    code, text = command.wait(), command.said.read_text()
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == (2 if words else -9) and len(errors) == bool(words) and words in "".join(errors)
+    assert "Traceback" not in text and checkpoint_of(work, run).state.step >= step
     ended(forked(work, words_of(work, run)))
     assert_like(work, "whole", run)
     best = [best_step(work / "runs" / name / "checkpoints") for name in (run, "whole")]
@@ -226,79 +256,3 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.rglob("*")}
     files = {"weights.safetensors", "state.pt", "manifest.json"}
     assert names == {f"step-{done:08d}", f"step-{done - 1:08d}"} | files
-
-
-# ------------------------------------------------------------------ the disk is full
-
-
-def test_a_save_on_a_full_disk_is_an_input_error_and_leaves_the_checkpoint_before(
-    tmp_path: Path,
-) -> None:
-    """The limit of a file's size stands for the disk: it fails in the middle of a write."""
-    save_numbered(tmp_path, 1)
-    pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, resource.RLIM_INFINITY))
-            try:
-                save_numbered(tmp_path, 2, 100_000)
-            except InputError as error:
-                words = (str(path_of(tmp_path, 2)), "make room", "\n")
-                code = 0 if [word in str(error) for word in words] == [True, True, False] else 71
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert number_of(latest_checkpoint(tmp_path)) == 1
-    assert not list(tmp_path.rglob(".*.tmp"))
-
-
-def _full_for_the_mark() -> None:
-    def no_space(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    loop.mark_best = no_space
-
-
-def _full_for_mlflow() -> None:
-    validate = Trainer._validate
-
-    def filling(self: Trainer) -> dict[str, float]:
-        if self.epoch == 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
-        return validate(self)
-
-    Trainer._validate = filling  # type: ignore[method-assign]
-
-
-@pytest.mark.parametrize(
-    ("fill", "words"),
-    [
-        (_full_for_the_mark, "No space left on device: make room, then give the same command"),
-        (_full_for_mlflow, ""),
-    ],
-)
-def test_a_run_on_a_disk_that_fills_ends_in_one_line_and_goes_on_when_there_is_room(
-    work_of_all: Path, fill: Callable[[], None], words: str
-) -> None:
-    """MLflow's database lies on the same disk: it must not hide what happened."""
-    work, run = work_of_all, fill.__name__
-    command = forked(work, words_of(work, run), fill)
-    code, text = command.wait(), command.said.read_text()
-    (error,) = (line for line in text.splitlines() if line.startswith("error: "))
-    assert code == 2 and words in error and "Traceback" not in text
-    ended(forked(work, words_of(work, run)))
-    assert_like(work, "whole", run)
-
-
-def test_a_run_that_is_not_finite_ends_with_exit_code_2(work_of_all: Path) -> None:
-    def ruin() -> None:
-        Trainer._augmented = lambda self, images: images * math.nan  # type: ignore[method-assign]
-
-    words = words_of(work_of_all, "ruined", "--training.max_skipped=5")
-    command = forked(work_of_all, words, ruin)
-    code, said = command.wait(), command.said.read_text().splitlines()
-    assert code == 2
-    assert [line for line in said if "error" in line] == [said[-1]]
-    assert said[-1].startswith("error: 6 batches in a row")
-    assert "the images are not finite" in said[-1] and status(work_of_all, "ruined") == ["FAILED"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep import Store, SubjectEntry
 from data_prep.common.files import sha256_of
-from data_prep.common.wording import command, quantity
+from data_prep.common.wording import command
 from pipeline.errors import InputError
 from pipeline.files import (
     existing_package,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pipeline.package.package import DecoderPackage
 
 Tail = Literal["both", "dark", "bright"]
-# Below so many families a calibration depends on who they are.
-FEW_CALIBRATED = 5
 QUESTION = "question.json"
 # Options that name inputs, or places: a folder is not called after them.
 UNNAMED = ("package", "store", "image", "kspace", "like", "other_people", "output", "device")
@@ -324,6 +322,8 @@ def caveats(
 
     simulated: True of images of simulated people; entries: the subjects they are of.
     """
+    from pipeline.metrics.statistics import few_calibrated
+
     notes = []
     if package.metadata["store"].get("simulated") and not simulated:
         notes.append("this decoder has seen simulated people only: on real ones it is not tested")
@@ -332,13 +332,10 @@ def caveats(
         return notes
     keys = ("subject", "family", "source_sha256")
     known = sum(package.fitted_on(**{key: getattr(e, key) for key in keys}) for e in entries)
-    law = "the law of residuals was"
     if known:
-        notes.append(f"in-sample: {law} fitted to {known} of these {len(entries)} subjects")
-    if fitted["families"] < FEW_CALIBRATED:
-        families = quantity(fitted["families"], "validation family")
-        notes.append(f"{law} calibrated by {families}: its intervals may be off")
-    return notes
+        people = f"{known} of these {len(entries)} subjects"
+        notes.append(f"in-sample: the law of residuals was fitted to {people}")
+    return [*notes, *filter(None, [few_calibrated(fitted["families"])])]
 
 
 def record(package: "DecoderPackage") -> dict[str, Any]:

@@ -91,8 +91,9 @@ def words_of(patient: dict[str, Path], output: Path, *more: object) -> list[str]
 
 
 def test_a_lesion_is_found_where_it_is(
-    patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    patient: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fail: Fail,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     out = tmp_path / "out"
     words = words_of(patient, out, "--baseline", "q", "--lesions", patient["lesion"],
                      "--tail", "dark")  # fmt: skip
@@ -123,15 +124,10 @@ def test_a_lesion_is_found_where_it_is(
     assert main([*words, "--tail", "bright", "--output", f"{tmp_path}/bright"]) == 0
     assert float(rows(tmp_path / "bright/methods.csv")["whitened"]["auroc"]) < 0.5
 
-
-def test_an_image_that_was_trained_on_is_mapped_but_not_scored(
-    patient: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Fail
-) -> None:
     monkeypatch.setattr(Smooth, "trained_on", lambda *_, source_sha256: len(source_sha256) == 64)
-    words = words_of(patient, tmp_path / "out")
-    assert "was trained on by the package" in fail(*words, "--lesions", str(patient["lesion"]))
-    assert main(words) == 0
-    notes = json.loads((tmp_path / "out/summary.json").read_text())["notes"]
+    assert "was trained on by the package" in fail(*words, "--output", tmp_path / "refused")
+    assert main(words_of(patient, tmp_path / "unscored")) == 0
+    notes = json.loads((tmp_path / "unscored/summary.json").read_text())["notes"]
     assert "the package was trained on t1.nii.gz" in notes
 
 

@@ -25,7 +25,6 @@ from pipeline.package.package import hashed
 Fail = Callable[..., str]
 AFFINE = np.array([[0, 3.2, 0, -50], [-3.2, 0, 0, 50], [0, 0, 1, 7], [0, 0, 0, 1]], float)
 QUICK = ["reconstruct", "--package", "tiny", "--steps", "28", "--samples", "3"]
-WEIGHTS = ["--tv_weight", "0.004", "--wavelet_weight", "0.004"]
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -91,21 +90,13 @@ def test_a_study_goes_on_after_ctrl_c_and_is_not_repeated(
     assert gain["low"] < gain["mean"] < gain["high"]
     assert _run(*words) == 0
     assert len(calls) == 3 and "nothing has changed" in capsys.readouterr().out
-    assert _run(*words, *WEIGHTS, "--acceleration", "2", "--subjects", "p04") == 0
-    assert out.exists() and len(calls) == 4, "another question has another folder"
-
-
-def test_a_stack_of_the_store_overlays_its_volume(tiny_store: Store, tmp_path: Path) -> None:
-    words = ["--store", tiny_store.path, "--subjects", "p04", "--slices", "2", "--noise", "0"]
-    words += ["--acceleration", "2", "--output", tmp_path / "out"]
-    assert _run(*QUICK, *WEIGHTS, *words) == 0
-    assert _scores(tmp_path / "out")["notes"] == []
-    image = nib.load(tmp_path / "out/p04/reconstruction.nii.gz")
+    assert summary["notes"] == []
+    image = nib.load(out / "p04/reconstruction.nii.gz")
     # Slices 1 and 4 of 0 to 5; the tiny store's affine is the identity.
     np.testing.assert_allclose(image.affine @ [3, 4, 1, 1], [3, 4, 4, 1])
     data = SliceDataset(tiny_store, [e for e in tiny_store.subjects() if e.subject == "p04"])
     error = image.get_fdata()[:, :, 1] - data[4][0].numpy()
-    assert np.sqrt((error**2).mean()) < 0.1
+    assert np.sqrt((error**2).mean()) < 0.15
 
 
 def _measured(picture: Path, tmp_path: Path, coils: int) -> list[str]:
@@ -176,30 +167,28 @@ def test_a_simulated_phase_is_read_from_the_centre(tiny_store: Store) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ["--package"]),
-        (["--package", "tiny"], ["--store", "--image", "--kspace"]),
-        (["--package", "tiny", "--store", "STORE", "--acceleration", "9"], ["between 2 and 8"]),
-        (["--package", "tiny", "--store", "STORE", "--centre_fraction", ".5"], ["centre_fraction"]),
-        (["--package", "tiny", "--store", "STORE", "--noise", "nan"], ["noise"]),
-        (["--package", "tiny", "--store", "STORE", "--steps", "-3"], ["steps"]),
-        (["--package", "tiny", "--store", "STORE", "--samples", "1"], ["at least 2"]),
-        (["--package", "tiny", "--store", "STORE", "--subjects", "p99"], ["no subject p99"]),
-        (["--package", "tiny", "--store", "STORE", "--subjects", "all"], ["3 of 6", "p00"]),
-        (["--package", "tiny", "--store", "x"], ["stores/x", "prepare it first"]),
-        (["--package", "tiny", "--store", "STORE", "--output", "FILE"], ["slice.nii.gz"]),
-        (["--package", "tiny", "--kspace", "k.npy", "--like", "FILE"], ["k.npy is not there"]),
-        (["--package", "tiny", "--kspace", "FILE"], ["affine", "--like"]),
-        (["--package", "tiny", "--image", "FILE", "--operator", "image", "--factor", "3"], ["3"]),
-        (["--package", "tiny", "--colour", "red"], ["--colour"]),
+        ("", "give one of --store, --image and --kspace"),
+        ("--store STORE --acceleration 9", "between 2 and 8"),
+        ("--store STORE --centre_fraction .5", "centre_fraction"),
+        ("--store STORE --noise nan", "noise"),
+        ("--store STORE --steps -3", "steps"),
+        ("--store STORE --samples 1", "at least 2"),
+        ("--store STORE --subjects p99", "no subject p99"),
+        ("--store STORE --subjects all", "3 of 6"),
+        ("--store x", "stores/x"),
+        ("--store STORE --output FILE", "slice.nii.gz"),
+        ("--kspace k.npy --like FILE", "k.npy is not there"),
+        ("--kspace FILE", "--like"),
+        ("--image FILE --operator image --factor 3", "9.6 mm"),
+        ("--colour red", "--colour"),
     ],
-    ids=str,
 )
 def test_wrong_options(
-    fail: Fail, tiny_store: Store, picture: Path, words: list[str], expected: list[str]
+    fail: Fail, tiny_store: Store, picture: Path, words: str, expected: str
 ) -> None:
     there = {"STORE": tiny_store.path, "FILE": picture}
-    said = fail("reconstruct", *(there.get(word, word) for word in words))
-    assert all(word in said for word in expected), said
+    given = (there.get(word, word) for word in words.split())
+    assert expected in fail("reconstruct", "--package", "tiny", *given)
 
 
 def test_a_store_or_a_likelihood_that_does_not_fit_is_refused(
@@ -248,7 +237,7 @@ def test_subjects_that_the_law_was_fitted_to_are_marked_in_sample(
     monkeypatch.setattr(tiny, "which", "fitted")
     said = [caveats(tiny, True, tiny_store.subjects(split)) for split in ("all", "test")]
     assert "in-sample" in said[0][0] and "1 of these 6 subjects" in said[0][0]
-    assert said[1] == said[0][1:] and "calibrated by 1 validation family" in said[1][0]
+    assert said[1] == said[0][1:] and "only one family calibrated" in said[1][0]
 
 
 def test_deepinv_reconstructs_under_a_decoder(

@@ -149,40 +149,20 @@ def test_monai_runs_and_mlflow_serves_the_package(
 
 
 # The keys that MONAI's schema of 2024-07-25 asks for, and those of each tensor.
-ASKED = (
+ASKED = {
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "task",
     "required_packages_version", "description", "authors", "copyright", "network_data_format",
-)  # fmt: skip
-TENSOR = {
-    "type": "object",
-    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
-    "properties": {
-        "num_channels": {"type": "integer"},
-        "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
-        "value_range": {"type": "array", "items": {"type": "number"}},
-    },
-}
+}  # fmt: skip
+OF_TENSOR = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
 
 
-def test_monai_verifies_the_metadata(tmp_path: Path) -> None:
-    from monai.bundle import verify_metadata  # takes seconds
-
-    tensors = {"type": "object", "patternProperties": {"^.+$": TENSOR}}
-    both = dict.fromkeys(("inputs", "outputs"), tensors)
-    network = {"required": ["inputs", "outputs"], "properties": both}
-    texts = {key: {"type": "string"} for key in ASKED if key != "required_packages_version"}
-    schema = {"required": ASKED, "properties": {**texts, "network_data_format": network}}
-    here, path = tmp_path / "schema.json", tmp_path / "metadata.json"
-    here.write_text(json.dumps(schema))  # MONAI would download it
-    metadata = describe(
-        (1, 32, 32), ModelConfig(), LikelihoodConfig(), authors="me", copyright="CC0"
-    )
-    assert metadata["authors"] == "me" and metadata["copyright"] == "CC0"
-    path.write_text(json.dumps(metadata))
-    verify_metadata(str(path), str(here))
-    path.write_text(json.dumps({k: v for k, v in metadata.items() if k != "network_data_format"}))
-    with pytest.raises(ValueError, match="Failed validating"):
-        verify_metadata(str(path), str(here))
+def test_monai_s_schema_finds_what_it_asks_for() -> None:
+    made = {"authors": "me", "copyright": "CC0", "spacing_mm": float("nan")}
+    metadata = describe((1, 32, 32), ModelConfig(), LikelihoodConfig(), **made)
+    assert metadata.keys() >= ASKED and metadata["authors"] == "me"
+    assert metadata["spacing_mm"] is None, "JSON has no NaN"
+    for tensors in metadata["network_data_format"].values():
+        assert all(tensor.keys() >= OF_TENSOR for tensor in tensors.values())
 
 
 @pytest.mark.slow

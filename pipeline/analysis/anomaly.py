@@ -61,7 +61,7 @@ def run(options: Options) -> None:
                 )
             notes.append(f"the {which} was trained on {name}")
     named = jobs.named_folder(options, "anomaly", jobs.image_name(volume.path))
-    there = jobs.results(options, named, decoders.values(), "", "summary.json")
+    there = jobs.results(options, named, decoders.values(), "summary.json")
     with there as folder, Reporter() as reporter:
         if folder is None:
             return

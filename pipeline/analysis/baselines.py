@@ -50,18 +50,10 @@ def solve_total_variation(
     iterations: int = 600,
     tolerance: float = 2e-7,
 ) -> Tensor:
-    """The minimiser of total variation and misfit, see the module.
+    """The minimiser of total variation and misfit, see the module: (B,C,H,W) in [0,1].
 
-    Args:
-        operator: A.
-        measurement: y, what A gives.
-        weight: w, intensity units, not negative.
-        start: (B,C,H,W), any image.
-        iterations: at most.
-        tolerance: intensity; it stops when no image moves by more, root mean square, in a step.
-
-    Returns:
-        (B,C,H,W) in [0,1].
+    operator A; measurement y; weight w, intensity units, not negative; start: any image; tolerance,
+    intensity: it stops when no image moves by more, root mean square, in a step.
     """
     step = 1.0 / (squared_norm(operator, start) + 8.0) ** 0.5
     # The duals' sizes are those of noise and weight: equal steps would take them there too slowly.

@@ -380,17 +380,17 @@ def named_folder(options: PackageOptions, kind: str, target: str, *always: str) 
 @contextlib.contextmanager
 def results(
     options: PackageOptions,
-    named: Path,
+    folder: Path,
     decoders: "Iterable[DecoderPackage]",
-    store: str,
     last: str,
+    store: str = "",
 ) -> Iterator[Path | None]:
     """A folder for results, for one process at a time; None where they are there, which is said.
 
     It holds what an interrupted run of the same question has finished: a question is the options
     and the digests of decoders, store and files. Results of another question are never replaced:
-    the folder then gets a digest. named: its name where the options give none; last: the result
-    that is written last. Raises InputError where options.output holds something else, or another
+    the folder then gets a digest. folder: where the options name none; last: the result that is
+    written last; store: its digest. Raises InputError where options.output holds something else, or another
     process is at work there.
     """
     kept = {key: value for key, value in asdict(options).items() if key not in ("output", "device")}
@@ -398,7 +398,7 @@ def results(
     digests = [decoder.metadata["digest"] for decoder in decoders]
     question = {"options": kept, "decoders": digests, "store": store, "files": files}
     question = json.loads(json.dumps(question))
-    folder = Path(options.output) if options.output else named
+    folder = Path(options.output) if options.output else folder
 
     def has_others() -> bool:
         if (folder / QUESTION).is_file():

@@ -82,7 +82,7 @@ def run(options: Options) -> None:
     title = f"Inserted lesions, {people} of store {store.name}"
     title += " (simulated people)" if store.simulated else ""
     named = jobs.named_folder(options, "lesions", store.name)
-    there = jobs.results(options, named, decoders.values(), store.digest, "lesions.json")
+    there = jobs.results(options, named, decoders.values(), "lesions.json", store.digest)
     with there as folder, Reporter() as reporter:
         if folder is None:
             return

@@ -54,7 +54,7 @@ def run(options: Options) -> None:
     notes = jobs.caveats(package, simulated, entries)
     kind = "acceleration" if fourier else "operator"
     named = jobs.named_folder(options, "reconstructions", target, kind)
-    there = jobs.results(options, named, [package], digest, "scores.json")
+    there = jobs.results(options, named, [package], "scores.json", digest)
     with there as folder, Reporter() as reporter:
         if folder is None:
             return

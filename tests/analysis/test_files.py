@@ -147,23 +147,23 @@ def test_results_go_on_and_those_of_another_question_are_never_replaced(
     options: PackageOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), results(options, out, FIRST, "", "last") as folder:
+    with pytest.raises(KeyboardInterrupt), results(options, out, FIRST, "last") as folder:
         (out / "first").touch()
         busy = pytest.raises(InputError, match="another process is at work")
-        with busy, results(options, out, FIRST, "", "last"):
+        with busy, results(options, out, FIRST, "last"):
             raise AssertionError
         raise KeyboardInterrupt
-    with results(options, out, FIRST, "", "last") as folder:
+    with results(options, out, FIRST, "last") as folder:
         assert folder == out and (out / "first").exists(), "it goes on"
         (out / "last").touch()
     assert {path.name for path in out.iterdir()} == {"first", "last", "question.json"}
-    with results(options, out, FIRST, "", "last") as folder:
+    with results(options, out, FIRST, "last") as folder:
         assert folder is None and "nothing has changed" in capsys.readouterr().out
-    with results(options, out, OTHER, "", "last") as folder:
+    with results(options, out, OTHER, "last") as folder:
         assert folder is not None and folder != out and folder.name.startswith("out-")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/scores.csv").write_text("student,grade\n")
     for place in (out, tmp_path / "mine"):
         given = replace(options, output=str(place))
-        with pytest.raises(InputError, match="new folder"), results(given, out, OTHER, "", "last"):
+        with pytest.raises(InputError, match="new folder"), results(given, out, OTHER, "last"):
             raise AssertionError

@@ -390,8 +390,8 @@ def results(
     It holds what an interrupted run of the same question has finished: a question is the options
     and the digests of decoders, store and files. Results of another question are never replaced:
     the folder then gets a digest. folder: where the options name none; last: the result that is
-    written last; store: its digest. Raises InputError where options.output holds something else, or another
-    process is at work there.
+    written last; store: its digest. Raises InputError where options.output holds something else,
+    or another process is at work there.
     """
     kept = {key: value for key, value in asdict(options).items() if key not in ("output", "device")}
     files = {name: sha256_of(Path(kept[name])) for name in FILES if kept.get(name)}

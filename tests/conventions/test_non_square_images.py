@@ -7,15 +7,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
+from pipeline.blur.kernel_loss import kernel_loss, kernel_loss_of_residual
 from pipeline.blur.likelihood import (
+    gaussian_nll,
+    log_determinant,
     marginal_variance,
+    optimal_scale,
+    quadratic_form,
     whiten,
 )
 from pipeline.blur.spectrum import (
     RadialBins,
+    half_spectrum,
+    half_spectrum_sum,
     precision,
     transfer_function,
 )
@@ -69,6 +77,43 @@ def test_the_transfer_function_is_half_of_the_full_transform(shape: tuple[int, i
     np.testing.assert_allclose(tensors(shape)[0][0, 0].numpy(), full, atol=1e-12)
 
 
+def test_the_half_spectrum_is_orthonormal(shape: tuple[int, int]) -> None:
+    image = noise(1, 2, *shape)
+    found = half_spectrum(torch.from_numpy(image))
+    full = np.fft.fft2(image) / np.sqrt(shape[0] * shape[1])
+    np.testing.assert_allclose(found.numpy(), full[..., : shape[1] // 2 + 1], atol=1e-12)
+    summed = half_spectrum_sum(found.abs().square(), shape[1])
+    np.testing.assert_allclose(summed.numpy(), (image**2).sum(axis=(2, 3)))
+
+
+def test_the_wiener_precision_is_the_square_of_the_wiener_weight(shape: tuple[int, int]) -> None:
+    transfer = tensors(shape)[0]
+    power = transfer.abs().numpy() ** 2
+    weight = np.conj(transfer.numpy()) / (power + C)
+    np.testing.assert_allclose(precision(transfer, C, "wiener"), np.abs(weight) ** 2)
+    np.testing.assert_allclose(precision(transfer, C, "positive_definite"), 1 / (power + C))
+
+
+def test_the_likelihood_is_that_of_the_dense_gaussian(shape: tuple[int, int]) -> None:
+    residual = noise(2, 3, *shape)
+    dense = covariance(shape)
+    lam = tensors(shape)[1]
+    logpdf = multivariate_normal(np.zeros(len(dense)), dense).logpdf
+    expected = [-sum(logpdf(channel.ravel()) for channel in image) for image in residual]
+    found = gaussian_nll(torch.from_numpy(residual), lam, SIGMA)
+    np.testing.assert_allclose(found.numpy(), expected)
+    unit = dense / SIGMA**2
+    np.testing.assert_allclose(
+        log_determinant(lam, (3, *shape)).item(), -3 * np.linalg.slogdet(unit)[1]
+    )
+    quadratic = quadratic_form(half_spectrum(torch.from_numpy(residual)), lam, shape[1])
+    flat = residual.reshape(2, 3, -1)
+    expected = np.einsum("bci,ij,bcj->b", flat, np.linalg.inv(unit), flat)
+    np.testing.assert_allclose(quadratic.numpy(), expected)
+    best = optimal_scale(quadratic, residual[0].size).item()
+    assert best == pytest.approx(np.sqrt(expected.sum() / residual.size))
+
+
 def test_whitening_is_the_symmetric_root_of_the_inverse(shape: tuple[int, int]) -> None:
     residual = noise(1, 2, *shape)
     values, vectors = np.linalg.eigh(covariance(shape))
@@ -103,6 +148,16 @@ def test_a_deviation_at_every_pixel_scales_rows_and_columns(shape: tuple[int, in
     white = GaussianLaw(s, lam).whiten(e).numpy().ravel()
     inverse = np.linalg.inv(dense)
     assert white @ white == pytest.approx(residual.ravel() @ inverse @ residual.ravel())
+
+
+def test_the_kernel_loss_is_that_of_scipy_s_convolution(shape: tuple[int, int]) -> None:
+    image, other = noise(1, 2, *shape), np.random.default_rng(5).standard_normal((1, 2, *shape))
+    blurred = np.array([ndimage.convolve(c, kernel(), mode="wrap") for c in image[0]])
+    expected = ((blurred - other[0]) ** 2).sum()
+    x, y, transfer = torch.from_numpy(image), torch.from_numpy(other), tensors(shape)[0]
+    assert kernel_loss(x, y, transfer).item() == pytest.approx(expected)
+    spectrum = half_spectrum(x - y)
+    assert kernel_loss_of_residual(x, spectrum, transfer).item() == pytest.approx(expected)
 
 
 def test_a_radial_bin_is_a_distance_in_steps_of_the_longer_side(shape: tuple[int, int]) -> None:

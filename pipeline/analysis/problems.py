@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from data_prep.sources.simulated import is_simulated
@@ -291,7 +291,7 @@ def covered(reference: Tensor, image: Tensor, deviation: Tensor, samples: int) -
     reference, image, deviation (B,C,H,W); s of n samples, so t is the 0.95 quantile of Student's t
     with n − 1 degrees of freedom. The head is where the reference is above 0.
     """
-    width = float(stats.t.ppf(0.95, samples - 1)) * math.sqrt(1 + 1 / samples)
+    width = float(stdtrit(samples - 1, 0.95)) * math.sqrt(1 + 1 / samples)
     inside = (reference - image).abs() <= width * deviation
     return float(inside[reference > 0].double().mean())
 

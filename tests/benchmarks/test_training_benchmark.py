@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -21,7 +20,6 @@ import training
 
 from data_prep.store import Store
 from pipeline.config import Config
-from pipeline.data.slices import SliceDataset
 from pipeline.losses.config import LikelihoodConfig
 from pipeline.models.config import Level, ModelConfig
 
@@ -29,11 +27,6 @@ CPU = torch.device("cpu")
 LEVELS = (Level(4, 2), Level(8, 1))
 TINY = terms.Case(32, 5, LEVELS, batch=2, gpu_batch=2, rounds=2, target=1.15)
 SIZE = ModelConfig(levels=list(LEVELS)).latent_size
-CHANNELS = (8, 8, 8, 8)
-
-
-def _images(store: Store, count: int = 8) -> Tensor:
-    return SliceDataset(store, store.subjects("train")).__getitems__(range(count))
 
 
 # The blur term

@@ -43,14 +43,13 @@ class Processes:
         self.rank, self.count = 0, 1
         self._accelerator: Any = None
         launched = os.environ.get("LOCAL_RANK")  # set by torchrun
-        if launched is None:
-            self.device = choose_device(device)
-        else:
-            if ":" in device:
-                raise InputError(f"training.device {device}: under torchrun give cuda, cpu or auto")
-            if torch.cuda.is_available():  # or each would have a context on the first GPU, too
-                torch.cuda.set_device(int(launched) % torch.cuda.device_count())
-            self.device = choose_device(device)
+        if launched is not None and ":" in device:
+            raise InputError(f"training.device {device}: under torchrun give cuda, cpu or auto")
+        if launched is not None and torch.cuda.is_available():
+            # Or each would have a context on the first GPU, too.
+            torch.cuda.set_device(int(launched) % torch.cuda.device_count())
+        self.device = choose_device(device)
+        if launched is not None:
             from accelerate import Accelerator
 
             self._accelerator = Accelerator(cpu=self.device.type == "cpu")

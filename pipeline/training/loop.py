@@ -151,16 +151,20 @@ class Trainer:
                 self._save()
 
     def _train_on(self, images: Tensor) -> None:
-        self.steps.set_learning_rate(self._learning_rate_factor())
-        opened = self.objective.vae.decoder.open(self._progress())
+        settings, progress = self.config.training, self._progress()
+        # Linear warm-up, then cosine decay to zero; half of it after each setback.
+        warm = min((self.step + 1) / max(settings.lr_warmup_steps, 1), 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        self.steps.set_learning_rate(warm * cosine * 0.5 ** len(self.setbacks))
+        opened = self.objective.vae.decoder.open(progress)
         images, noise = self._augmented(images), self._noise()
         warm_up_epochs = self.config.likelihood.warmup_epochs
         warm_up = self.epoch < warm_up_epochs  # under the plain Gaussian term
         just_ended = self.batch == 0 and self.epoch == warm_up_epochs > 0
         if just_ended and self.controller.target is not None:
-            piece = len(images) // self.config.training.accumulation  # what memory has room for
+            piece = len(images) // settings.accumulation  # what memory has room for
             self.controller.reweight(self.objective.pull_ratio(images[:piece], noise[:piece]))
-        grown = min((self.step + 1) / max(self.config.training.rate_warmup_steps, 1), 1.0)
+        grown = min((self.step + 1) / max(settings.rate_warmup_steps, 1), 1.0)
         told = self.steps(images, noise, beta=self.controller.beta * grown, warm_up=warm_up)
         if told:
             self.watch.step(told["rate"], told["distortion"], warm_up)
@@ -194,7 +198,12 @@ class Trainer:
         self._agree()
         tracked = {epoch_name(key): value for key, value in metrics.items()}
         self.tracker.metrics(tracked, self.epoch)
-        best = self._is_best(metrics)
+        # The best scores since the warm-up, of weights that are sound.
+        psnr = metrics.get("validation_psnr", math.nan)
+        sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0 == self.watch.far
+        best = sound and self.epoch > self._warm_up_end and psnr > self.best["psnr"]
+        if best:
+            self.best = {"step": self.step, "psnr": psnr}
         due = self.epoch % settings.checkpoint_every == 0 and not self.watch.far
         if self.finished or best or self.asked or due:
             self._save(best)
@@ -260,11 +269,6 @@ class Trainer:
         minutes = self.config.training.max_minutes
         return minutes > 0 and self.seconds >= 60 * minutes
 
-    def _learning_rate_factor(self) -> float:
-        """Linear warm-up, then cosine decay to zero; half of it after each setback."""
-        warm = min((self.step + 1) / max(self.config.training.lr_warmup_steps, 1), 1.0)
-        return warm * 0.5 * (1 + math.cos(math.pi * self._progress())) * 0.5 ** len(self.setbacks)
-
     # ---------------------------------------------------------------- scores and pictures
 
     def _means(self) -> dict[str, float]:
@@ -292,15 +296,6 @@ class Trainer:
                 f"the training learned nothing: at {psnr:.1f} dB reconstructions are no better "
                 f"than the mean slice ({mean:.1f} dB): {WAY_OUT}"
             )
-
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether these are the best scores since the warm-up, of weights that are sound."""
-        psnr = metrics.get("validation_psnr", math.nan)
-        sound = math.isfinite(psnr) and self.steps.skipped_in_a_row == 0 == self.watch.far
-        best = sound and self.epoch > self._warm_up_end and psnr > self.best["psnr"]
-        if best:
-            self.best = {"step": self.step, "psnr": psnr}
-        return best
 
     def _picture(self) -> None:
         if self.monitor is None:

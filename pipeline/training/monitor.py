@@ -1,6 +1,7 @@
-"""What a training shows between epochs: validation scores, an image grid, kernels."""
+"""Validation scores, an image grid and kernels, between the epochs of a training."""
 
 import math
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class ValidationMonitor:
         """Means over validation subjects; empty where there are none."""
         training = objective.training
         objective.eval()
-        rows = []
+        rows: list[dict[str, float]] = []
         for images in self._subjects:
             parts = objective.elbo(images, warm_up=warm_up, mean_latent=True)
             rows.append(
@@ -56,9 +57,7 @@ class ValidationMonitor:
                 }
             )
         objective.train(training)
-        return {
-            key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else ())
-        }
+        return {key: fmean(row[key] for row in rows) for key in (rows[0] if rows else ())}
 
     def psnr_of_the_mean(self) -> float:
         """PSNR where the mean slice stands for every one, dB: what a model has to surpass.
@@ -68,8 +67,7 @@ class ValidationMonitor:
         if not self._subjects:
             return -math.inf
         mean = torch.cat(self._subjects).mean(dim=0, keepdim=True)
-        rows = [psnr(images, mean.expand_as(images)).mean().item() for images in self._subjects]
-        return float(np.mean(rows))
+        return fmean(psnr(x, mean.expand_as(x)).mean().item() for x in self._subjects)
 
     @torch.no_grad()
     def picture(self, objective: Objective) -> np.ndarray:

@@ -298,11 +298,12 @@ def test_a_training_that_runs_away_goes_on_at_half_the_rate_and_ends_where_it_ke
     monkeypatch.setattr(control, "FEWEST", 10)
     monkeypatch.setattr(control, "IN_A_ROW", 5)
     trainer = trainer_of(tiny_store, tmp_path, training__epochs=9, training__learning_rate=1e-3)
-    step = trainer.steps
+    step, learning = trainer.steps, {}
 
     class RunsAway(type(step)):  # type: ignore[misc]
         def __call__(self, *arguments: Any, **keys: Any) -> dict[str, float]:
             means = super().__call__(*arguments, **keys)
+            learning[len(trainer.setbacks), trainer.step] = self.optimizer.param_groups[0]["lr"]
             rate = 1e-3 * 0.5 ** len(trainer.setbacks)
             return means | ({"rate": 1e13} if trainer.step > 16 and rate > sound_below else {})
 
@@ -310,6 +311,7 @@ def test_a_training_that_runs_away_goes_on_at_half_the_rate_and_ends_where_it_ke
     fails = pytest.raises(Failed, match="learning_rate")
     with contextlib.nullcontext() if sound_below else fails:
         trainer.fit(Tracker())
+    assert learning[1, 13] == pytest.approx(0.5 * learning[0, 13])
     state = find_checkpoint(tmp_path / "checkpoints", "last").state
     assert state.finished == bool(sound_below) and len(state.setbacks) == setbacks
     assert all("went back to step 12" in text and "1e+13" in text for text in state.setbacks)

@@ -297,11 +297,9 @@ def unseen_subjects(
                 f"--other_people: store {store.name} is the one that was trained on, so equal "
                 "names are the same people"
             )
+        keys = ("source_sha256",) if others else ("source_sha256", "subject", "family")
         seen = [
-            e.subject
-            for e in entries
-            if package.trained_on(source_sha256=e.source_sha256)
-            or (not others and package.trained_on(subject=e.subject, family=e.family))
+            e.subject for e in entries if package.trained_on(**{k: getattr(e, k) for k in keys})
         ]
         if seen:
             way_out = "" if others else WAY_OUT.format("--other_people true")

@@ -83,19 +83,18 @@ class Case:
 
 def cases_of_store(options: Options, store: Store, entries: Sequence[SubjectEntry]) -> list[Case]:
     """A case a subject, whose slices are degraded here."""
-    data = SliceDataset(store, entries)
+    data, cases = SliceDataset(store, entries), []
 
-    def case(number: int, entry: SubjectEntry) -> Case:
+    def state(number: int, places: Sequence[int]) -> Problem:
+        images = data.__getitems__([int(data.first[number]) + place for place in places])
+        return degraded(images, number, options)
+
+    for number, entry in enumerate(entries):
         places = regular_choice(len(entry.slice_indices), options.slices)
-
-        def state() -> Problem:
-            first = int(data.first[number])
-            return degraded(data.__getitems__([first + p for p in places]), number, options)
-
         write = partial(write_stack, entry, places)
-        return Case(entry.subject, entry.family, len(places), state, write)
-
-    return [case(number, entry) for number, entry in enumerate(entries)]
+        problem = partial(state, number, places)
+        cases.append(Case(entry.subject, entry.family, len(places), problem, write))
+    return cases
 
 
 def validation_problems(
@@ -200,13 +199,10 @@ def _measured(options: Options, shape: Shape) -> tuple[Problem, float]:
     values = _read_coils(path, shape)
     if not np.iscomplexobj(values):
         raise InputError(f"{path} holds {values.dtype}, not complex numbers")
-    if len(values) > 1 and not options.sensitivities:
-        raise InputError(f"{path} is of {len(values)} coils: give --sensitivities s.npy")
     maps = _sensitivities(options, shape, 1)
     if len(maps) != len(values):
-        raise InputError(
-            f"{path} is of {len(values)} coils, {options.sensitivities} of {len(maps)}"
-        )
+        coils = f"{len(values)} coils, their sensitivities of {len(maps)}"
+        raise InputError(f"{path} is of {coils}: give --sensitivities s.npy of all of them")
     kspace = torch.from_numpy(values.astype(np.complex64))[None]
     sampled = (kspace[0].abs().sum(dim=0) > 0).float()
     mask = read_mask(options.mask, shape) if options.mask else sampled

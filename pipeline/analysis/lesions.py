@@ -271,6 +271,8 @@ def curves(summary: Sequence[Mapping[str, Any]], false_positives: float, title: 
                 axes.plot(at, mean, ".-", color=COLOURS[name], label=name)
                 axes.fill_between(at, low, high, color=COLOURS[name], alpha=0.15, lw=0)
             axes.grid(alpha=0.3)
+            if key == "auroc":
+                axes.axhline(0.5, color="0.3", ls=":", lw=1)  # chance
             axes.set_ylim(*((-0.02, 1.02) if key == "sensitivity" else (0.3, 1.02)))
             axes.set_title(f"{Lesion(0, contrast).side}, contrast {contrast:+g}", fontsize=10)
             axes.set_xlabel("diameter, mm")

@@ -57,8 +57,8 @@ def prepare(
         InputError: name missing, sources not found, another process at this store, or no usable
             subject.
     """
-    source = _find(config, work, notify, source)
-    folder = work / "stores" / config.name
+    folder = _folder(config, work)
+    source = source or _find(config, work, notify)
     lock = folder.with_name(f".{config.name}.lock")
     busy = (
         f"another process is preparing this store (it holds {lock}): wait for its end, or choose "
@@ -113,14 +113,15 @@ def prepare(
         if not page.is_current(store):
             page.write_report(store)
         made = len(jobs) if changed or shards else 0
-        return Prepared(store, made, changed, _moved(finished, store))
+        before = {entry.subject: entry.split for entry in finished.entries} if finished else {}
+        moved = sum(before.get(e.subject, e.split) != e.split for e in store.entries)
+        return Prepared(store, made, changed, moved)
 
 
 def list_work(config: PrepareConfig, work: Path) -> list[str]:
     """Lines on what `prepare` would do and why; writes nothing and downloads nothing."""
-    config = replace(config, download=False)
+    config, folder = replace(config, download=False), _folder(config, work)
     source = _find(config, work, print_line)
-    folder = work / "stores" / config.name
     earlier = _earlier(folder, print_line)
     plan = _plan(earlier, source, config)
     lines = [*source.notes, *plan.lines(source.noun, shown=None)]
@@ -129,17 +130,14 @@ def list_work(config: PrepareConfig, work: Path) -> list[str]:
     return [*lines, f"dry run: nothing was written to {folder}"]
 
 
-def _find(
-    config: PrepareConfig,
-    work: Path,
-    notify: Callable[[str], None],
-    given: Source | None = None,
-) -> Source:
-    """What there is to prepare. Raises InputError where there is nothing, or no name for it."""
+def _folder(config: PrepareConfig, work: Path) -> Path:
     if not config.name:
         raise InputError("prepare.name is not set: name the store, or give --config FILE")
-    if given is not None:
-        return given
+    return work / "stores" / config.name
+
+
+def _find(config: PrepareConfig, work: Path, notify: Callable[[str], None]) -> Source:
+    """What there is to prepare. Raises InputError where there is nothing, or no name for it."""
     if config.source in IMAGE_SETS:
         return image_sets.find(config, notify)
     return volumes.find(config, work / "raw" / config.name)
@@ -213,12 +211,6 @@ def _none_usable(outcomes: Mapping[str, Outcome], noun: str) -> str:
         f"({counted(Counter(outcome.reason for outcome in refused))}); the first: "
         f"{refused[0].subject}: {refused[0].message}"
     )
-
-
-def _moved(before: Store | None, after: Store) -> int:
-    """How many subjects of both stores are in another split."""
-    splits = {entry.subject: entry.split for entry in before.entries} if before else {}
-    return sum(splits.get(entry.subject, entry.split) != entry.split for entry in after.entries)
 
 
 def _remove_leftovers(store: Store) -> None:

@@ -15,9 +15,9 @@ set; `slice_indices` are their numbers in it, the affine is the identity and the
 import hashlib
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -119,39 +119,26 @@ def _as_item(entry: SubjectEntry) -> dict[str, Any]:
     return {key: value for key, value in asdict(entry).items() if value or key not in OPTIONAL}
 
 
+def _made(kind: Any, item: dict[str, Any]) -> Any:
+    """A manifest's item as one of these dataclasses, lists turned into tuples."""
+    return kind(**{f.name: _tuples(item[f.name]) for f in fields(kind) if f.name in item})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _entry(item: dict[str, Any]) -> SubjectEntry:
-    """A manifest's item as an entry, lists turned into tuples. Raises where it is none."""
-    values = {f.name: item[f.name] for f in fields(SubjectEntry) if f.name not in OPTIONAL}
-    values["slice_indices"] = tuple(int(i) for i in values["slice_indices"])
-    values["affine"] = tuple(tuple(float(v) for v in row) for row in values["affine"])
-    labels = tuple(int(label) for label in item.get("labels", ()))
-    if len(labels) not in (0, len(values["slice_indices"])):
-        raise ValueError(f"{item['subject']} has {len(labels)} labels")
-    volume = None
-    if given := item.get("volume"):
-        x, y, z = (int(n) for n in given["shape"])
-        dx, dy, dz = (float(v) for v in given["spacing_mm"])
-        low, high = float(given["low"]), float(given["high"])
-        volume = NativeVolume((x, y, z), (dx, dy, dz), str(given["orientation"]), low, high)
-    return SubjectEntry(
-        **values,
-        labels=labels,
-        volume=volume,
-        flags=tuple(str(flag) for flag in item.get("flags", ())),
-        findings={str(k): float(v) for k, v in item.get("findings", {}).items()},
-    )
+    entry: SubjectEntry = _made(SubjectEntry, item)
+    if len(entry.labels) not in (0, len(entry.slice_indices)):
+        raise ValueError(f"{entry.subject} has {len(entry.labels)} labels")
+    return replace(entry, volume=_made(NativeVolume, item["volume"])) if entry.volume else entry
 
 
 def canonical_digest(value: Any) -> str:
     """SHA-256 of `value` as JSON with sorted keys and no spaces: equal content, equal digest."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def configuration_digest(configuration: dict[str, Any]) -> str:
-    """Digest of the configuration without the keys that only say where files lie."""
-    where = where_keys(PrepareConfig)
-    return canonical_digest({k: v for k, v in configuration.items() if k not in where})
 
 
 def write_shard(store: Path, subject: str, images: np.ndarray) -> dict[str, Any]:
@@ -187,13 +174,18 @@ def new_manifest(
     subjects: Iterable[SubjectEntry],
     quarantined: Iterable[Quarantined],
 ) -> dict[str, Any]:
-    """A manifest. spacing_mm is the in-plane pixel size; image_shape is (C, H, W)."""
+    """A manifest. spacing_mm is the in-plane pixel size; image_shape is (C, H, W).
+
+    Its configuration's digest knows nothing of the keys that only say where files lie.
+    """
+    where = where_keys(PrepareConfig)
+    decisive = {key: value for key, value in configuration.items() if key not in where}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "simulated": simulated,
         "configuration": configuration,
-        "configuration_digest": configuration_digest(configuration),
+        "configuration_digest": canonical_digest(decisive),
         "image_shape": list(image_shape),
         "spacing_mm": spacing_mm,
         "orientation": orientation,
@@ -250,23 +242,15 @@ class Store:
         path = Path(path)
         manifest = _read_manifest(path / filename)
         try:
-            entries = tuple(_entry(item) for item in manifest["subjects"])
-            names = [f.name for f in fields(Quarantined)]
-            quarantined = tuple(
-                Quarantined(**{name: item[name] for name in names})
-                for item in manifest["quarantined"]
-            )
-            _ = [manifest[key] for key in ("configuration_digest", "image_shape", "simulated")]
-            shape = tuple(int(n) for n in manifest["image_shape"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            entries = tuple(map(_entry, manifest["subjects"]))
+            quarantined = tuple(_made(Quarantined, item) for item in manifest["quarantined"])
+            store = cls(path, manifest, entries, quarantined)
+            _ = store.image_shape, store.simulated, store.digest
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path / filename} is damaged ({error}): prepare it again") from None
-        if len(shape) != 3:
-            raise StoreError(f"{path / filename}: image_shape is not (C, H, W): prepare it again")
         _check_splits(path / filename, entries)
-        store = cls(path, manifest, entries, quarantined)
         for entry in entries if check_shards else ():
-            problem = store.shard_problem(entry)
-            if problem:
+            if problem := store.shard_problem(entry):
                 raise StoreError(problem)
         # Last, as the checks before say more. Older manifests have no digest.
         rest = {key: value for key, value in manifest.items() if key != OWN_DIGEST}
@@ -354,12 +338,10 @@ class Store:
             pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{file} cannot be read ({error}): prepare it again") from None
-        expected = (len(entry.slice_indices), *self.image_shape)
-        if pixels.dtype != np.uint16 or pixels.shape != expected:
-            raise StoreError(
-                f"{file} holds {pixels.dtype} {pixels.shape}, not uint16 {expected}: "
-                "prepare it again"
-            )
+        shape = (len(entry.slice_indices), *self.image_shape)
+        if pixels.dtype != np.uint16 or pixels.shape != shape:
+            told = f"holds {pixels.dtype} {pixels.shape}, not uint16 {shape}: prepare it again"
+            raise StoreError(f"{file} {told}")
         return pixels
 
     def images(self, entry: SubjectEntry) -> np.ndarray:
@@ -402,13 +384,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_splits(path: Path, entries: tuple[SubjectEntry, ...]) -> None:
     """Refuse a subject that is there twice, and a family or a shard in two splits."""
-    splits, names = defaultdict(set), set()
+    splits = defaultdict(set)
+    counts = Counter(entry.subject for entry in entries)
     for entry in entries:
         if entry.split not in SPLITS:
             raise StoreError(f"{path}: subject {entry.subject} has the split '{entry.split}'")
-        if entry.subject in names:
+        if counts[entry.subject] > 1:
             raise StoreError(f"{path}: subject {entry.subject} is there twice: prepare it again")
-        names.add(entry.subject)
         splits[f"family {entry.family}"].add(entry.split)
         splits[f"shard {entry.shard}"].add(entry.split)
     for what, its in splits.items():

@@ -47,8 +47,8 @@ def brain_of_image(image: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 def background(image: np.ndarray) -> float | None:
     """The value that most of the outer faces of an image (X, Y, Z) have, or None."""
     values, counts = np.unique(image[np.ix_(*[(0, -1)] * 3)], return_counts=True)
-    faces = [image.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
-    rim = np.concatenate(faces)
+    sides = [np.moveaxis(image, axis, 0) for axis in range(3)]
+    rim = np.concatenate([side[end].ravel() for side in sides for end in (0, -1)])
     shares = {float(value): (rim == value).mean() for value in values[counts >= CORNERS]}
     best = max(shares, key=lambda value: shares[value], default=None)
     return best if best is not None and shares[best] >= FACES else None

@@ -83,7 +83,7 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
 
 
 def checked_slices(
-    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, config: PrepareConfig, name: str
+    data: np.ndarray, shape: MaskShape, affine: np.ndarray, config: PrepareConfig, name: str
 ) -> Slices:
     """`cut_slices` of the volume `name`, and something to be seen in them.
 
@@ -91,7 +91,6 @@ def checked_slices(
         VolumeError: too_small, a brain under a quarter of the grid's side; black, no slice with
             anything above 0.
     """
-    shape = mask_shape(mask)
     bounds = zip(shape.bounds, voxel_sizes(affine), strict=True)
     size = max((last - first + 1) * side for (first, last), side in bounds)
     side = config.size * config.spacing_mm

@@ -33,7 +33,13 @@ from monai.transforms import (
 from data_prep.common.errors import InputError, VolumeError
 from data_prep.config import Plane, PrepareConfig
 from data_prep.store import NativeVolume
-from data_prep.volume.brain import brain_of_image, brain_of_mask, findings, mask_shape
+from data_prep.volume.brain import (
+    MaskShape,
+    brain_of_image,
+    brain_of_mask,
+    findings,
+    mask_shape,
+)
 from data_prep.volume.plausibility import PlausibilityConfig, doubts, words_of
 from data_prep.volume.slices import Slices, checked_slices, voxel_sizes
 from data_prep.volume.verify import read_verified
@@ -52,6 +58,7 @@ class Scan:
     RAS mm. flags: what is odd about it though it is usable (plausibility.py).
     intensity: in the brain, what became 0 and 1 as low and high, the mean, and as saturated the
     share of voxels at the largest value. findings: as brain.py has them.
+    measured: the mask whose shape was measured, and the shape.
     indices, cropped: as Slices has them.
     """
 
@@ -62,6 +69,7 @@ class Scan:
     flags: tuple[str, ...] = ()
     intensity: Mapping[str, float] = field(default_factory=dict)
     findings: Mapping[str, float] = field(default_factory=dict)
+    measured: tuple[MetaTensor, MaskShape] | None = None
     indices: tuple[int, ...] = ()
     cropped: bool = False
 
@@ -144,7 +152,8 @@ class Volume:
 
     def slices(self, config: PrepareConfig) -> Slices:
         """The chain's last step: slices of a plane on the pixel grid. Raises VolumeError."""
-        return checked_slices(self.data, self.mask, self.affine, config, self.scan.name)
+        shape = mask_shape(self.mask)
+        return checked_slices(self.data, shape, self.affine, config, self.scan.name)
 
 
 def load_volume(path: Path, mask_path: Path | None, config: PrepareConfig) -> Volume:
@@ -309,15 +318,14 @@ class ScaleWithinMaskd(_BrainStep):
             raise VolumeError(
                 "no_contrast", f"{scan.name} has one intensity, {low:g}, all over the brain"
             )
-        scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
-        scaled = torch.as_tensor(scale(image.as_tensor()))
+        scaled = torch.as_tensor(ScaleIntensityRange(low, high)(image.as_tensor())).clamp_(0, 1)
         intensity = {
             "low": low,
             "high": high,
             "mean": float(kept.mean()),
             "saturated": np.count_nonzero(kept == kept.max()) / len(kept),
         }
-        return _like(image, scaled * mask.as_tensor()), replace(scan, intensity=intensity)
+        return _like(image, scaled.mul_(mask.as_tensor())), replace(scan, intensity=intensity)
 
 
 class CheckPlausibilityd(_BrainStep):
@@ -335,11 +343,12 @@ class CheckPlausibilityd(_BrainStep):
 
     def step(self, image: MetaTensor, mask: MetaTensor, scan: Scan) -> tuple[MetaTensor, Scan]:
         shape = mask_shape(_array(mask))
-        measured = findings(shape, mask.affine.numpy(), scan.affine, scan.intensity)
-        flags = doubts(measured, self.config)
+        numbers = findings(shape, mask.affine.numpy(), scan.affine, scan.intensity)
+        flags = doubts(numbers, self.config)
         if flags and self.config.action == "quarantine":
             raise VolumeError("implausible", f"{scan.name}: {'; '.join(map(words_of, flags))}")
-        return image, replace(scan, findings=measured, flags=(*scan.flags, *flags))
+        scan = replace(scan, findings=numbers, flags=(*scan.flags, *flags), measured=(mask, shape))
+        return image, scan
 
 
 class ExtractSlicesd(_BrainStep):
@@ -374,8 +383,10 @@ class ExtractSlicesd(_BrainStep):
         )
 
     def step(self, image: MetaTensor, mask: MetaTensor, scan: Scan) -> tuple[MetaTensor, Scan]:
+        known = scan.measured and scan.measured[0] is mask
+        shape = scan.measured[1] if scan.measured and known else mask_shape(_array(mask))
         affine = image.affine.numpy()
-        cut = checked_slices(_array(image), _array(mask), affine, self.config, scan.name)
+        cut = checked_slices(_array(image), shape, affine, self.config, scan.name)
         meta = {**image.meta, "affine": torch.from_numpy(cut.affine)}
         flags = (*scan.flags, *cut.flags)
         scan = replace(scan, flags=flags, indices=cut.indices, cropped=cut.cropped)

@@ -29,15 +29,10 @@ with contextlib.suppress(ImportError):
 
 GZIP_MAGIC = b"\x1f\x8b"
 
-# Volumes in two files, NIfTI pairs and Analyze 7.5: header and voxels.
-HALVES = {".hdr": ".img", ".img": ".hdr"}
-
-# What may follow the last voxel: an MGH file's footer and tags.
-FOOTER_BYTES = 1 << 16
-
-# An MGH header, as far as it stands before the voxels, and where it says whether it gives an
-# orientation; enough of a file to hold any header.
-MGH_BYTES, GOOD_RAS, HEADER_BYTES = 284, slice(28, 30), 540
+HALVES = {".hdr": ".img", ".img": ".hdr"}  # NIfTI pairs and Analyze 7.5: header and voxels
+HEADER_BYTES = 540  # enough of a file to hold any header
+FOOTER_BYTES = 1 << 16  # may follow the last voxel: an MGH file's footer and tags
+MGH_BYTES, GOOD_RAS = 284, slice(28, 30)  # its header, and where that says if it is oriented
 
 # Voxels beyond these are a broken header (often metres or micrometres, and nothing says so). The
 # finest volume of a whole human brain, BigBrain, has 0.02 mm.
@@ -138,10 +133,11 @@ def read_verified(
             data = data.astype(np.float64) * header.slope + header.intercept
         data = data.astype(np.float32).reshape(header.shape, order="F")
     low, high = data.min(), data.max()  # NaN wins in both
-    if np.isnan(low):
-        raise VolumeError("nan", f"{name} holds {int(np.isnan(data).sum())} values that are NaN")
     if not np.isfinite([low, high]).all():
-        raise VolumeError("infinite", f"{name} holds {int(np.isinf(data).sum())} infinite values")
+        nan, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
+        if nan:
+            raise VolumeError("nan", f"{name} holds {nan} values that are NaN")
+        raise VolumeError("infinite", f"{name} holds {infinite} infinite values")
     if not constant_allowed and low == high:
         raise VolumeError("constant", f"{name} has the value {low:g} everywhere")
     digest = hashlib.sha256()
@@ -178,19 +174,17 @@ def _bytes_of(path: Path, of: Path) -> bytes:
     try:
         with _opened(path) as stream:
             content = stream.read()
-    except IsADirectoryError:
-        raise VolumeError("directory", f"{name} is a folder, not a file") from None
-    except PermissionError:
-        raise VolumeError("no_permission", f"{name} may not be read by this user") from None
     except OSError as error:
-        absent = isinstance(error, FileNotFoundError)
+        reason, words = {
+            errno.EISDIR: ("directory", "is a folder, not a file"),
+            errno.EACCES: ("no_permission", "may not be read by this user"),
+            errno.EPERM: ("no_permission", "may not be read by this user"),
+            errno.ENOENT: ("missing", "is not there"),
+        }.get(error.errno or 0, ("unreadable", f"cannot be read: {error.strerror}"))
         # ELOOP: links that lead to each other.
-        if path.is_symlink() and (absent or error.errno == errno.ELOOP):
-            message = f"{name} is a link to {os.readlink(path)}: nothing there"
-            raise VolumeError("broken_link", message) from None
-        if absent:
-            raise VolumeError("missing", f"{name} is not there") from None
-        raise VolumeError("unreadable", f"{name} cannot be read: {error.strerror}") from None
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
+            reason, words = "broken_link", f"is a link to {os.readlink(path)}: nothing there"
+        raise VolumeError(reason, f"{name} {words}") from None
     if not content:
         raise VolumeError("empty", f"{path.name} has no bytes in it")
     return content
@@ -239,13 +233,11 @@ def _unpacked(content: bytes, path: Path) -> tuple[bytes, bool]:
 def _refuse_other_kinds(start: bytes, name: str) -> None:
     """Raise VolumeError (html, dicom, wrong_format) where `start` begins a file of another kind."""
     if start[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise VolumeError(
-            "html", f"{name} is a web page, not an image: was the download logged in?"
-        )
+        told = "is a web page, not an image: was the download logged in?"
+        raise VolumeError("html", f"{name} {told}")
     if start[128:132] == b"DICM":
-        raise VolumeError(
-            "dicom", f"{name} is a DICOM file, which is not read: convert it with dcm2niix first"
-        )
+        told = "is a DICOM file, which is not read: convert it with dcm2niix first"
+        raise VolumeError("dicom", f"{name} {told}")
     for magic, kind in _OTHERS.items():
         if start.startswith(magic):
             raise VolumeError("wrong_format", f"{name} is {kind}, not a NIfTI or MGH volume")
@@ -271,7 +263,9 @@ def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: st
     read_verified has assume_orientation.
     """
     kind = _kind(start, name, pair)
-    length = _length(kind)
+    length = MGH_BYTES if kind is MGHHeader else int(kind.sizeof_hdr)
+    if len(start) < length:
+        raise VolumeError("truncated", f"{name} ends within its header")
     try:
         header = kind(start[:length])
         dtype, shape = header.get_data_dtype(), tuple(int(n) for n in header.get_data_shape())
@@ -282,17 +276,13 @@ def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: st
     except Exception as error:  # nibabel raises many kinds for one damaged header
         raise VolumeError("header", f"{name} has a damaged header: {error}") from None
     if kind in (nib.Nifti1Header, nib.Nifti2Header):
-        apart = bytes(header["magic"]).startswith(b"ni")
-        if apart and not pair:
-            raise VolumeError(
-                "wrong_extension",
-                f"{name} is the header of a pair, its voxels are elsewhere: name it .hdr, beside "
-                "the .img file",
+        if bytes(header["magic"]).startswith(b"ni") != pair:
+            told = (
+                "is a whole NIfTI file, header and voxels: name it .nii"
+                if pair
+                else "is the header of a pair, its voxels are elsewhere: name it .hdr, beside .img"
             )
-        if pair and not apart:
-            raise VolumeError(
-                "wrong_extension", f"{name} is a whole NIfTI file, header and voxels: name it .nii"
-            )
+            raise VolumeError("wrong_extension", f"{name} {told}")
         if not pair and offset < length + 4:
             raise VolumeError("header", f"{name} has voxels that would begin inside its header")
     if dtype.kind not in "iuf":
@@ -308,7 +298,10 @@ def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: st
     first = (shape[0], shape[1], shape[2])
     unit, millimetres = _unit(header)
     flags = [FORMS_DISAGREE] if _forms_disagree(header, first, 1e-2 / millimetres) else []
-    if assumed != ANYWHERE and not _oriented(header, start):
+    oriented = kind is MGHHeader and start[GOOD_RAS] != b"\0\0"
+    if isinstance(header, nib.Nifti1Header):
+        oriented = header["sform_code"] > 0 or header["qform_code"] > 0
+    if assumed != ANYWHERE and not oriented:
         affine = _assumed(assumed, zooms, first, name)
         flags.append(
             f"{ASSUMED_ORIENTATION}: its header gives no orientation: {assumed} is assumed"
@@ -347,16 +340,10 @@ def _kind(start: bytes, name: str, pair: bool) -> Any:
             kind = Spm2AnalyzeHeader if analyze else nifti
     if kind is None:
         raise VolumeError("not_nifti", f"{name} does not begin as a NIfTI or MGH file does")
-    if len(start) < _length(kind):
-        raise VolumeError("truncated", f"{name} ends within its header")
     if (kind is MGHHeader) != name.lower().endswith((".mgh", ".mgz")):
         true, ending = ("an MGH", ".mgz") if kind is MGHHeader else ("a NIfTI", ".nii.gz")
         raise VolumeError("wrong_extension", f"{name} is {true} file: name it {ending}")
     return kind
-
-
-def _length(kind: Any) -> int:
-    return MGH_BYTES if kind is MGHHeader else int(kind.sizeof_hdr)
 
 
 def _unit(header: Any) -> tuple[str, float]:
@@ -366,15 +353,6 @@ def _unit(header: Any) -> tuple[str, float]:
     if isinstance(header, MGHHeader):
         return "mm", 1.0
     return ANALYZE_LENGTHS.get(bytes(header["vox_units"]).strip(b"\0 ").lower(), ("", 1.0))
-
-
-def _oriented(header: Any, start: bytes) -> bool:
-    """True if a header says where its axes run to."""
-    if isinstance(header, MGHHeader):
-        return start[GOOD_RAS] != b"\0\0"
-    if isinstance(header, nib.Nifti1Header):
-        return int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    return False
 
 
 def _assumed(codes: str, zooms: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -399,9 +377,8 @@ def _forms_disagree(header: Any, shape: tuple[int, int, int], tolerance: float) 
     tolerance: in the header's unit. The quaternion is float32: equal affines differ by thousandths
     of a millimetre.
     """
-    if not isinstance(header, nib.Nifti1Header):
-        return False
-    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+    both = isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0
+    if not (both and header["qform_code"] > 0):
         return False
     try:
         apart = header.get_sform() - header.get_qform()

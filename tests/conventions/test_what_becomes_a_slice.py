@@ -12,7 +12,6 @@ from scipy.stats import norm
 from data_prep.common.errors import VolumeError
 from data_prep.config import PrepareConfig, SplitConfig
 from data_prep.plan import split_of, uniform
-from data_prep.preparation import prepare
 from data_prep.report.quality import measure, robust_scores
 from data_prep.store import write_shard
 from data_prep.volume.slices import choose_slices, cut_slices
@@ -108,12 +107,6 @@ def test_percentiles_are_of_the_brain_and_in_per_cent(tmp_path: Path) -> None:
     assert (native.low, native.high) == pytest.approx((1.1, 251))
 
 
-def empty() -> np.ndarray:
-    data = np.full((12, 13, 14), -5, np.float32)
-    data[3:9] = 0
-    return data
-
-
 def flat(outliers: int) -> np.ndarray:
     """1000 voxels of brain, all 700 but a few."""
     data = np.zeros((12, 13, 14), np.float32)
@@ -122,38 +115,19 @@ def flat(outliers: int) -> np.ndarray:
     return data
 
 
-def test_without_a_voxel_above_0_there_is_no_brain(tmp_path: Path) -> None:
-    with pytest.raises(VolumeError) as error:
-        load_volume(saved(tmp_path / "a.nii.gz", empty()), None, WHOLE)
-    assert error.value.reason == "no_brain"
-
-
-def test_a_brain_of_one_intensity_between_its_percentiles_has_no_contrast(tmp_path: Path) -> None:
-    """Of 1000 values the 99.5th percentile is between the 995th and the 996th."""
-    config = PrepareConfig(lower_percentile=0.5, upper_percentile=99.5)
-    with pytest.raises(VolumeError) as error:
-        load_volume(saved(tmp_path / "a.nii.gz", flat(4)), None, config)
-    assert error.value.reason == "no_contrast"
-    volume = load_volume(saved(tmp_path / "b.nii.gz", flat(6)), None, config)
-    assert volume.scan.native.low == 700 < volume.scan.native.high <= 900
-
-
-def test_subjects_without_brain_or_contrast_are_quarantined_with_the_reason(
+def test_no_voxel_above_0_is_no_brain_and_one_intensity_between_its_percentiles_no_contrast(
     tmp_path: Path,
 ) -> None:
-    root = tmp_path / "raw"
-    noise = np.zeros((12, 13, 14), np.float32)
-    noise[2:10, 2:10, 2:10] = np.random.default_rng(0).uniform(100, 900, (8, 8, 8))
-    for name, data in [("good", noise), ("hollow", empty()), ("grey", flat(3))]:
-        saved(root / name / "t1.nii.gz", data)
-    config = PrepareConfig(
-        name="study", source="hcp", root=str(root), template="{subject}/t1.nii.gz",
-        size=32, spacing_mm=1.0, workers=1, track=False,
-    )  # fmt: skip
-    report = prepare(config, tmp_path / "work", lambda _: None)
-    assert [entry.subject for entry in report.store.entries] == ["good"]
-    reasons = {one.subject: one.reason for one in report.store.quarantined}
-    assert reasons == {"hollow": "no_brain", "grey": "no_contrast"}
+    """Of 1000 values the 99.5th percentile is between the 995th and the 996th."""
+    config = PrepareConfig(lower_percentile=0.5, upper_percentile=99.5)
+    empty = np.full((12, 13, 14), -5, np.float32)
+    empty[3:9] = 0
+    for data, reason in ((empty, "no_brain"), (flat(4), "no_contrast")):
+        with pytest.raises(VolumeError) as error:
+            load_volume(saved(tmp_path / "a.nii.gz", data), None, config)
+        assert error.value.reason == reason
+    native = load_volume(saved(tmp_path / "b.nii.gz", flat(6)), None, config).scan.native
+    assert native.low == 700 < native.high <= 900
 
 
 def test_a_shard_holds_intensity_times_65535_to_the_nearest(tmp_path: Path) -> None:

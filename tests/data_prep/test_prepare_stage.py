@@ -128,7 +128,7 @@ def test_another_split_rewrites_no_pixel_and_another_size_or_arithmetic_all(
     study.run("--prepare.split.salt", "b")
     assert study.store.manifest["configuration"]["split"]["salt"] == "b"
     assert all(study.times()[f"slices/{name}"] == stamps[f"slices/{name}"] for name in NAMES)
-    study.run("--prepare.size=64", "--training.epochs", "5", "--run", "a", "--training.resume")
+    study.run("--prepare.size=64", "--training.epochs", "5", "--model.x=-1", "--run", "a")
     assert study.store.image_shape == (1, 64, 64)  # the other sections are the pipeline's
     assert all(study.times()[f"slices/{name}"] != stamps[f"slices/{name}"] for name in NAMES)
     monkeypatch.setattr("data_prep.config.TRANSFORM_VERSION", 99)
@@ -411,7 +411,7 @@ def test_verify_names_every_damaged_file_and_strangers_and_preparing_mends(study
     [
         (["--store", "no-store"], "there is no prepared store at"),
         ([], "verify needs --store"),
-        (["--store", "study", "--quick"], "unknown option --quick"),
+        (["--store", "study", "--quick"], "unknown key --quick"),
     ],
 )
 def test_a_wrong_call_of_verify_is_one_line(

@@ -119,7 +119,7 @@ class SplitConfig:
 
     @property
     def folds(self) -> tuple[int, int]:
-        """Which fold, from 1, of how many. Only where there are folds."""
+        """Number of the fold, from 1, and of all folds. Only where there are folds."""
         number, folds = self.fold.split("/")
         return int(number), int(folds)
 
@@ -138,7 +138,7 @@ class CohortConfig:
     """The simulated cohort: how many people, and the seed that decides who they are."""
 
     people: int = 48
-    """How many people are simulated."""
+    """Number of people who are simulated."""
     seed: int = 0
     """Decides who they are."""
 
@@ -149,7 +149,7 @@ class CohortConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How raw images become a prepared store.
+    """The way from raw images to a prepared store.
 
     A key that the source does not read keeps its default: any other value is refused.
 

@@ -30,7 +30,7 @@ def work_keys(section: Any) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how fast and with which seed."""
+    """Length, pace and seed of a training."""
 
     epochs: int = 200
     """Passes over the training slices."""
@@ -70,7 +70,7 @@ class TrainingConfig:
     """Pieces in which a process takes its share of a batch, to save memory; with an optimal scale
     a third slower."""
     compile: bool = field(default=False, metadata={"decides": "nothing"})
-    """Whether torch.compile compiles the VAE; takes minutes at first."""
+    """Let torch.compile compile the VAE; takes minutes at first."""
     cuda_graph: bool = field(default=True, metadata={"decides": "nothing"})
     """On one GPU without accumulation: launch forward and backward pass as one CUDA graph."""
     max_skipped: int = field(default=20, metadata={"decides": "nothing"})
@@ -80,7 +80,7 @@ class TrainingConfig:
     checkpoint_minutes: float = field(default=15.0, metadata={"decides": "nothing"})
     """Minutes between checkpoints within an epoch; 0 = none."""
     keep_checkpoints: int = field(default=2, metadata={"decides": "nothing"})
-    """How many of the latest checkpoints are kept, beside the best."""
+    """Latest checkpoints that are kept, beside the best."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     figure_every: int = 1
@@ -88,14 +88,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require("training", self, "> 0", "learning_rate", "kernel_learning_rate", "beta")
+        require("training", self, ">= 1", "epochs", "batch_size", "accumulation")
+        require("training", self, ">= 1", "checkpoint_every", "keep_checkpoints")
+        require("training", self, ">= 1", "validate_every", "figure_every")
         require(
-            "training", self, ">= 1", "epochs", "batch_size", "accumulation", "checkpoint_every",
-            "keep_checkpoints", "validate_every", "figure_every",
-        )  # fmt: skip
-        require(
-            "training", self, ">= 0", "max_minutes", "lr_warmup_steps", "rate_warmup_steps",
-            "gradient_clip", "threads", "seed", "max_skipped", "checkpoint_minutes", "epoch_steps",
-        )  # fmt: skip
+            "training", self, ">= 0", "max_minutes", "epoch_steps", "checkpoint_minutes", "seed"
+        )
+        require("training", self, ">= 0", "lr_warmup_steps", "rate_warmup_steps", "gradient_clip")
+        require("training", self, ">= 0", "threads", "max_skipped", "seed")
         require("training", self, ">= 0, < 1", "ema_decay")
         if self.rate_target is not None:
             require("training", self, "> 0", "rate_target")
@@ -103,7 +103,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is scored and with what."""
+    """The subjects that are scored, and the scores."""
 
     store: str = field(default="", metadata={"where": True})
     """Another prepared store, by name or path: external validation."""
@@ -133,7 +133,7 @@ class EvaluationConfig:
     """InceptionV3 weights for FID (weights-inception-2015-12-05-6726825d.pth, or the folder it lies
     in); "" = look in torch's hub cache."""
     download: bool = field(default=False, metadata={"where": True})
-    """Whether backbones (LPIPS, FID) may be downloaded where none are found."""
+    """Download backbones (LPIPS, FID) where there are none."""
     seed: int = 0
     """Of posterior draws, samples and random subsets."""
 
@@ -157,7 +157,7 @@ class ForeignOptions:
         max_slices: most slices scored per subject, evenly thinned; 0 = all.
         lpips_alex_weights: AlexNet weights for LPIPS; where empty in the usual places.
         lpips_vgg_weights: VGG16 weights for LPIPS, KID and the Fréchet distance; the same.
-        download: whether they may be downloaded where none are found.
+        download: fetch them where there are none.
         output: folder of the results; WORK/scores/NAME where empty.
     """
 
@@ -187,7 +187,7 @@ class ForeignOptions:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Which reconstruction terms are compared, and how."""
+    """The reconstruction terms that are compared, and their runs."""
 
     terms: tuple[str, ...] = ()
     """Names of terms, `blur:positive_definite` for the blur term in that form; [] = all."""

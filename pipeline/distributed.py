@@ -61,7 +61,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this one writes files, reports and tracks."""
+        """True for the process that writes files, reports and tracks."""
         return self.rank == 0
 
     def __str__(self) -> str:

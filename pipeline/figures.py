@@ -1,4 +1,4 @@
-"""What all figures share; matplotlib, which takes a second, is left to those who draw."""
+"""Colours, legends and grids of all figures; matplotlib is left to those who draw: a second."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,4 @@
-"""Where the files of runs lie, and how tables, images and JSON are written.
-
-Files that are there whole or not at all are data_prep's.
-"""
+"""Folders of runs, and writers of tables, images and JSON; the rest is data_prep's."""
 
 import contextlib
 import gzip
@@ -13,37 +10,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.files import (
-    atomic_file,
-    csv_line,
-    find_folder,
-    locked,
-    sync_folder,
-    work_folder,
-    writable,
-    write_text,
-)
+from data_prep.common.files import atomic_file as atomic_file
+from data_prep.common.files import csv_line
+from data_prep.common.files import find_folder as find_folder
+from data_prep.common.files import locked as locked
+from data_prep.common.files import sync_folder as sync_folder
+from data_prep.common.files import work_folder as work_folder
+from data_prep.common.files import writable as writable
+from data_prep.common.files import write_text as write_text
 from data_prep.common.wording import command
 from pipeline.errors import InputError
-
-__all__ = [
-    "atomic_file",
-    "csv_text",
-    "existing_package",
-    "existing_run",
-    "find_folder",
-    "is_address",
-    "locked",
-    "locked_run",
-    "run_folder",
-    "swapped_in",
-    "sync_folder",
-    "work_folder",
-    "writable",
-    "write_json",
-    "write_nifti",
-    "write_text",
-]
 
 
 def run_folder(run: str) -> Path:
@@ -81,7 +57,7 @@ def locked_run(run: str) -> AbstractContextManager[None]:
 
 
 def is_address(source: str) -> bool:
-    """Whether a decoder package is named by its address in MLflow, not by name or path."""
+    """True for a decoder package's address in MLflow, not its name or path."""
     return source.startswith(("models:/", "runs:/"))
 
 

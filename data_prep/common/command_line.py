@@ -27,12 +27,9 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Settings = TypeVar("Settings")
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = ("ENOSPC", "EDQUOT")
 # Refusals of the file system: a fault of the user's file or folder, not of this program.
-REFUSED = (
-    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EROFS, errno.EIO,
-    errno.ENAMETOOLONG,
-)  # fmt: skip
+REFUSED = ("EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR", "EROFS", "EIO", "ENAMETOOLONG")
 
 # jsonargparse's words, in the order in which they are replaced, and what a user reads instead.
 KINDS = {
@@ -209,10 +206,11 @@ def exit_code(work: Callable[[], int], program: str, interrupted: str) -> int:
             raise
         line = f"error: {absent}"
     except OSError as error:
-        if error.errno not in (*NO_SPACE, *REFUSED):
+        kind = errno.errorcode.get(error.errno or 0, "")
+        if kind not in (*NO_SPACE, *REFUSED):
             raise
         way_out = "check what is there and who owns it, or choose another place"
-        if error.errno in NO_SPACE:
+        if kind in NO_SPACE:
             way_out = "make room, then give the same command again"
         line = f"error: {one_line(error)}: {way_out}"
     except Failed as error:
@@ -229,7 +227,7 @@ def exit_code(work: Callable[[], int], program: str, interrupted: str) -> int:
 
 
 def absent_package(error: ModuleNotFoundError, command: str) -> str | None:
-    """What to install for a command, in one line; None where one of our own modules is missing.
+    """The package to install for a command, in one line; None where a module of ours is missing.
 
     Example:
         >>> absent_package(ModuleNotFoundError(name="skimage.measure"), "sharp-vae evaluate")

@@ -1,4 +1,4 @@
-"""What a command makes of the machine it starts on: output and figures never end its work.
+"""A command on a poor machine: output and figures never end its work.
 
 Text that a terminal cannot show is escaped, and output that nobody takes any more is dropped.
 """
@@ -12,7 +12,7 @@ from typing import TextIO
 
 from data_prep.common.files import usable_environment
 
-# Why output was lost that somebody waits for, such as a log on a full disk.
+# Reasons for the loss of output that somebody waits for, such as a log on a full disk.
 _lost: list[str] = []
 
 

@@ -28,7 +28,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 def work_folder() -> Path:
-    """Where everything generated lives: WORK in the environment, else work/."""
+    """The folder of everything generated: WORK in the environment, else work/."""
     return Path(os.environ.get("WORK") or "work")
 
 
@@ -57,7 +57,7 @@ def usable_environment() -> None:
 
 
 def find_folder(name: str, kind: str, work: Path | None = None) -> Path:
-    """What a name on the command line means: WORK/kind/name, or with a "/" in it a path.
+    """The folder that a name on the command line means: WORK/kind/name, or with a "/" in it a path.
 
     kind: "stores", "packages" or "runs".
     """

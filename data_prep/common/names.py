@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from urllib.parse import quote
 
-# What tables write where a family is not known: BIDS' n/a, the words that pandas reads as missing
+# Values of tables where a family is not known: BIDS' n/a, the words that pandas reads as missing
 # (pandas.read_csv, na_values), those of statistics programs, and negative codes. In lower case.
 UNKNOWN = frozenset({
     "", "n/a", "na", "nan", "null", "none", "nil", "<na>", "#n/a", "#na", "#n/a n/a", "-nan",
@@ -21,12 +21,12 @@ UNKNOWN = frozenset({
 # Digits of the content's SHA-256 in a shard's file name.
 DIGITS = 12
 
-# What a file name has room for, less what a shard and its temporary file add to a subject's name.
+# Room of a file name, less what a shard and its temporary file add to a subject's name.
 LONGEST = 255 - len("...npy.01234567.tmp") - DIGITS
 
 
 def is_unknown(value: str) -> bool:
-    """Whether a table's value stands for "not known"."""
+    """True for a table's value that stands for "not known"."""
     return value.strip().lower() in UNKNOWN
 
 
@@ -56,7 +56,7 @@ def printable(name: str) -> str:
 
 
 def same(name: str) -> str:
-    """What is equal where a table and a file system mean one name."""
+    """A form that is equal where a table and a file system mean one name."""
     return printable(name).strip()
 
 

@@ -38,7 +38,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Array:
-    """What the file calls an array; `values` is read-only."""
+    """An array of the file; `values` is read-only."""
 
     __slots__ = ("values",)
 

@@ -19,7 +19,7 @@ def quantity(number: int, noun: str) -> str:
 
 
 def uses_make() -> bool:
-    """Whether this is a checkout with its Makefile, and no console script was started."""
+    """True in a checkout with its Makefile where no console script was started."""
     return MAKEFILE.is_file() and not Path(sys.argv[0]).stem.startswith("sharp-vae")
 
 

@@ -29,7 +29,7 @@ class TrackingConfig:
     """The `tracking` section."""
 
     enabled: bool = True
-    """Whether runs are logged to MLflow."""
+    """Log runs to MLflow."""
     experiment: str = "sharp-vae-mri"
     """Name of the experiment, and the first part of the registered decoder's name."""
 

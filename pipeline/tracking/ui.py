@@ -44,7 +44,7 @@ class Options:
     experiment: str = TrackingConfig.experiment
     """The experiment that is opened."""
     browser: Literal["auto", "always", "never"] = "auto"
-    """Whether a browser is opened; auto: on a desktop, not over ssh and not in a job."""
+    """Open a browser; auto: on a desktop, not over ssh and not in a job."""
 
     def __post_init__(self) -> None:
         require("ui", self, ">= 1, <= 65535", "port")
@@ -111,7 +111,7 @@ def run(options: Options) -> None:
 
 
 def has_desktop(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
-    """Whether somebody sits before this machine's own screen."""
+    """True where somebody sits before this machine's own screen."""
     if any(environment.get(name) for name in ELSEWHERE):
         return False
     screens = ("DISPLAY", "WAYLAND_DISPLAY")
@@ -134,7 +134,7 @@ def page_of(uri: str, experiment: str) -> str:
 
 
 def answers(port: int) -> bool:
-    """Whether MLflow answers on a port of this machine, past any proxy."""
+    """True where MLflow answers on a port of this machine, past any proxy."""
     connection = http.client.HTTPConnection(HOST, port, timeout=2)
     try:
         connection.request("GET", "/health")

@@ -8,15 +8,18 @@ families.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 
+if TYPE_CHECKING:  # a training, which counts families, runs without pandas
+    import pandas as pd
+
 Interval = dict[str, float | None]
-Rows = str | Path | pd.DataFrame
+Rows = Union[str, Path, "pd.DataFrame"]
 """The folder of an evaluation, or the rows of its per_subject.csv."""
 
 # Columns of a table of subjects that are no scores.
@@ -118,7 +121,7 @@ def paired_difference(
 
 def paired_differences(
     first: Rows | Sequence[Rows], second: Rows | Sequence[Rows], level: float = 0.95
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Mean over families of first − second, and its interval, for every metric that both have.
 
     How hard a subject is cancels, as the subjects are the same. An interval that holds 0 shows no
@@ -144,6 +147,8 @@ def paired_differences(
         >>> paired_differences(rows, other).loc["psnr"].round(2).to_dict()
         {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'families': 3.0}
     """
+    import pandas as pd
+
     left, right = _averaged(first), _averaged(second)
     shared = left.index.intersection(right.index)
     if shared.empty:
@@ -158,16 +163,21 @@ def paired_differences(
     return table.astype(float).assign(families=len(set(families))).rename_axis("metric")
 
 
-def _averaged(runs: Rows | Sequence[Rows]) -> pd.DataFrame:
+def _averaged(runs: Rows | Sequence[Rows]) -> "pd.DataFrame":
     """Scores by subject, means over runs; a subject that a run lacks has NaN."""
-    tables = [_read(rows) for rows in ([runs] if isinstance(runs, Rows) else runs)]
+    import pandas as pd
+
+    every = [runs] if isinstance(runs, str | Path | pd.DataFrame) else runs
+    tables = [_read(rows) for rows in every]
     numbers = [table.select_dtypes("number") for table in tables]
     mean = sum(numbers[1:], numbers[0]) / len(numbers)
     families = tables[0].get("family", pd.Series(dtype=object)).reindex(mean.index)
     return mean.assign(family=families.fillna(pd.Series(mean.index, mean.index)))
 
 
-def _read(rows: Rows) -> pd.DataFrame:
+def _read(rows: Rows) -> "pd.DataFrame":
+    import pandas as pd
+
     if isinstance(rows, pd.DataFrame):
         return rows.set_index("subject")
     path = Path(rows) / "per_subject.csv"

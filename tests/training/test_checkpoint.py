@@ -13,8 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainers import number_of, save_numbered
+from trainers import FixedMonitor, Rows, number_of, save_numbered, trainer_of
 
+from data_prep.store import Store
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import (
     SCHEMA_VERSION,
@@ -200,3 +201,17 @@ def test_a_damaged_checkpoint_that_is_later_does_not_count_as_kept(tmp_path: Pat
     (path_of(tmp_path, 11) / "state.pt").write_bytes(b"damaged")
     remove_old(tmp_path, 1, latest=10)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_the_mark_of_the_best_follows_its_checkpoint(tiny_store: Store, tmp_path: Path) -> None:
+    """A crash may have come before the mark, or damage after it."""
+    folder = tmp_path / "checkpoints"
+    trainer = trainer_of(tiny_store, tmp_path, FixedMonitor([20.0, 30.0]), training__epochs=2)
+    trainer.fit(Rows())
+    last = find_checkpoint(folder, "last")
+    (folder / "best.json").unlink()
+    trainer.resume(last)
+    assert best_step(folder) == trainer.best["step"] == 6
+    shutil.rmtree(path_of(folder, 6))
+    trainer.resume(last)
+    assert best_step(folder) is None and trainer.best["step"] == -1

@@ -103,6 +103,7 @@ def test_a_missed_target_is_said_with_what_was_held_and_the_way_out() -> None:
         (1800.0, 1e13, -9000.0, True),
         (1800.0, 2000.0, 1355.0, True),
         (130.0, 1950.0, -9000.0, False),  # a level opens
+        (3000.0, 55000.0, -9000.0, False),  # a codec's rate, below 20 times as much
         (1800.0, 60.0, -9000.0, False),  # the rate falls
         (1800.0, 1800.0, -5200.0, False),  # a noisy batch
     ],

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from torch import Tensor
+from trainers import config
 
 from data_prep.common.tracking import Tracker
 from data_prep.store import Store
-from pipeline.config import Config, TrainingConfig
-from pipeline.data.config import DataConfig
-from pipeline.losses.config import LikelihoodConfig
-from pipeline.models.config import Level, ModelConfig
+from pipeline.config import Config
+from pipeline.models.config import Level
 from pipeline.training.loop import Trainer
 from pipeline.training.step import TrainingStep
 
@@ -40,16 +39,10 @@ Table = list[list[float]]
 
 
 def _config(term: str) -> Config:
-    return Config(
-        data=DataConfig(store="tiny"),
-        model=ModelConfig(
-            levels=[Level(4, 2), Level(8, 1, opens=0.4)], width=8, max_width=16, kernel_hidden=8
-        ),
-        likelihood=LikelihoodConfig(term=term, kernel_size=5, warmup_epochs=1),
-        training=TrainingConfig(
-            epochs=4, batch_size=6, lr_warmup_steps=2, rate_warmup_steps=3, device="cpu"
-        ),
-    )
+    return config(
+        model__levels=[Level(4, 2), Level(8, 1, opens=0.4)], model__width=8, model__max_width=16,
+        model__residual_blocks=1, likelihood__term=term, training__rate_warmup_steps=3,
+    )  # fmt: skip
 
 
 def _measured(store: Store, folder: Path, term: str) -> Table:

@@ -118,7 +118,6 @@ def _verify(words: Sequence[str]) -> int:
     store = parser.read(words).store
     if not store:
         raise InputError("verify needs --store, the name or folder of a store")
-    from data_prep.integrity import problems, unlisted_files
     from data_prep.store import MANIFEST
 
     folder = find_folder(store, "stores")
@@ -126,6 +125,8 @@ def _verify(words: Sequence[str]) -> int:
         raise InputError(
             f"--store: there is no prepared store at {folder}; the path of a folder has a / in it"
         )
+    from data_prep.integrity import problems, unlisted_files
+
     damaged = problems(folder, print)
     for problem in damaged:
         print(f"error: {problem}", file=sys.stderr)

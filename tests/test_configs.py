@@ -13,8 +13,6 @@ from PIL import Image
 
 from data_prep.__main__ import OTHER_SECTIONS, configuration
 from data_prep.__main__ import main as prepare
-from data_prep.common.command_line import read_layers
-from data_prep.common.errors import InputError
 from data_prep.common.tracking import flat_keys
 from pipeline.__main__ import main as pipeline
 from pipeline.config import Config, EvaluationConfig, load_config, work_keys
@@ -151,8 +149,6 @@ def test_a_layer_that_cannot_be_read_is_one_line_and_exit_code_2(
         assert program(["--config", path]) == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and all(word in told for word in words)
-    with pytest.raises(InputError):
-        read_layers(tmp_path / "top.yaml")
 
 
 def test_keys_that_decide_nothing_of_a_run_are_marked_beside_their_fields() -> None:

@@ -162,17 +162,6 @@ def test_a_notebook_needs_the_faces_alone(in_notebook: Path) -> None:
     assert misfit < (scanner.forward(solution.drawn) - measured).abs().mean()
 
 
-def test_k_space_is_the_faces_as_well() -> None:
-    """Of all samples the adjoint is the inverse; of half of them it is not."""
-    image = torch.rand(1, 1, 32, 32)
-    for acceleration in (1, 2):
-        mask = pipeline.cartesian_mask((32, 32), acceleration, 0.25)
-        assert mask.mean() == pytest.approx(1 / acceleration)
-        scanner = pipeline.MaskedFourier(mask)
-        error = (scanner.adjoint(scanner.forward(image)) - image).abs().max()
-        assert (error < 1e-5) == (acceleration == 1)
-
-
 @pytest.mark.parametrize(
     "name", ["data_prep", "pipeline", "sharp_vae", "data_prep.volume.transforms"]
 )

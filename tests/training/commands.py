@@ -16,10 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from tiny import TINY
 
-from data_prep.store import Store
 from pipeline.__main__ import main
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint
 
@@ -61,27 +58,6 @@ def ended(*commands: Command) -> list[str]:
     said = [command.said.read_text() for command in commands]
     assert codes == [0] * len(commands), said
     return said
-
-
-def work_with_a_run(
-    folder: Path, store_writer: Callable[..., Store], batch_size: int, run: str
-) -> Path:
-    """A work folder with a store, a configuration and an uninterrupted run; imports are paid for.
-
-    24 slices to train on, 3 epochs.
-    """
-    work = folder.resolve() / "work"
-    store_writer(work, slices=8)
-    training = TINY["training"] | {"batch_size": batch_size}
-    (work / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"training": training}))
-    with pytest.MonkeyPatch.context() as patch:
-        # Elsewhere, so that no forked process inherits an open database.
-        patch.setenv("WORK", str(folder / "imports"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store = f"--data.store={work}/stores/tiny"
-        assert main(words_of(work, "imports", store, "--training.epochs=1")) == 0
-    ended(forked(work, words_of(work, run)))
-    return work
 
 
 def words_of(work: Path, run: str, *more: str) -> Words:

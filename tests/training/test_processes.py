@@ -5,7 +5,6 @@ Two processes are forked, with what torchrun would tell them; the slow test call
 
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from commands import (
     launched,
     status,
     words_of,
-    work_with_a_run,
 )
 from torch import Tensor, nn
 from trainers import Rows, config, trainer_of
@@ -40,16 +38,6 @@ from pipeline.training.objective import Objective
 from pipeline.training.step import TrainingStep
 
 # ------------------------------------------------------------------ two processes
-
-
-@pytest.fixture(scope="module")
-def work_of_all(
-    tmp_path_factory: pytest.TempPathFactory, store_writer: Callable[..., Store]
-) -> Path:
-    """A work folder with a store and the run `one` of one process, 3 epochs of 6 steps."""
-    import accelerate  # noqa: F401  # once, not in every forked process
-
-    return work_with_a_run(tmp_path_factory.mktemp("processes"), store_writer, 4, "one")
 
 
 def _fitted_alone() -> None:

@@ -27,7 +27,6 @@ from commands import (
     interrupted,
     status,
     words_of,
-    work_with_a_run,
 )
 from torch import Tensor
 from trainers import (
@@ -128,14 +127,6 @@ def test_a_second_signal_is_not_held_back(
 # ------------------------------------------------------------------ the command line
 
 
-@pytest.fixture(scope="module")
-def work_of_all(
-    tmp_path_factory: pytest.TempPathFactory, store_writer: Callable[..., Store]
-) -> Path:
-    """A work folder with a store and an uninterrupted run, `whole`, of 3 epochs of 12 steps."""
-    return work_with_a_run(tmp_path_factory.mktemp("survival"), store_writer, 2, "whole")
-
-
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -160,7 +151,7 @@ def test_a_command_that_is_ended_within_an_epoch_goes_on_as_if_nothing_had_been(
     step = checkpoint_of(work, run).state.step
     (said,) = ended(forked(work, words_of(work, run)))
     assert f"going on from step {step} in epoch" in said
-    assert_like(work, "whole", run)
+    assert_like(work, "one", run)
 
 
 def _killed_before(call: str) -> None:
@@ -168,7 +159,7 @@ def _killed_before(call: str) -> None:
 
     def killed(folder: Path, *rest: Any, **options: Any) -> Any:
         steps = [getattr(value, "step", None) for value in rest]  # save_checkpoint's state
-        if path_of(folder, 24).exists() or 24 in steps:
+        if path_of(folder, 12).exists() or 12 in steps:
             os.kill(os.getpid(), signal.SIGKILL)
         return called(folder, *rest, **options)
 
@@ -195,15 +186,20 @@ def _full_for_mlflow() -> None:
 
 
 TROUBLE: dict[str, tuple[Callable[[], None], str, int]] = {
-    "killed before the checkpoint": (lambda: _killed_before("save_checkpoint"), "", 12),
-    "killed before the mark": (lambda: _killed_before("mark_best"), "", 24),
-    "killed before pruning": (lambda: _killed_before("remove_old"), "", 24),
-    "full for the mark": (_full_for_the_mark, "No space left on device: make room, then", 12),
-    "full for MLflow": (_full_for_mlflow, "error: ", 12),
+    "killed before the checkpoint": (lambda: _killed_before("save_checkpoint"), "", 6),
+    "killed before the mark": (lambda: _killed_before("mark_best"), "", 12),
+    "killed before pruning": (lambda: _killed_before("remove_old"), "", 12),
+    "full for the mark": (_full_for_the_mark, "No space left on device: make room, then", 6),
+    "full for MLflow": (_full_for_mlflow, "error: ", 6),
 }
 
 
-@pytest.mark.parametrize("name", TROUBLE)
+SLOW = ("killed before pruning", "full for the mark")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TROUBLE]
+)
 def test_trouble_between_two_writes_of_a_save_changes_nothing(work_of_all: Path, name: str) -> None:
     """The epoch is tracked before its checkpoint: it is repeated, and not doubled. A full disk is
     told in one line, though MLflow's database lies on the same disk."""
@@ -215,8 +211,8 @@ def test_trouble_between_two_writes_of_a_save_changes_nothing(work_of_all: Path,
     assert code == (2 if words else -9) and len(errors) == bool(words) and words in "".join(errors)
     assert "Traceback" not in text and checkpoint_of(work, run).state.step >= step
     ended(forked(work, words_of(work, run)))
-    assert_like(work, "whole", run)
-    best = [best_step(work / "runs" / name / "checkpoints") for name in (run, "whole")]
+    assert_like(work, "one", run)
+    best = [best_step(work / "runs" / name / "checkpoints") for name in (run, "one")]
     assert best[0] == best[1]
 
 

@@ -40,10 +40,8 @@ def _check(data: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Features as float64 on the CPU. Raises ValueError unless (N,d), (N',d), finite, N, N' ≥ 2."""
     for features in (data, other):
         if features.ndim != 2 or len(features) < 2 or not features.is_floating_point():
-            raise ValueError(
-                f"features must be (N,d), floating point, N at least 2: got "
-                f"{tuple(features.shape)} of {features.dtype}"
-            )
+            got = f"{tuple(features.shape)} of {features.dtype}"
+            raise ValueError(f"features must be (N,d), floating point, N at least 2: got {got}")
         if not features.isfinite().all():
             raise ValueError("features must be finite")
     if data.shape[1] != other.shape[1]:

@@ -10,15 +10,7 @@ MAX_PSNR = 100.0
 
 
 def check_images(images: Float[Tensor, "B C H W"], name: str = "images") -> None:
-    """Check that a batch is what every metric here expects.
-
-    Args:
-        images: finite, intensity in [0,1], B at least 1.
-        name: for the message.
-
-    Raises:
-        ValueError: another shape, dtype or range, which it names.
-    """
+    """Raise ValueError unless a batch is of finite intensities in [0,1], B at least 1."""
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"{name} must be (B,C,H,W) and not empty, got {tuple(images.shape)}")
     if not images.is_floating_point():
@@ -30,11 +22,7 @@ def check_images(images: Float[Tensor, "B C H W"], name: str = "images") -> None
 
 
 def check_pair(image: Float[Tensor, "B C H W"], reconstruction: Float[Tensor, "B C H W"]) -> None:
-    """Check that images and reconstructions in [0,1] can be compared one to one.
-
-    Raises:
-        ValueError: from `check_images`, or another shape, dtype or device of the two.
-    """
+    """`check_images` of both; raise ValueError if they differ in shape, dtype or device."""
     check_images(image, "image")
     check_images(reconstruction, "reconstruction")
     for attribute in ("shape", "dtype", "device"):

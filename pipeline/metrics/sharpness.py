@@ -54,8 +54,9 @@ def blur_effect(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     return torch.tensor([value if np.isfinite(value) else 1.0 for value in values]).double()
 
 
-def _half_plane(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _half_plane(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Radius |f| in cycles/pixel, and how often each stands in the full one: (H,W//2+1) both."""
+    height, width = shape[-2:]
     vertical = torch.fft.fftfreq(height, dtype=torch.float64, device=device)
     horizontal = torch.fft.rfftfreq(width, dtype=torch.float64, device=device)
     radius = torch.hypot(vertical[:, None], horizontal[None, :])
@@ -70,8 +71,7 @@ def _power(fields: Tensor) -> Tensor:
 def frequencies(height: int, width: int) -> Float[Tensor, " bins"]:
     """Centres of the radial bins, k/side for k = 0 .. side//2, side the smaller of both.
 
-    Returns:
-        cycles/pixel, float64, from 0 to at most 0.5.
+    In cycles/pixel, float64, from 0 to at most 0.5.
     """
     side = min(height, width)
     return torch.arange(side // 2 + 1, dtype=torch.float64) / side
@@ -79,13 +79,14 @@ def frequencies(height: int, width: int) -> Float[Tensor, " bins"]:
 
 def radial_counts(height: int, width: int) -> Float[Tensor, " bins"]:
     """How many frequencies of the full spectrum fall in each radial bin, float64."""
-    return _bin(torch.ones(1, height, width // 2 + 1, dtype=torch.float64), height, width)[0]
+    ones = torch.ones(1, height, width // 2 + 1, dtype=torch.float64)
+    return _bin(ones, (height, width))[0]
 
 
-def _bin(power: Tensor, height: int, width: int) -> Tensor:
+def _bin(power: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sum a half-plane spectrum (B,H,W//2+1) over rings: (B,n_bins)."""
-    radius, weight = _half_plane(height, width, power.device)
-    side = min(height, width)
+    radius, weight = _half_plane(shape, power.device)
+    side = min(shape[-2:])
     n_bins = side // 2 + 1
     index = torch.floor(radius * side + 0.5 + _EDGE).long().clamp(max=n_bins).flatten()
     sums = torch.zeros(power.shape[0], n_bins + 1, dtype=power.dtype, device=power.device)
@@ -93,21 +94,12 @@ def _bin(power: Tensor, height: int, width: int) -> Tensor:
     return sums[:, :n_bins]
 
 
-@torch.no_grad()
 def radial_power(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]:
     """Mean power on rings one frequency step wide, centred on `frequencies`.
 
-    The corners of the spectrum, beyond the last ring (|f| about 0.5), are left out: there a ring
-    is cut into four ends of a few frequencies each, and no spectrum is shown that far.
-
-    Args:
-        images: intensity in [0,1].
-
-    Returns:
-        intensity^2 per frequency, float64, mean over channels.
-
-    Raises:
-        ValueError: from `check_images`.
+    In intensity^2 per frequency, float64, mean over channels. The corners of the spectrum, beyond
+    the last ring (|f| about 0.5), are left out: there a ring is cut into four ends of a few
+    frequencies each, and no spectrum is shown that far. Raises ValueError from `check_images`.
     """
     check_images(images)
     return radial_variance(images)
@@ -119,29 +111,20 @@ def radial_variance(fields: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]
 
     White noise of variance 1 has 1 in every bin.
     """
-    height, width = fields.shape[-2:]
-    counts = radial_counts(height, width).to(fields.device)
-    return _bin(_power(fields), height, width) / counts
+    shape = tuple(fields.shape[-2:])
+    return _bin(_power(fields), shape) / radial_counts(*shape).to(fields.device)
 
 
 @torch.no_grad()
 def high_frequency_power(
     images: Float[Tensor, "B C H W"], cutoff: float = HIGH_FREQUENCY
 ) -> Float[Tensor, " B"]:
-    """Total power at |f| >= cutoff, corners included; a cutoff of 0 gives the sum of squares.
+    """Total power at |f| >= cutoff (cycles/pixel), corners included; of a cutoff of 0 all.
 
-    Args:
-        images: intensity in [0,1].
-        cutoff: cycles/pixel.
-
-    Returns:
-        intensity^2, float64, mean over channels.
-
-    Raises:
-        ValueError: from `check_images`.
+    In intensity^2, float64, mean over channels. Raises ValueError from `check_images`.
     """
     check_images(images)
-    radius, weight = _half_plane(images.shape[-2], images.shape[-1], images.device)
+    radius, weight = _half_plane(tuple(images.shape), images.device)
     return (_power(images) * weight * (radius >= cutoff - _EDGE)).sum(dim=(1, 2))
 
 
@@ -177,19 +160,11 @@ def high_frequency_ratio(
 
 @torch.no_grad()
 def gradient_magnitude(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
-    """Mean length of the intensity gradient, by Sobel's 3x3 operator.
+    """Mean length of the intensity gradient, by Sobel's 3x3 operator: a ramp of slope s has s.
 
-    The outermost pixels, whose neighbourhood the image does not hold, are left out. Channels are
-    averaged last, so that edges of opposite sign in two of them do not cancel.
-
-    Args:
-        images: intensity in [0,1], H and W at least 3.
-
-    Returns:
-        intensity per pixel, float64: a ramp of slope s has s.
-
-    Raises:
-        ValueError: from `check_images`, or images smaller than 3x3.
+    In intensity per pixel, float64. The outermost pixels, whose neighbourhood the image does not
+    hold, are left out. Channels are averaged last, so that edges of opposite sign in two of them do
+    not cancel. Raises ValueError from `check_images`, or for images smaller than 3x3.
     """
     check_images(images)
     if min(images.shape[-2:]) < 3:
@@ -203,6 +178,13 @@ def gradient_magnitude(images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     return length.unflatten(0, images.shape[:2]).mean(dim=1)
 
 
+# Ratios of a subject's sum over images to the data's, by the measure of one image.
+RATIOS = {
+    "high_frequency_ratio": high_frequency_power,
+    "gradient_magnitude_ratio": gradient_magnitude,
+}
+
+
 def ratio_of_means(data: Float[Tensor, " B"], other: Float[Tensor, " N"]) -> float:
     """Mean of `other` over mean of `data`. Raises ValueError where that of `data` is 0."""
     mean = data.mean().item()
@@ -211,30 +193,14 @@ def ratio_of_means(data: Float[Tensor, " B"], other: Float[Tensor, " N"]) -> flo
     return other.mean().item() / mean
 
 
-# Ratios of a subject's sum over images to the data's, by the measure of one image.
-RATIOS = {
-    "high_frequency_ratio": high_frequency_power,
-    "gradient_magnitude_ratio": gradient_magnitude,
-}
-
-
 def spectrum_error(
     power_data: Float[Tensor, "B bins"], power_reconstruction: Float[Tensor, "N bins"]
 ) -> float:
-    """Mean over radial bins of |log(power of reconstructions / power of data)|: 0 is best.
+    """Mean over radial bins of |log(power of reconstructions / power of data)|, nats: 0 is best.
 
-    Both spectra are averaged over their batch before the logarithm.
-
-    Args:
-        power_data: from `radial_power`.
-        power_reconstruction: from `radial_power`.
-
-    Returns:
-        Nats; 0.69 means wrong by a factor of two in the typical bin. Power below 1e-11, the
-        rounding of the 16-bit store, counts as 1e-11.
-
-    Raises:
-        ValueError: not two-dimensional, empty, or of different bins.
+    Both from `radial_power`, averaged over their batch before the logarithm. 0.69 means wrong by a
+    factor of two in the typical bin. Power below 1e-11, the rounding of the 16-bit store, counts as
+    1e-11. Raises ValueError for spectra that are not two-dimensional, empty, or of different bins.
     """
     shapes = power_data.shape, power_reconstruction.shape
     if any(len(x) != 2 or not x.numel() for x in shapes) or shapes[0][1] != shapes[1][1]:

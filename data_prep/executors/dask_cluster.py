@@ -5,13 +5,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
 from data_prep.common.errors import InputError
 from data_prep.config import TRANSFORM_VERSION
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Work = Callable[[Any], Any]  # what is made of one item
 
 # What a shard's bytes depend on beside the program: all machines must have the same.
 DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "torch", "monai", "pillow", "SimpleITK")
@@ -19,12 +18,7 @@ DECISIVE_PACKAGES = ("numpy", "scipy", "nibabel", "torch", "monai", "pillow", "S
 SECONDS_TO_CONNECT = 30
 
 
-def run_on_cluster(
-    address: str,
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    died: Callable[[Item], Result],
-) -> Iterator[Result]:
+def run_on_cluster(address: str, function: Work, items: Sequence[Any], died: Work) -> Iterator[Any]:
     """`local.run_all` by the workers of a scheduler, which must see the same files under the same
     paths. The cluster retries an item itself when a worker dies.
 
@@ -80,16 +74,11 @@ def _check(client: Any, address: str) -> None:
             )
 
 
-def _stream(
-    client: Any,
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    died: Callable[[Item], Result],
-) -> Iterator[Result]:
+def _stream(client: Any, function: Work, items: Sequence[Any], died: Work) -> Iterator[Any]:
     from distributed import KilledWorker, as_completed
 
     waiting = iter(items)
-    running: dict[Any, Item] = {}
+    running: dict[Any, Any] = {}
     finished = as_completed(loop=client.loop)
 
     def submit() -> None:
@@ -131,7 +120,7 @@ def versions() -> dict[str, str]:
     return own
 
 
-def _checked(expected: dict[str, str], function: Callable[[Item], Result], item: Item) -> Result:
+def _checked(expected: dict[str, str], function: Work, item: Any) -> Any:
     """`function(item)`, on a worker whose versions are these: one may join at any time."""
     for name, here in versions().items():
         if here != expected[name]:

@@ -9,20 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any
 
 from data_prep.config import IMAGE_SETS, PrepareConfig
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Work = Callable[[Any], Any]  # what is made of one item
 
 
 def run_all(
-    config: PrepareConfig,
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    died: Callable[[Item], Result],
-) -> Iterator[Result]:
+    config: PrepareConfig, function: Work, items: Sequence[Any], died: Work
+) -> Iterator[Any]:
     """`function(item)` for every item, in the order in which they finish.
 
     By the Dask cluster of prepare.scheduler, or by processes of this machine. function and items
@@ -52,12 +48,8 @@ def available_cores() -> int:
 
 
 def run_in_processes(
-    workers: int,
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    died: Callable[[Item], Result],
-    preload: Sequence[str] = (),
-) -> Iterator[Result]:
+    workers: int, function: Work, items: Sequence[Any], died: Work, preload: Sequence[str] = ()
+) -> Iterator[Any]:
     """`run_all` in processes forked from a server that has imported what they need.
 
     Not from this process: forking a process with threads can hang. preload: modules whose import
@@ -72,8 +64,8 @@ def run_in_processes(
     waiting = deque(items)
     workers = min(workers, len(items))
     while waiting:
-        suspects: list[Item] = []
-        running: dict[Future[Result], Item] = {}
+        suspects: list[Any] = []
+        running: dict[Future[Any], Any] = {}
         with pool(workers) as executor:
             while (waiting or running) and not suspects:
                 # No more in flight than workers, so that few are suspects when one dies.

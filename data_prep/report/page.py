@@ -60,14 +60,10 @@ DIRECTIONS = {
 
 def digest(store: Store) -> str:
     """SHA-256 of all that the report shows, and of its version."""
+    shown = ("flags", "findings", "cropped")
     entries = [
-        {
-            "volume": str(entry.volume),
-            "flags": list(entry.flags),
-            "findings": entry.findings,
-            "cropped": entry.cropped,
-            "slices": entry.slice_indices,
-        }
+        {key: getattr(entry, key) for key in shown}
+        | {"volume": str(entry.volume), "slices": entry.slice_indices}
         for entry in store.entries
     ]
     quarantined = [[q.subject, q.source, q.reason, q.message] for q in store.quarantined]
@@ -90,7 +86,7 @@ def damage(folder: Path) -> list[Path]:
     """The report's files, in a store's folder, that are not as they were written."""
     place = folder / FOLDER
     try:
-        noted = (place / SUMS).read_text("ascii", "replace")
+        noted = (place / SUMS).read_bytes().decode("ascii", "replace")
     except OSError:
         return [place / SUMS]
     # The list itself has one form only, so that no byte of it is free.

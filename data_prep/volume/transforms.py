@@ -31,7 +31,7 @@ from monai.transforms import (
 )
 
 from data_prep.common.errors import InputError, VolumeError
-from data_prep.config import Plane, PrepareConfig
+from data_prep.config import PrepareConfig
 from data_prep.store import NativeVolume
 from data_prep.volume.brain import (
     MaskShape,
@@ -45,6 +45,7 @@ from data_prep.volume.slices import Slices, checked_slices, voxel_sizes
 from data_prep.volume.verify import read_verified
 
 IMAGE, MASK = "image", "mask"
+SLICING = ("size", "spacing_mm", "plane", "slice_spacing_mm", "min_brain_area", "max_slices")
 DEFAULTS = PrepareConfig()
 # Names of both ends of each axis of RAS, which MONAI would else take from the image.
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -100,16 +101,7 @@ def volume_transforms(config: PrepareConfig) -> Compose:
             *([CorrectBiasFieldd(IMAGE, MASK)] if config.n4 else []),
             ScaleWithinMaskd(IMAGE, MASK, config.lower_percentile, config.upper_percentile),
             CheckPlausibilityd(IMAGE, MASK, config.plausibility),
-            ExtractSlicesd(
-                IMAGE,
-                MASK,
-                size=config.size,
-                spacing_mm=config.spacing_mm,
-                plane=config.plane,
-                slice_spacing_mm=config.slice_spacing_mm,
-                min_brain_area=config.min_brain_area,
-                max_slices=config.max_slices,
-            ),
+            ExtractSlicesd(IMAGE, MASK, **{key: getattr(config, key) for key in SLICING}),
         ]
     )
 
@@ -366,21 +358,15 @@ class ExtractSlicesd(_BrainStep):
         *,
         size: int,
         spacing_mm: float,
-        plane: Plane = DEFAULTS.plane,
-        slice_spacing_mm: float = DEFAULTS.slice_spacing_mm,
-        min_brain_area: float = DEFAULTS.min_brain_area,
-        max_slices: int = DEFAULTS.max_slices,
+        **rest: Any,
     ) -> None:
-        """As the keys of the `prepare` section of these names, with their defaults."""
+        """As the keys of the `prepare` section of these names; rest: others of SLICING, whose
+        defaults are those of the section."""
         super().__init__(image_key, mask_key)
-        self.config = PrepareConfig(
-            size=size,
-            spacing_mm=spacing_mm,
-            plane=plane,
-            slice_spacing_mm=slice_spacing_mm,
-            min_brain_area=min_brain_area,
-            max_slices=max_slices,
-        )
+        unknown = set(rest) - set(SLICING)
+        if unknown:
+            raise TypeError(f"ExtractSlicesd has no {' or '.join(sorted(unknown))}")
+        self.config = PrepareConfig(size=size, spacing_mm=spacing_mm, **rest)
 
     def step(self, image: MetaTensor, mask: MetaTensor, scan: Scan) -> tuple[MetaTensor, Scan]:
         known = scan.measured and scan.measured[0] is mask

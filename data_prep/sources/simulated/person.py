@@ -56,13 +56,7 @@ def draw_traits(seed: int, person: int, shape: tuple[int, ...]) -> Traits:
         np.float32(strength) * smooth_noise(rng, (3, *coarse), scale / STEP)
         for scale, strength in SCALES.items()
     )
-    return Traits(
-        np.asarray(velocity),
-        rng.standard_normal(4),
-        rng.standard_normal(3),
-        rng.standard_normal(3),
-        rng.standard_normal(4),
-    )
+    return Traits(np.asarray(velocity), *(rng.standard_normal(n) for n in (4, 3, 3, 4)))
 
 
 def sibling(family: Traits, own: Traits) -> Traits:

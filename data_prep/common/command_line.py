@@ -27,7 +27,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Settings = TypeVar("Settings")
 
-NO_SPACE = ("ENOSPC", "EDQUOT")
+NO_SPACE = ("ENOSPC", "EDQUOT", "EFBIG")
 # Refusals of the file system: a fault of the user's file or folder, not of this program.
 REFUSED = ("EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR", "EROFS", "EIO", "ENAMETOOLONG")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int, Int16
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -109,7 +109,7 @@ class SliceDataset(Dataset[Tensor]):
         """Memory that `resident` needs."""
         return 2 * len(self) * math.prod(self.store.image_shape)
 
-    def families_of(self, indices: Sequence[int]) -> Tensor:
+    def families_of(self, indices: Sequence[int]) -> Int[Tensor, " n"]:
         """The number of each item's family (n,), from 0 on in order of appearance."""
         names = [self.subjects[subject].family for subject in self.subject_of[indices]]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}

@@ -196,7 +196,7 @@ def _hub_cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def probe() -> tuple[Tensor, Tensor]:
+def probe() -> tuple[Float[Tensor, "1 3 64 64"], Float[Tensor, "1 3 64 64"]]:
     """Two images given by formula, (1,3,64,64) in [0,1], to know right weights by."""
     axis = torch.arange(64, dtype=torch.float32)
     waves = [

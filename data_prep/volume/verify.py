@@ -175,16 +175,19 @@ def _bytes_of(path: Path, of: Path) -> bytes:
         with _opened(path) as stream:
             content = stream.read()
     except OSError as error:
-        reason, words = {
-            errno.EISDIR: ("directory", "is a folder, not a file"),
-            errno.EACCES: ("no_permission", "may not be read by this user"),
-            errno.EPERM: ("no_permission", "may not be read by this user"),
-            errno.ENOENT: ("missing", "is not there"),
-        }.get(error.errno or 0, ("unreadable", f"cannot be read: {error.strerror}"))
         # ELOOP: links that lead to each other.
         if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
-            reason, words = "broken_link", f"is a link to {os.readlink(path)}: nothing there"
-        raise VolumeError(reason, f"{name} {words}") from None
+            told = f"is a link to {os.readlink(path)}: nothing there"
+            raise VolumeError("broken_link", f"{name} {told}") from None
+        closed = VolumeError("no_permission", f"{name} may not be read by this user")
+        other = VolumeError("unreadable", f"{name} cannot be read: {error.strerror}")
+        known = {
+            errno.EISDIR: VolumeError("directory", f"{name} is a folder, not a file"),
+            errno.EACCES: closed,
+            errno.EPERM: closed,
+            errno.ENOENT: VolumeError("missing", f"{name} is not there"),
+        }
+        raise known.get(error.errno or 0, other) from None
     if not content:
         raise VolumeError("empty", f"{path.name} has no bytes in it")
     return content

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_prep.common.errors import require
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -28,15 +30,11 @@ class AugmentationConfig:
     """Largest relative change of brightness."""
 
     def __post_init__(self) -> None:
-        for name in ("rotation_degrees", "scale", "translation", "shear", "elastic", "gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.augmentation.{name} must not be negative")
-        if not 0 <= self.gain < 1:
-            raise ValueError(f"data.augmentation.gain must be in [0, 1), not {self.gain}")
-        if not 0 <= self.scale < 1:
-            raise ValueError(f"data.augmentation.scale must be in [0, 1), not {self.scale}")
-        if self.elastic_points < 4:
-            raise ValueError("data.augmentation.elastic_points must be at least 4")
+        section = "data.augmentation"
+        require(section, self, ">= 0", "rotation_degrees", "translation", "shear")
+        require(section, self, ">= 0", "elastic", "gamma")
+        require(section, self, ">= 0, < 1", "scale", "gain")
+        require(section, self, ">= 4", "elastic_points")
 
 
 @dataclass(frozen=True)
@@ -56,5 +54,4 @@ class DataConfig:
     """Whether training slices are kept in the device's memory; auto: on a GPU where they fit."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"data.workers must not be negative: {self.workers}")
+        require("data", self, ">= 0", "workers")

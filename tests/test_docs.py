@@ -122,7 +122,9 @@ def test_every_key_and_command_that_a_page_names_exists(page: Path) -> None:
 
 def test_every_reason_for_quarantine_is_explained() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "data_prep").rglob("*.py")]
-    reasons = re.findall(r'(?:VolumeError\(\s*|reason=)"(\w+)"', "".join(sources))
+    reasons = re.findall(
+        r'(?:VolumeError\(\s*|reason=|errno\.\w+: \(|reason, words = )"(\w+)"', "".join(sources)
+    )
     section = _text(ROOT / "docs/troubleshooting.md").partition("## Quarantined subjects")[2]
     rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.M)
     assert reasons and set(reasons) == set(re.findall(r"`(\w+)`", "".join(rows)))

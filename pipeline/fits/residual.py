@@ -30,10 +30,14 @@ def fit_residual(vae: VAE, config: Config, store: Store, reporter: Reporter) -> 
     """The law of the residuals of subjects outside the training: it must be right for them.
 
     Fitted to all validation families; training subjects serve where there are none, whose residuals
-    are smaller. Its two factors are cross-conformal (Vovk, Annals of Mathematics and Artificial
-    Intelligence 2015): families are dealt to FOLDS folds, a law is fitted without each fold, and
-    `factors_of` looks at residuals under the law that has not seen them. A single family serves
-    for both. All reconstructions decode the posterior's mean. By the seed.
+    are smaller. Its two factors are those of the families it was fitted to (`factors_of`), times
+    what such factors lack for families that a law has not seen: families are dealt to FOLDS folds,
+    a law is fitted without each, and its factors for that fold are divided by those for the
+    others. In the product over folds families that are harder to draw cancel (cross-conformal
+    prediction, Vovk, Annals of Mathematics and Artificial Intelligence 2015, but for the ratio: two
+    fits may share residuals differently between scale and spectrum, so that the factor of one is
+    no factor of the other). Of a single family there is no ratio. All reconstructions decode the
+    posterior's mean. By the seed.
     """
     device = next(vae.parameters()).device
     settings, seed = config.likelihood, config.training.seed
@@ -62,15 +66,20 @@ def fit_residual(vae: VAE, config: Config, store: Store, reporter: Reporter) -> 
         learn(law.to(memory_format=torch.channels_last), drawn, settings.residual_steps)
         return law.eval().requires_grad_(False)
 
+    def needed(law: ResidualLaw, kept: Tensor) -> Tensor:
+        """Factors of a law for families by their numbers."""
+        chosen = [families == family for family in kept.unique()]
+        return factors_of(
+            [_needed(law, images[rows], reconstructions[rows], device) for rows in chosen], LEVEL
+        )
+
     law = fitted(torch.arange(len(images)))
-    needed = []
-    for fold in range(folds):
+    factors = needed(law, families)
+    for fold in range(folds if folds > 1 else 0):
         held = families % folds == fold
-        unseen = law if folds == 1 else fitted((~held).nonzero()[:, 0])
-        for family in families[held].unique():
-            rows = families == family
-            needed.append(_needed(unseen, images[rows], reconstructions[rows], device))
-    law.factors.copy_(factors_of(needed, LEVEL))
+        unseen = fitted((~held).nonzero()[:, 0])
+        factors *= (needed(unseen, families[held]) / needed(unseen, families[~held])) ** (1 / folds)
+    law.factors.copy_(factors)
     return law
 
 

@@ -23,6 +23,8 @@ START = 0.05
 # Of the running mean of C's spectrum, a batch; and the least power of a bin, without unit.
 MOMENTUM = 0.95
 LEAST_POWER = 1e-6
+# Deviations that a residual may be off and still tell of the spectrum.
+MOST = 4.0
 # A pixel is at the edge where its neighbourhood of so many pixels has one darker than this.
 EDGE_PIXELS, SURROUND = 5, 0.1
 # Channels of the scale network at its finest side.
@@ -127,9 +129,12 @@ class ResidualLaw(nn.Module):
     def follow(self, residual: Images, deviation: Images) -> None:
         """Move C towards the likeliest for a batch of residuals and their s.
 
-        That is the mean power of e/s in each radial bin; a running mean over batches keeps it.
+        That is the mean power of e/s in each radial bin; a running mean over batches keeps it. e/s
+        is cut at MOST: a dozen bright pixels where the reconstruction is black, two hundred
+        deviations off, would else decide the spectrum, and s make up for it everywhere.
         """
-        found = self.bins.mean(power(half_spectrum(residual / deviation))).clamp_min(LEAST_POWER)
+        units = (residual / deviation).clamp(-MOST, MOST)
+        found = self.bins.mean(power(half_spectrum(units))).clamp_min(LEAST_POWER)
         self.variance.lerp_(found, 1 - MOMENTUM)
 
     def forward(self, reconstruction: Images) -> GaussianLaw:

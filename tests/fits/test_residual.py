@@ -88,10 +88,10 @@ def _fitted(
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_family_is_looked_at_by_a_law_that_has_not_seen_it(
+def test_what_factors_lack_is_told_by_laws_that_have_not_seen_a_family(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """But for a single one. The law that is kept has seen them all."""
+    """Every family is once in a fold. The law that is kept has seen, and is judged on, them all."""
     families = Families(count, 0.0)
     families.images = (1.0 + families.families)[:, None, None, None].expand(-1, 1, SIDE, SIDE)
     families.reconstructions = torch.zeros_like(families.images)
@@ -102,17 +102,21 @@ def test_a_family_is_looked_at_by_a_law_that_has_not_seen_it(
         seen[law] = {int(v) for step in range(30) for v in drawn(step)[0][:, 0, 0, 0]}
 
     def needed(law: ResidualLaw, images: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        judged.setdefault(law, set()).update(map(int, images[:, 0, 0, 0]))
-        return torch.ones(FEWEST), torch.ones(FEWEST)
+        """A law of every family needs 0.5; of two parts 1, and half as much again where unseen."""
+        family = int(images[0, 0, 0, 0])
+        judged.setdefault(law, set()).add(family)
+        least = 0.5 if len(seen[law]) == count else 1.5 - 0.5 * (family in seen[law])
+        return torch.full((FEWEST,), least), torch.full((FEWEST,), 2 * least)
 
     monkeypatch.setattr(residual, "learn", learn)
     monkeypatch.setattr(residual, "_needed", needed)
     law = _fitted(families, tiny_store, monkeypatch, 1)
     everyone = set(range(1, count + 1))
-    assert seen[law] == everyone
-    assert sorted(name for part in judged.values() for name in part) == sorted(everyone)
-    if count > 1:
-        assert all(not part & seen[key] for key, part in judged.items())
+    assert seen[law] == everyone and all(part == everyone for part in judged.values())
+    unseen = [everyone - part for key, part in seen.items() if key is not law]
+    assert sorted(name for part in unseen for name in part) == sorted(everyone) * (count > 1)
+    lacking = 1.5 if count > 1 else 1.0
+    assert law.factors.tolist() == pytest.approx([0.5 * lacking, lacking])
 
 
 def test_its_intervals_cover_families_that_it_has_not_seen(
@@ -126,6 +130,27 @@ def test_its_intervals_cover_families_that_it_has_not_seen(
     inside = (error.abs() <= found.half_width(LEVEL, error.shape)).double().mean().item()
     assert inside == pytest.approx(LEVEL, abs=0.03)
     assert found.whiten(error).square().mean().item() == pytest.approx(1, abs=0.2)
+
+
+def test_a_few_pixels_that_are_far_off_do_not_decide_for_the_others(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bright where the reconstruction is black: 90% of the others' pixels, and variance 1."""
+
+    def framed(families: Families) -> Families:
+        for images in (families.images, families.reconstructions):
+            images[..., :4] = images[..., -4:] = 0.0
+        return families
+
+    families = framed(Families(10, 0.2))
+    families.images[::12, :, 6:9, :2] = 0.9
+    law = _fitted(families, tiny_store, monkeypatch, 100)
+    others = framed(Families(30, 0.2, seed=1))
+    error = others.images - others.reconstructions
+    found = law(others.reconstructions)
+    inside = (error.abs() <= found.half_width(LEVEL, error.shape))[..., 4:-4]
+    assert inside.double().mean().item() == pytest.approx(LEVEL, abs=0.03)
+    assert found.whiten(error)[..., 4:-4].square().mean().item() == pytest.approx(1, abs=0.2)
 
 
 @given(

@@ -90,6 +90,15 @@ def configuration(words: Sequence[str]) -> PrepareConfig:
         parser.add_argument(f"--{section}", type=dict, default={}, help=SUPPRESS)
     for option in ("run", "restart"):
         parser.add_argument(f"--{option}", nargs="?", help=SUPPRESS)
+    # A bare switch of another section, as --compare.quick, is true; its type is not known here.
+    following = [*words[1:], "--"]
+    others = tuple(f"--{section}." for section in OTHER_SECTIONS)
+    words = [
+        f"{word}=true"
+        if word.startswith(others) and "=" not in word and after[:2] == "--"
+        else word
+        for word, after in zip(words, following, strict=True)
+    ]
     arguments = parser.read(words)
     config, stem = parser.made(Section, arguments).prepare, stem_of(arguments)
     if not config.name and stem:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any] | torch.Tensor
 
+SIDES = {"axial": "LR", "coronal": "LR", "sagittal": "PA"}
 # Distinguishable without red and green.
 COLOURS = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
@@ -26,6 +27,18 @@ def bare(axes: "Axes") -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def mark_sides(axes: "Axes", plane: str) -> None:
+    """Name the subject's sides at the left and right edge of a slice (Store.plane), if it is one.
+
+    Slices are shown in neurological convention: `data_prep.volume.slices`.
+    """
+    for letter, place in zip(SIDES.get(plane, ""), (0.02, 0.98), strict=False):
+        axes.text(
+            place, 0.5, letter, transform=axes.transAxes, color="#FFD166", fontsize=7,
+            ha="left" if place < 0.5 else "right", va="center",
+        )  # fmt: skip
 
 
 def plain_decimals(axis: "Axis") -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.__main__ import configuration
 from data_prep.__main__ import main as prepare
 from data_prep.common import wording
 from data_prep.common.command_line import command_parser
@@ -387,3 +388,5 @@ def test_a_bare_key_that_is_true_or_false_is_true() -> None:
     parser = config_parser("", "", "")
     given = parser.read(["--compare.quick", "--data.flip=false", "--restart", "--prepare.n4"])
     assert given.compare.quick and given.restart and given.prepare.n4 and not given.data.flip
+    # The same words go to `make prepare train`: the other package's switches are passed over.
+    assert configuration(["--compare.quick", "--prepare.name", "x", "--data.flip"]).name == "x"

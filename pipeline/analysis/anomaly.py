@@ -24,7 +24,7 @@ from pipeline.analysis.solver import gaussian
 from pipeline.data import volumes
 from pipeline.data.slices import evenly_spread
 from pipeline.errors import InputError
-from pipeline.figures import bare, write_figure
+from pipeline.figures import bare, mark_sides, write_figure
 from pipeline.files import csv_text, write_json, write_text
 from pipeline.package.package import DecoderPackage
 
@@ -268,6 +268,7 @@ def overlay(
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=height / width)
             bare(panel)
             if row == 0:
+                mark_sides(panel, volume.plane)
                 panel.set_title(f"{volume.plane} slice {index}", fontsize=9)
             if lesions is not None and view(lesions)[index].any():
                 panel.contour(view(lesions)[index], levels=[0.5], colors="cyan", linewidths=0.6)

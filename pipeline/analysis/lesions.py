@@ -26,7 +26,7 @@ from pipeline.analysis.jobs import LesionsOptions as Options
 from pipeline.analysis.problems import regular_choice
 from pipeline.data.slices import SliceDataset, evenly_spread
 from pipeline.errors import InputError
-from pipeline.figures import bare, write_figure
+from pipeline.figures import bare, mark_sides, write_figure
 from pipeline.files import csv_text, write_json, write_text
 from pipeline.metrics.statistics import aggregate, few
 
@@ -124,7 +124,8 @@ def run(options: Options) -> None:
                     pictures.append((tail * (changed > 0))[middle, 0] / (2 * limit))
                 shown.append((kind, where[middle, 0], pictures))
             if number == 0:
-                write_figure(folder / "examples.png", examples(shown, list(healthy), title))
+                figure = examples(shown, list(healthy), title, model.plane)
+                write_figure(folder / "examples.png", figure)
             write_json(path, rows)  # last: with it the rest of a subject is whole
         rows = []
         for entry in entries:
@@ -282,7 +283,10 @@ def curves(summary: Sequence[Mapping[str, Any]], false_positives: float, title: 
 
 
 def examples(
-    shown: Sequence[tuple[Lesion, Tensor, Sequence[Tensor]]], methods: Sequence[str], title: str
+    shown: Sequence[tuple[Lesion, Tensor, Sequence[Tensor]]],
+    methods: Sequence[str],
+    title: str,
+    plane: str = "",
 ) -> Figure:
     """Up to four kinds: the slice, and every map up to twice its threshold.
 
@@ -298,6 +302,7 @@ def examples(
             axes.imshow(values.numpy(), cmap=colours, vmin=0, vmax=1)
             axes.contour(where.numpy(), levels=[0.5], colors="#56B4E9", linewidths=1)
             bare(axes)
+        mark_sides(row[0], plane)
         row[0].set_ylabel(f"{kind.diameter:g} mm, {kind.contrast:+g}", fontsize=8)
     for axes, name in zip(grid[0], ["slice with a lesion", *methods], strict=True):
         axes.set_title(name, fontsize=9)

@@ -22,7 +22,7 @@ from pipeline.analysis.jobs import ReconstructOptions as Options
 from pipeline.analysis.solver import SolverSettings
 from pipeline.data.slices import SubjectEntry
 from pipeline.errors import InputError
-from pipeline.figures import bare, write_figure
+from pipeline.figures import bare, mark_sides, write_figure
 from pipeline.files import csv_text, write_json, write_text
 from pipeline.metrics.statistics import Interval, aggregate, few, over_families
 
@@ -106,7 +106,8 @@ def run(options: Options) -> None:
                         coverage = problems.covered(truth, image, deviation, options.samples)
                 title = f"{case.name} of store {target}" if options.store else target
                 title += " (simulated person)" if simulated else ""
-                figure = comparison(problem, images, scores, title)
+                title += f", {_measured(options)}, decoder {Path(options.package).name}"
+                figure = comparison(problem, images, scores, title, package.plane)
                 write_figure(place / "comparison.png", figure)
                 # Last: with it the rest is whole.
                 write_json(place / "methods.json", {"coverage_90": coverage, "methods": scores})
@@ -192,6 +193,7 @@ def comparison(
     images: Mapping[str, Tensor],
     scores: Mapping[str, Mapping[str, float]],
     title: str,
+    plane: str = "",
 ) -> Figure:
     """A subject's middle slice by every method, its errors (method − truth) below, the mask."""
     truth, middle = problem.reference, len(problem.simple) // 2
@@ -207,13 +209,15 @@ def comparison(
     for column, (name, image) in enumerate(panels.items()):
         axes[0, column].imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
         axes[0, column].set_title(name, fontsize=8)
+        if name != "k-space mask":
+            mark_sides(axes[0, column], plane)
         if truth is not None and name in scores:
             error = (image - truth[middle, 0]).numpy()
             drawn = axes[1, column].imshow(error, cmap="RdBu_r", vmin=-0.2, vmax=0.2)
             label = f"{scores[name]['psnr']:.1f} dB, SSIM {scores[name]['ssim']:.3f}"
             axes[1, column].set_xlabel(label, fontsize=7)
     if truth is not None:
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.01)
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.01, extend="both")
         bar.set_label("error, intensity", fontsize=8)
         title += ": the middle slice; scores are means over slices"
     figure.suptitle(title, fontsize=9)

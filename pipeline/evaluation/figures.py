@@ -21,7 +21,16 @@ from pipeline.evaluation.calibration import BINS, LEVEL, REGIONS
 from pipeline.evaluation.run import TrainedRun
 from pipeline.evaluation.samples import PriorSamples
 from pipeline.evaluation.scoring import Pair, Tally
-from pipeline.figures import COLOURS, as_images, bare, image_grid, legend_below, plain_decimals
+from pipeline.figures import (
+    COLOURS,
+    SIDES,
+    as_images,
+    bare,
+    image_grid,
+    legend_below,
+    mark_sides,
+    plain_decimals,
+)
 from pipeline.metrics.sharpness import HIGH_FREQUENCY, POWER_FLOOR, frequencies
 
 SHOWN_SUBJECTS, SHOWN_ERRORS = 8, 4
@@ -44,9 +53,9 @@ def run_figures(
     simulated = " (simulated people)" if store.simulated else ""
     split = run.config.evaluation.split
     of = f"{split if split != 'all' else 'all splits'}, store {store.name}{simulated}"
-    made = pair_figures(tally, of, prior_samples=drawn.power)
+    made = pair_figures(tally, of, store.plane, prior_samples=drawn.power)
     title = f"Samples from the prior beside data: {of}"
-    made["samples.png"] = samples(drawn.images, data, title, run.latents)
+    made["samples.png"] = samples(drawn.images, data, title, run.latents, store.plane)
     history, images = run.state.kernel_history, run.state.kernel_images
     if history and images is not None:
         half = {epoch: kernels_of[::2] for epoch, kernels_of in history.items()}
@@ -59,11 +68,11 @@ def run_figures(
         pairs = tally.shown[:SHOWN_ERRORS]
         shown = torch.stack([pair.reconstruction for pair in pairs])
         deviation = run.fits.law(shown.to(run.device)).standard_deviation(shown.shape).cpu()
-        made["error_bars.png"] = error_bars(pairs, deviation, title)
+        made["error_bars.png"] = error_bars(pairs, deviation, title, store.plane)
     return made
 
 
-def pair_figures(tally: Tally, of: str, **powers: Tensor) -> dict[str, Figure]:
+def pair_figures(tally: Tally, of: str, plane: str, **powers: Tensor) -> dict[str, Figure]:
     """Reconstructions of at most eight subjects, evenly spread, and spectra of all, by file name.
 
     of: whose they are, for the titles; powers: name to radial power (n_bins,) to draw beside,
@@ -75,12 +84,12 @@ def pair_figures(tally: Tally, of: str, **powers: Tensor) -> dict[str, Figure]:
     curves = {"data": data, "reconstruction": reconstruction, **beside}
     shape = pairs[0].image.shape[-2:]
     return {
-        "reconstructions.png": reconstructions(pairs, f"Reconstructions of {of}"),
+        "reconstructions.png": reconstructions(pairs, f"Reconstructions of {of}", plane),
         "spectra.png": spectra(shape, curves, f"Radial power spectra, {of}"),
     }
 
 
-def reconstructions(pairs: Sequence[Pair], title: str) -> Figure:
+def reconstructions(pairs: Sequence[Pair], title: str, plane: str = "") -> Figure:
     """Originals, reconstructions, and signed errors (mean of channels), a column per subject."""
     images = as_images(torch.stack([pair.image for pair in pairs]))
     made = as_images(torch.stack([pair.reconstruction for pair in pairs]))
@@ -95,6 +104,7 @@ def reconstructions(pairs: Sequence[Pair], title: str) -> Figure:
         bare(panel)
     for column, pair in enumerate(pairs):
         axes[0, column].imshow(images[column], cmap="gray", vmin=0, vmax=1)
+        mark_sides(axes[0, column], plane)
         axes[1, column].imshow(made[column], cmap="gray", vmin=0, vmax=1)
         drawn = axes[2, column].imshow(error[column], cmap="RdBu_r", vmin=-limit, vmax=limit)
         name = pair.subject
@@ -111,7 +121,7 @@ def reconstructions(pairs: Sequence[Pair], title: str) -> Figure:
     return figure
 
 
-def samples(sampled: Tensor, data: Tensor, title: str, latents: str) -> Figure:
+def samples(sampled: Tensor, data: Tensor, title: str, latents: str, plane: str = "") -> Figure:
     """As many images drawn from the prior as of the data, unsorted and unchosen.
 
     latents: of the samples, in words.
@@ -124,7 +134,9 @@ def samples(sampled: Tensor, data: Tensor, title: str, latents: str) -> Figure:
     for axes, grid, name in zip(figure.subplots(1, 2), grids, names, strict=True):
         axes.imshow(grid)
         bare(axes)
-        axes.set_title(f"{name}  (n = {count})", fontsize=10)
+        sides = SIDES.get(plane)
+        where = f", {sides[0]} at the left" if sides else ""
+        axes.set_title(f"{name}  (n = {count}{where})", fontsize=10)
     figure.suptitle(f"{title}, intensity 0 (black) to 1 (white)", fontsize=11)
     return figure
 
@@ -250,7 +262,7 @@ def calibration_of(evaluations: Mapping[str, Path], title: str) -> Figure | None
     return calibration(laws, title) if laws else None
 
 
-def error_bars(pairs: Sequence[Pair], deviation: Tensor, title: str) -> Figure:
+def error_bars(pairs: Sequence[Pair], deviation: Tensor, title: str, plane: str = "") -> Figure:
     """A row per slice: image, reconstruction, error, standard deviation by the law, their ratio.
 
     deviation: (n,C,H,W), intensity; means over channels are shown. Errors and deviations share one
@@ -277,6 +289,8 @@ def error_bars(pairs: Sequence[Pair], deviation: Tensor, title: str) -> Figure:
             axes = figure.add_subplot(cells[row, column])
             drawn.append(axes.imshow(values[row], cmap=colours, vmin=low, vmax=high))
             bare(axes)
+            if column == 0:
+                mark_sides(axes, plane)
             axes.set_title(head if row == 0 else "", fontsize=9)
             axes.set_ylabel(pair.subject if column == 0 else "", fontsize=8)
     for picture, place, unit, extend in (

@@ -91,7 +91,7 @@ def score(pairs: Iterable[Pair], settings: EvaluationConfig, simulated: bool) ->
             batches = zip(*(x.split(settings.batch_size) for x in (images, made)), strict=True)
             tally.add(labels, Scored.joined([tally.score(*batch) for batch in batches]))
             reporter.update(done, f"subject {name}")
-    figures = pair_figures(tally, "another program" + " (simulated people)" * simulated)
+    figures = pair_figures(tally, "another program" + " (simulated people)" * simulated, "")
     return Evaluation(tally.metrics(settings.seed), tally, figures, tally.networks.absent)
 
 

@@ -215,6 +215,17 @@ DRAWN: dict[str, tuple[Callable[[], Figure], list[str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("plane", "sides"), [("axial", "LR"), ("coronal", "LR"), ("sagittal", "PA"), ("image", "")]
+)
+def test_the_subject_s_left_is_marked_at_the_left(plane: str, sides: str) -> None:
+    """As slices are cut; posterior of sagittal ones. Photographs have no sides."""
+    figure = figures.reconstructions(pairs(1), "x", plane)
+    for axes in figure.axes[:3]:
+        marks = {text.get_text(): text.get_position()[0] for text in axes.texts}
+        assert sorted(marks, key=lambda side: marks[side]) == list(sides)
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_say_their_units_and_a_legend_covers_no_panel(name: str) -> None:
     figure, buffer = DRAWN[name][0](), io.BytesIO()

@@ -137,6 +137,13 @@ def test_a_file_lies_over_the_one_it_extends(tmp_path: Path) -> None:
         ("extends: 3", ["top.yaml", "extends", "3"]),
         ("extends: listed.yaml", ["listed.yaml", "keys"]),
         ("extends: broken.yaml", ["broken.yaml", "line 2"]),
+        (
+            "prepare:\n  size: 64\ntraining:\n  seed: 1\nprepare:\n  n4: true",
+            ["line 5", "prepare", "twice"],
+        ),
+        ("training: {seed: 1, seed: 2}", ["top.yaml", "line 1", "seed", "twice"]),
+        ("training: {epochs: 010}", ["line 1", "010"]),
+        ("training: {epochs: 1:30}", ["line 1", "1:30"]),
     ],
     ids=str,
 )

@@ -116,6 +116,30 @@ class ConfigFile(ActionConfigFile):
         namespace[self.dest][-1] = values
 
 
+class StrictLoader(yaml.SafeLoader):
+    """YAML without what is read otherwise than it looks: a key given twice, 010 (8), 1:30 (90)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise _unclear(f"{key.value} is there twice: keep one", key)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", node.value):
+            raise _unclear(f"{node.value} is no plain number: write it as one, or in quotes", node)
+        return super().construct_yaml_int(node)
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
+
+
+def _unclear(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+
+
 def _check_sections(content: Any, keys: Iterable[str], path: str, prefix: str = "") -> None:
     """jsonargparse's own errors do not name the file, and some of them are tracebacks."""
     for key, value in content.items():
@@ -148,7 +172,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"configuration files extend each other in a circle: {circle}")
     role = f", which {above[-1]} extends," if above else ""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
         raise InputError(
             f"configuration file {path}{role} can't be read: {error.strerror}"

@@ -28,8 +28,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 def work_folder() -> Path:
-    """The folder of everything generated: WORK in the environment, else work/."""
-    return Path(os.environ.get("WORK") or "work")
+    """The folder of everything generated: WORK in the environment, else work/; ~ is the home."""
+    return Path(os.environ.get("WORK") or "work").expanduser()
 
 
 def usable_environment() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 FORMS_DISAGREE = "sform_qform"  # the two affines are more than a voxel apart at a corner
+MIRRORED = "left_right"  # by the one affine left is where the other has right
 ASSUMED_ORIENTATION = "assumed_orientation"  # by prepare.assume_orientation, not by the header
 UNITS = "units"  # lengths that are not in mm
 BACKGROUND = "background"  # not 0, or in the middle of the intensities
@@ -26,6 +27,8 @@ SAME_SCAN = "same_scan"  # another subject's is the same
 # Words for the codes that stand alone.
 WORDS = {
     FORMS_DISAGREE: "its qform lies more than a voxel away from its sform, which is used",
+    MIRRORED: "its sform and qform disagree about left and right: the sform is used; look which is "
+    "true, or leave it out",
     SAME_SCAN: "another subject's scan is the same",
 }
 

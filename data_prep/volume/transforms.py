@@ -42,7 +42,7 @@ from data_prep.volume.brain import (
 )
 from data_prep.volume.plausibility import PlausibilityConfig, doubts, words_of
 from data_prep.volume.slices import Slices, checked_slices, voxel_sizes
-from data_prep.volume.verify import read_verified
+from data_prep.volume.verify import on_axes_of, read_verified
 
 IMAGE, MASK = "image", "mask"
 SLICING = ("size", "spacing_mm", "plane", "slice_spacing_mm", "min_brain_area", "max_slices")
@@ -181,21 +181,26 @@ def read_mask(
         VolumeError: as `read_verified`, and mask_shape, mask_position where the grids differ.
     """
     mask = read_verified(path, constant_allowed=True, assume_orientation=assume_orientation)
-    _check_grid(path.name, mask.data.shape, mask.affine, shape, affine)
-    canonical = nib.apply_orientation(mask.data, nib.io_orientation(mask.affine))
+    turned = _on_axes_of(path.name, mask.data, mask.affine, shape, affine)
+    canonical = nib.apply_orientation(turned, nib.io_orientation(affine))
     return brain_of_mask(canonical, threshold)[0]
 
 
-def _check_grid(
-    name: str, shape: Sequence[int], affine: np.ndarray, other: Sequence[int], there: np.ndarray
-) -> None:
-    """Raise VolumeError where the mask `name` has another shape than its image, or lies more than
-    0.01 mm elsewhere."""
-    if tuple(shape) != tuple(other):
-        shapes = ["x".join(map(str, sides)) for sides in (shape, other)]
+def _on_axes_of(
+    name: str, mask: np.ndarray, affine: np.ndarray, shape: Sequence[int], there: np.ndarray
+) -> np.ndarray:
+    """The mask `name` with its axes swapped and flipped to run as its image's; no voxel is moved.
+
+    shape, there: of the image. Raises VolumeError where the mask then has another shape, or lies
+    more than 0.01 mm elsewhere.
+    """
+    turned, place = on_axes_of(mask, affine, there)
+    if turned.shape != tuple(shape):
+        shapes = ["x".join(map(str, sides)) for sides in (turned.shape, shape)]
         raise VolumeError("mask_shape", f"{name} has the shape {shapes[0]}, its image {shapes[1]}")
-    if not np.allclose(affine, there, atol=1e-2):
+    if not np.allclose(place, there, atol=1e-2):
         raise VolumeError("mask_position", f"{name} does not lie where its image does")
+    return turned
 
 
 class LoadVerifiedd(MapTransform):
@@ -258,8 +263,8 @@ class BrainMaskd(Transform):
         else:
             name, affines = data[scan_key(self.mask_key)].name, (given.affine, image.affine)
             here, there = (affine.numpy() for affine in affines)
-            _check_grid(name, given.shape[1:], here, image.shape[1:], there)
-            mask, flags = brain_of_mask(_array(given), self.threshold)
+            turned = _on_axes_of(name, _array(given), here, image.shape[1:], there)
+            mask, flags = brain_of_mask(np.ascontiguousarray(turned), self.threshold)
         if not mask.any():
             raise VolumeError("no_brain", f"{scan.name} has no voxel inside the brain")
         made = MetaTensor(torch.from_numpy(mask)[None], affine=image.affine.clone())

@@ -20,7 +20,7 @@ from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from data_prep.common.errors import VolumeError
-from data_prep.volume.plausibility import ASSUMED_ORIENTATION, FORMS_DISAGREE, UNITS
+from data_prep.volume.plausibility import ASSUMED_ORIENTATION, FORMS_DISAGREE, MIRRORED, UNITS
 
 # The optional extra `fast` inflates about twice as fast; both find the same damage.
 isal_zlib: Any = None
@@ -300,7 +300,9 @@ def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: st
         )
     first = (shape[0], shape[1], shape[2])
     unit, millimetres = _unit(header)
-    flags = [FORMS_DISAGREE] if _forms_disagree(header, first, 1e-2 / millimetres) else []
+    flags = []
+    if _forms_disagree(header, first, 1e-2 / millimetres):
+        flags = [MIRRORED if _mirrored(header) else FORMS_DISAGREE]
     oriented = kind is MGHHeader and start[GOOD_RAS] != b"\0\0"
     if isinstance(header, nib.Nifti1Header):
         oriented = header["sform_code"] > 0 or header["qform_code"] > 0
@@ -372,6 +374,26 @@ def _assumed(codes: str, zooms: np.ndarray, shape: tuple[int, ...], name: str) -
         affine[int(world), axis] = sign * zooms[axis]
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
+
+
+def on_axes_of(
+    data: np.ndarray, affine: np.ndarray, there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A volume with its axes swapped and flipped to run as those of the affine `there`, and its
+    affine then. No voxel is moved."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(there))
+    back = nib.orientations.inv_ornt_aff(turn, data.shape)
+    return nib.apply_orientation(data, turn), affine @ back
+
+
+def _mirrored(header: Any) -> bool:
+    """True if sform and qform, both given, have left at other ends of the same axis."""
+    try:
+        forms = (header.get_sform(), header.get_qform())
+    except Exception:  # an impossible quaternion
+        return False
+    sides = [[code for code in nib.aff2axcodes(form) if code in ("L", "R")] for form in forms]
+    return sides[0] != sides[1]
 
 
 def _forms_disagree(header: Any, shape: tuple[int, int, int], tolerance: float) -> bool:

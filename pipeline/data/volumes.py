@@ -14,7 +14,7 @@ from data_prep.common.errors import VolumeError
 from data_prep.config import TRANSFORM_VERSION
 from data_prep.sources.simulated import MARK, is_simulated
 from data_prep.volume.plausibility import words_of
-from data_prep.volume.verify import ANYWHERE
+from data_prep.volume.verify import ANYWHERE, on_axes_of
 from pipeline.errors import InputError
 from pipeline.files import write_nifti
 
@@ -165,6 +165,21 @@ def read_values(path: Path, *, affine_needed: bool) -> tuple[np.ndarray, np.ndar
     except VolumeError as error:
         raise InputError(str(error)) from error
     return found.data, found.affine
+
+
+def read_on_grid_of(path: Path, other: Path) -> np.ndarray:
+    """Values (X, Y, Z) of a volume, its axes swapped and flipped to run as those of another file.
+
+    Raises InputError as `read_values`, and where the two lie more than 0.01 mm apart.
+    """
+    (values, affine), (_, there) = (read_values(p, affine_needed=False) for p in (path, other))
+    turned, place = on_axes_of(values, affine, there)
+    if not np.allclose(place, there, atol=1e-2):
+        raise InputError(
+            f"{path} does not lie where {other} does, by their affines: resample it to that grid, "
+            "or give it that affine"
+        )
+    return turned
 
 
 def _header_of(path: Path) -> Any:

@@ -19,6 +19,7 @@ from pipeline.analysis.problems import read_array
 from pipeline.config import EvaluationConfig
 from pipeline.config import ForeignOptions as Options
 from pipeline.data.slices import SliceDataset, Store, open_store
+from pipeline.data.volumes import read_on_grid_of
 from pipeline.errors import InputError
 from pipeline.evaluation.figures import pair_figures
 from pipeline.evaluation.report import About, Evaluation, shell_line, table, write_evaluation
@@ -103,7 +104,7 @@ def _of_folder(folder: Path) -> Iterator[Pair]:
         raise InputError(f"{path} has no file of its name in the other folder: each needs its pair")
     size = None
     for number, (name, path) in enumerate(originals.items(), 1):
-        images, reconstructions = _slices(path), _slices(made[name])
+        images, reconstructions = _slices(path), _slices(made[name], path)
         if images.shape != reconstructions.shape:
             raise InputError(
                 f"{path} is {_shape(images)}, {made[name]} {_shape(reconstructions)}: a pair "
@@ -134,9 +135,13 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _slices(path: Path) -> Tensor:
-    """A file's slices (n,C,H,W): of (H,W), (n,H,W) or (n,C,H,W) in .npy, (X,Y,Z) in NIfTI."""
-    values = read_array(path)
+def _slices(path: Path, original: Path | None = None) -> Tensor:
+    """A file's slices (n,C,H,W): of (H,W), (n,H,W) or (n,C,H,W) in .npy, (X,Y,Z) in NIfTI.
+
+    original: the file that it is compared with; of two volumes it is brought to that one's axes.
+    """
+    volumes = original is not None and not any(p.name.endswith(".npy") for p in (path, original))
+    values = read_on_grid_of(path, original) if original and volumes else read_array(path)
     if path.name.endswith(".npy") and values.ndim in (2, 3):
         values = values.reshape(-1, 1, *values.shape[-2:])
     elif not path.name.endswith(".npy") and values.ndim == 3:

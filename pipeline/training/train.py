@@ -89,8 +89,9 @@ def _train(config: Config, run: str, restart: bool, store: Store, processes: Pro
             report(f"run {run} is already trained ({kept.state.epoch} epochs): nothing to do")
             return
 
-    monitor = ValidationMonitor(store, processes.device) if main else None
-    trainer = Trainer(config, store, folder, monitor, processes)
+    trainer = Trainer(config, store, folder, None, processes)
+    if main:
+        trainer.monitor = ValidationMonitor(store, processes.device)
     tracking = replace(config.tracking, enabled=config.tracking.enabled and main)
     continued = kept.state.tracking_run if kept else None
     tags = {"stage": "training", **run_tags(config, store, run)} if main else {}

@@ -28,7 +28,7 @@ from data_prep.sources.path_template import Subject
 from data_prep.store import OWN_DIGEST
 from data_prep.volume import verify
 from data_prep.volume.plausibility import PlausibilityConfig, code_of, expectations, words_of
-from data_prep.volume.transforms import Volume, load_volume
+from data_prep.volume.transforms import Volume, load_volume, read_mask
 from data_prep.volume.verify import read_verified
 
 GOOD = brain((16, 17, 18))
@@ -463,6 +463,12 @@ def test_two_affines_more_than_a_voxel_apart_are_flagged(
     image.set_sform(affine(), 1)
     nib.save(image, tmp_path / "a.nii")
     assert read_verified(tmp_path / "a.nii").flags == ("sform_qform",)
+    # Mirrored is worse than moved, and told as such.
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ affine(), 1)
+    nib.save(image, tmp_path / "a.nii")
+    mirrored = read_verified(tmp_path / "a.nii")
+    assert mirrored.flags == ("left_right",) and "left and right" in words_of(*mirrored.flags)
+    np.testing.assert_allclose(mirrored.affine, affine())
 
 
 @pytest.mark.parametrize(
@@ -546,6 +552,18 @@ def test_masks_must_lie_on_their_image(tmp_path: Path) -> None:
     metres = save(tmp_path / "metres.nii.gz", mask, scaled(0.001), unit="m")
     config = PrepareConfig(source="hcp", root=".")
     np.testing.assert_array_equal(load_volume(image, metres, config).mask, BRAIN)
+    # The same place in another storage order is brought to the image's axes.
+    turned = nib.as_closest_canonical(nib.Nifti1Image(mask, affine()))
+    for codes in ("LAS", "PIR", "SRA"):
+        ends = nib.orientations.axcodes2ornt(codes)
+        other = turned.as_reoriented(
+            nib.orientations.ornt_transform(nib.io_orientation(turned.affine), ends)
+        )
+        nib.save(other, tmp_path / f"{codes}.nii.gz")
+        same = load_volume(image, tmp_path / f"{codes}.nii.gz", config).mask
+        np.testing.assert_array_equal(same, BRAIN)
+        direct = read_mask(tmp_path / f"{codes}.nii.gz", BRAIN.shape, affine())
+        np.testing.assert_array_equal(direct, BRAIN)
     for name, data, place, reason in (
         ("other.nii", mask[1:], None, "mask_shape"),
         ("moved.nii", mask, affine(4.1), "mask_position"),

@@ -53,6 +53,18 @@ def fail(capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+def test_a_pair_is_compared_where_it_lies(folder: Path, tmp_path: Path, fail: Any) -> None:
+    """A reconstruction in another storage order is turned; one that lies elsewhere is refused."""
+    path = folder / "reconstructions/two.nii.gz"
+    image = nib.load(path)
+    left = nib.orientations.axcodes2ornt("LAS")
+    nib.save(image.as_reoriented(left), path)
+    metrics = _scored("--reconstructions", folder, "--output", tmp_path / "out")
+    assert metrics["psnr"]["mean"] == pytest.approx(20, abs=1e-3)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), np.diag([-1.0, 1, 1, 1])), path)
+    assert "two.nii.gz" in fail("--reconstructions", folder, "--output", tmp_path / "other")
+
+
 def test_pairs_of_files_have_the_table_without_a_model(folder: Path, tmp_path: Path) -> None:
     metrics = _scored("--reconstructions", folder, "--output", tmp_path / "out")
     assert metrics["psnr"]["mean"] == pytest.approx(20, abs=1e-3)

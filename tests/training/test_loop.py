@@ -34,10 +34,10 @@ from pipeline.models.config import Level
 from pipeline.training import control
 from pipeline.training.checkpoint import TrainingState, best_step, find_checkpoint
 from pipeline.training.description import levels_of, rates, summary
-from pipeline.training.loop import LONG_ENOUGH, MOST_SETBACKS, Trainer, load_objective
+from pipeline.training.loop import LONG_ENOUGH, MOST_SETBACKS, load_objective
 from pipeline.training.monitor import ValidationMonitor
 from pipeline.training.objective import Objective
-from pipeline.training.train import missed
+from pipeline.training.train import missed, train_run
 
 SKIPPED = 4  # the step whose batch is spoilt, in the middle of an epoch
 
@@ -418,13 +418,19 @@ def test_too_many_batches_in_a_row_that_are_not_finite_end_the_run_and_name_the_
 # ------------------------------------------------------------------ stores and settings
 
 
-def test_a_store_without_training_slices_is_refused_and_sagittal_slices_are_never_mirrored(
-    work: Path, tmp_path: Path, store_writer: Any
-) -> None:
+def test_sagittal_slices_are_never_mirrored(work: Path, tmp_path: Path, store_writer: Any) -> None:
     """Left and right of a sagittal slice are front and back."""
     for plane, mirrored in (("axial", True), ("sagittal", False)):
         store = store_writer(work, name=plane, plane=plane)
         assert trainer_of(store, tmp_path).flip == mirrored
         assert not trainer_of(store, tmp_path, data__flip=False).flip
+
+
+@pytest.mark.parametrize("splits", [("test", "validation"), ("test",)], ids=str)
+def test_a_store_with_nobody_to_train_on_is_refused(
+    work: Path, store_writer: Any, splits: tuple[str, ...]
+) -> None:
+    store_writer(work, splits=splits)
     with pytest.raises(InputError, match=r"no training slices: see prepare\.split"):
-        Trainer(config(), store_writer(work, splits=("test", "validation")), tmp_path, None)
+        train_run(config(), "nobody")
+    assert not (work / "runs/nobody/checkpoints").exists()

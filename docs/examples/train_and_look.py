@@ -39,6 +39,8 @@ def look(images: torch.Tensor, packages: dict[str, pipeline.DecoderPackage]) -> 
         for axis, image in zip(line, row, strict=True):
             axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
+            for side, place in (("L", 0.02), ("R", 0.92)):  # the subject's
+                axis.text(place, 0.5, side, color="orange", transform=axis.transAxes)
     figure.savefig(work_folder() / "train_and_look.png", dpi=150)
     return scores
 

@@ -33,14 +33,12 @@ def look(images: torch.Tensor, packages: dict[str, pipeline.DecoderPackage]) -> 
             rows[name] = package.decode(package.encode(images).mean)
             scores[name] = pipeline.psnr(images, rows[name]).mean().item()
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots(len(rows), len(images))
+    axes = figure.subplots(len(rows), len(images), subplot_kw={"xticks": [], "yticks": []})
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
         for axis, image in zip(line, row, strict=True):
             axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            for side, place in (("L", 0.02), ("R", 0.92)):  # the subject's
-                axis.text(place, 0.5, side, color="orange", transform=axis.transAxes)
+            axis.text(0, image.shape[1] / 2, "L", color="orange")  # the subject's left
     figure.savefig(work_folder() / "train_and_look.png", dpi=150)
     return scores
 

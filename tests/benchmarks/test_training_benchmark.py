@@ -29,9 +29,6 @@ TINY = terms.Case(32, 5, LEVELS, batch=2, gpu_batch=2, rounds=2, target=1.15)
 SIZE = ModelConfig(levels=list(LEVELS)).latent_size
 
 
-# The blur term
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("form", ["wiener", "positive_definite"])
 def test_straightforward_objective_is_the_real_one(channels: int, form: Any) -> None:
@@ -50,24 +47,6 @@ def test_straightforward_objective_is_the_real_one(channels: int, form: Any) -> 
         gradients.append({key: p.grad for key, p in objective.named_parameters()})
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=0.0)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-12)
-
-
-def test_a_difference_is_told() -> None:
-    config = terms.configuration(TINY)
-    built = terms.objectives(config, (1, 32, 32), seed=0)
-    image, noise = torch.rand(2, 1, 32, 32), torch.randn(2, SIZE)
-    assert terms.check_equal(built["blur"], built["straightforward"], image, noise) < 1e-4
-    assert built["blur"].term.scale.running.isnan(), "a check leaves no trace"
-    with torch.no_grad():
-        built["straightforward"].kernel_network.body[-1].bias.add_(torch.randn(25))
-    with pytest.raises(AssertionError):
-        terms.check_equal(built["blur"], built["straightforward"], image, noise)
-
-
-# Timing
-
-
-# The peers
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -95,12 +74,6 @@ def test_the_loss_under_the_optimal_sigma_is_the_elbo_at_its_best_sigma(batch: i
     assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.network.parameters())
 
 
-# Time to quality
-
-
-# The command
-
-
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
@@ -114,24 +87,6 @@ def config_file(tmp_path: Path) -> Path:
     }  # fmt: skip
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, tiny_store: Store, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bad.yaml").write_text("model: {widht: 4}\n")
-    commands = {
-        "no prepared store": ["--store", tmp_path / "none"],
-        "none.yaml can't be read": ["--store", tiny_store.path, "--config", tmp_path / "none.yaml"],
-        "widht": ["--store", tiny_store.path, "--config", tmp_path / "bad.yaml"],
-        "--minutes": ["--store", tiny_store.path, "--minutes", "0"],
-        "training.device": ["--store", tiny_store.path, "--device", "nonsense"],
-    }
-    for said, words in commands.items():
-        assert training.main([str(word) for word in words]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-        assert said in error
 
 
 def test_all_parts_from_end_to_end(

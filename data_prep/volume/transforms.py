@@ -12,6 +12,7 @@ counterpart there, and can stand in any chain that begins with LoadVerifiedd.
 """
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -283,8 +284,9 @@ class _BrainStep(Transform):
         image, scan = self.step(data[self.image_key], data[self.mask_key], data[key])
         return {**data, self.image_key: image, key: scan}
 
+    @abstractmethod
     def step(self, image: MetaTensor, mask: MetaTensor, scan: Scan) -> tuple[MetaTensor, Scan]:
-        raise NotImplementedError
+        """Both, changed."""
 
 
 class CorrectBiasFieldd(_BrainStep):

@@ -300,9 +300,7 @@ def _header(start: bytes, name: str, pair: bool, flat_allowed: bool, assumed: st
         )
     first = (shape[0], shape[1], shape[2])
     unit, millimetres = _unit(header)
-    flags = []
-    if _forms_disagree(header, first, 1e-2 / millimetres):
-        flags = [MIRRORED if _mirrored(header) else FORMS_DISAGREE]
+    flags = _disagreement(header, first, 1e-2 / millimetres)
     oriented = kind is MGHHeader and start[GOOD_RAS] != b"\0\0"
     if isinstance(header, nib.Nifti1Header):
         oriented = header["sform_code"] > 0 or header["qform_code"] > 0
@@ -386,30 +384,24 @@ def on_axes_of(
     return nib.apply_orientation(data, turn), affine @ back
 
 
-def _mirrored(header: Any) -> bool:
-    """True if sform and qform, both given, have left at other ends of the same axis."""
-    try:
-        forms = (header.get_sform(), header.get_qform())
-    except Exception:  # an impossible quaternion
-        return False
-    sides = [[code for code in nib.aff2axcodes(form) if code in ("L", "R")] for form in forms]
-    return sides[0] != sides[1]
-
-
-def _forms_disagree(header: Any, shape: tuple[int, int, int], tolerance: float) -> bool:
-    """True if sform and qform, both given, are more than a voxel's shortest edge apart at a corner.
+def _disagreement(header: Any, shape: tuple[int, int, int], tolerance: float) -> list[str]:
+    """The flag of sform and qform, both given, that are more than a voxel's shortest edge apart at
+    a corner: that they disagree about left and right, where they do.
 
     tolerance: in the header's unit. The quaternion is float32: equal affines differ by thousandths
     of a millimetre.
     """
     both = isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0
     if not (both and header["qform_code"] > 0):
-        return False
+        return []
     try:
-        apart = header.get_sform() - header.get_qform()
+        sform, qform = header.get_sform(), header.get_qform()
+        left = ["L" in nib.aff2axcodes(form) for form in (sform, qform)]
     except Exception:  # an impossible quaternion: there is one good affine, and no second opinion
-        return True
+        return [FORMS_DISAGREE]
+    apart = sform - qform
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
     distance = np.linalg.norm(apart[:3, :3] @ corners + apart[:3, 3:], axis=0).max()
-    edge = nib.affines.voxel_sizes(header.get_sform()).min()
-    return not distance <= edge + tolerance
+    if distance <= nib.affines.voxel_sizes(sform).min() + tolerance:
+        return []
+    return [MIRRORED if left[0] != left[1] else FORMS_DISAGREE]

@@ -101,24 +101,6 @@ def aggregate(
     return {name: over_families(values, families, level) for name, values in per_subject.items()}
 
 
-def paired_difference(
-    values: Mapping[str, float],
-    other: Mapping[str, float],
-    families: Mapping[str, str],
-    level: float = 0.95,
-) -> Interval:
-    """Mean over families of values − other, and its interval, over the subjects that both have.
-
-    Args:
-        values: subject to number, of one run; other: of the other run.
-        families: subject to family.
-        level: coverage, between 0 and 1.
-    """
-    subjects = [name for name in values if name in other]
-    differences = np.array([values[name] - other[name] for name in subjects])
-    return over_families(differences, [families[name] for name in subjects], level)
-
-
 def paired_differences(
     first: Rows | Sequence[Rows], second: Rows | Sequence[Rows], level: float = 0.95
 ) -> "pd.DataFrame":

@@ -17,7 +17,6 @@ from pipeline.metrics.statistics import (
     few,
     interval,
     over_families,
-    paired_difference,
 )
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).map(np.array)
@@ -75,10 +74,16 @@ def test_a_difference_is_taken_within_subjects() -> None:
     names, families = [f"s{n}" for n in range(6)], list("aabbcd")
     other = dict(zip(names, random.normal(30, 10, 6), strict=True))
     values = {name: value + 1 + random.normal(0, 0.1) for name, value in other.items()}
-    family = dict(zip(names, families, strict=True))
-    made = paired_difference(values | {"only here": 99.0}, other, family)
-    assert made == over_families(np.array([values[n] - other[n] for n in names]), families)
-    assert made["low"] is not None and made["high"] is not None
+    family = dict(zip(names, families, strict=True)) | {"only here": "e"}
+
+    def table(scores: dict[str, float]) -> pd.DataFrame:
+        people = list(scores)
+        kin = [family[name] for name in people]
+        return pd.DataFrame({"subject": people, "family": kin, "psnr": scores.values()})
+
+    made = paired_differences(table(values | {"only here": 99.0}), table(other)).loc["psnr"]
+    expected = over_families(np.array([values[n] - other[n] for n in names]), families)
+    assert made[["mean", "low", "high"]].to_dict() == pytest.approx(expected)
     assert 0.5 < made["low"] < 1 < made["high"] < 1.5
 
 
